@@ -1,0 +1,50 @@
+"""What tenfold raises: every error names the argument, the rule, the value received and the remedy."""
+
+from __future__ import annotations
+
+
+class TenfoldError(Exception):
+    """Base of all errors that tenfold raises on purpose."""
+
+
+class ArgumentError(TenfoldError, ValueError):
+    """An argument outside its range."""
+
+
+class BudgetError(TenfoldError):
+    """A budget that cannot be reached; the message names the smallest reachable value.
+
+    Args:
+        message: the whole sentence.
+        smallest: the smallest reachable value of each limited cost, e.g. ``{"params": 0.034}`` (as a fraction).
+    """
+
+    def __init__(self, message: str, smallest: dict[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.smallest = dict(smallest or {})
+
+
+class PlanError(TenfoldError):
+    """A plan that is malformed, impossible, or made for another model."""
+
+
+class CheckpointError(TenfoldError):
+    """A saved model or run that is missing, truncated, or made for another model."""
+
+
+class UnsupportedLayer(TenfoldError):  # noqa: N818 - the public name
+    """A layer that was asked for by name and cannot be decomposed."""
+
+
+class DataError(TenfoldError):
+    """A data set that is missing, damaged, or of the wrong shape."""
+
+
+class TenfoldWarning(UserWarning):
+    """Base of the warnings that tenfold gives."""
+
+
+def check(condition: bool, argument: str, rule: str, value: object, remedy: str = "") -> None:
+    """Raise `ArgumentError` unless ``condition``: "`rank` must be >= 1; got 0. Pass ..."."""
+    if not condition:
+        raise ArgumentError(f"`{argument}` must be {rule}; got {value!r}." + (f" {remedy}" if remedy else ""))
