@@ -1,1 +1,165 @@
-"""The contract of a method, and the registry that finds every method in this folder."""
+"""The contract of a method, and the two verbs that use one: `plan` touches nothing, `compress` builds.
+
+A method is a frozen dataclass: its fields *are* its configuration, and run state lives in the model and the optimizer.
+Whatever a method does while a network trains happens inside ``optimizer.step()``, so it works in any loop. The same
+three calls serve every method::
+
+    model = method.begin(model)                           # what is trained: a copy, dense or factorised
+    optimizer = method.optimizer(model, lr=0.1)           # a torch Optimizer; or method.attach(model, your_optimizer)
+    result = method.finish(model, budget)                 # the compressed model, its plan, its report
+
+A post-training method overrides only `plan`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tenfold.errors import ArgumentError
+from tenfold.layers.batchnorm import reestimate_
+from tenfold.layers.cost import Cost, cost
+from tenfold.layers.swap import Selection
+from tenfold.ranks.build import Report, Result, apply
+from tenfold.ranks.plan import Budget, Plan
+from tenfold.ranks.problem import Problem, survey
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """One published algorithm. Subclasses are final frozen dataclasses that check their ranges in `__post_init__`."""
+
+    name: ClassVar[str]
+    """What the command line and the plans call it."""
+    needs_closure: ClassVar[bool] = False
+    """Whether `step` must be given a closure that computes the loss anew."""
+    needs_budget: ClassVar[bool] = True
+    """Whether `plan` needs a budget; methods that choose ranks themselves do not."""
+
+    def begin(self, model: nn.Module) -> nn.Module:
+        """The model to train: a copy; methods that train factors return a factorised one."""
+        return copy.deepcopy(model)
+
+    def optimizer(self, model: nn.Module, *, base: type[Optimizer] = torch.optim.SGD, **hyper: Any) -> Optimizer:
+        """A torch optimizer that does the method's work inside its ``step``.
+
+        Args:
+            model: from `begin`.
+            base: the optimizer underneath.
+            hyper: its arguments: ``lr=0.1, momentum=0.9, weight_decay=1e-4``.
+        """
+        return self.attach(model, base((p for p in model.parameters() if p.requires_grad), **hyper))
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> Optimizer:
+        """The same work hooked onto an optimizer that there is already; returns that optimizer.
+
+        A method that is an optimizer of its own raises `ArgumentError` and says what to do instead.
+        """
+        return optimizer
+
+    @abstractmethod
+    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+        """What each layer becomes. Reads the weights, touches nothing.
+
+        Args:
+            problem: from `survey`.
+            budget: what may be kept; None only where `needs_budget` is False.
+
+        Raises:
+            BudgetError: the budget cannot be reached; the message names what can.
+        """
+
+    def finish(
+        self,
+        model: nn.Module,
+        budget: Budget | None = None,
+        *,
+        data: Iterable[Any] | None = None,
+        example_inputs: Any = None,
+        target_modules: Selection = None,
+        exclude_modules: Selection = None,
+    ) -> Result:
+        """Compress a model trained by this method, or by anything else.
+
+        Args:
+            model: trained; untouched.
+            budget: what may be kept.
+            data: batches ``x`` or ``(x, y)`` to re-estimate batch norm from; None leaves its statistics.
+            example_inputs: for MACs only; see `tenfold.plan`.
+            target_modules: see `tenfold.plan`.
+            exclude_modules: see `tenfold.plan`.
+        """
+        clock = time.perf_counter()
+        problem = survey(
+            model, example_inputs=example_inputs, target_modules=target_modules, exclude_modules=exclude_modules
+        )
+        made = self._checked_plan(problem, budget)
+        planned = time.perf_counter()
+        small = apply(problem.model, made)
+        applied = time.perf_counter()
+        if data is not None:
+            reestimate_(small, data)
+        seconds = {"plan": planned - clock, "apply": applied - planned, "reestimate": time.perf_counter() - applied}
+        left = {name: layer.reason or "" for name, layer in made.layers.items() if layer.decomposition == "dense"}
+        after = cost(small, example_inputs)
+        return Result(small, made, Report(Cost(problem.dense.params, problem.dense.macs), after, seconds, left))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and the fields, for JSON."""
+        return {"method": self.name} | asdict(self)
+
+    def _checked_plan(self, problem: Problem, budget: Budget | None) -> Plan:
+        if budget is None and self.needs_budget:
+            raise ArgumentError(f"`budget` must be given for {self.name}: e.g. tenfold.Budget(params=0.25).")
+        return self.plan(problem, budget)
+
+
+def plan(
+    model: nn.Module,
+    method: Method,
+    budget: Budget | None = None,
+    *,
+    example_inputs: Any = None,
+    target_modules: Selection = None,
+    exclude_modules: Selection = None,
+) -> Plan:
+    """What each layer of ``model`` would become under ``budget``. Touches nothing.
+
+    For several budgets on one model make the `Problem` once: ``problem = tenfold.survey(model)``, then
+    ``method.plan(problem, budget)`` for each; the spectra are computed once.
+
+    Args:
+        model: any module with finite weights.
+        method: e.g. ``tenfold.ALDS()``.
+        budget: what may be kept; None where the method chooses ranks itself.
+        example_inputs: needed for a budget on MACs, and for MACs in the plan: a tensor, a tuple of positional or a
+            dict of keyword arguments.
+        target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
+        exclude_modules: never these.
+
+    Raises:
+        BudgetError: the budget cannot be reached; the message names the smallest that can.
+        ArgumentError: a selection that matches nothing, or no inputs for a budget on MACs.
+        UnsupportedLayer: the model has no layer to decompose.
+        TenfoldError: a weight with NaN or infinite entries.
+    """
+    problem = survey(
+        model, example_inputs=example_inputs, target_modules=target_modules, exclude_modules=exclude_modules
+    )
+    return method._checked_plan(problem, budget)
+
+
+def compress(model: nn.Module, method: Method, budget: Budget | None = None, **options: Any) -> Result:
+    """`plan` and `apply` in one: ``small, plan, report = tenfold.compress(model, tenfold.ALDS(), budget)``.
+
+    Options are those of `Method.finish`: data, example_inputs, target_modules, exclude_modules.
+    """
+    return method.finish(model, budget, **options)

@@ -1,0 +1,37 @@
+"""tenfold: smaller, faster neural networks by low-rank weights, while they train or after."""
+
+from tenfold import linalg as linalg
+from tenfold.errors import ArgumentError as ArgumentError
+from tenfold.errors import BudgetError as BudgetError
+from tenfold.errors import CheckpointError as CheckpointError
+from tenfold.errors import DataError as DataError
+from tenfold.errors import PlanError as PlanError
+from tenfold.errors import TenfoldError as TenfoldError
+from tenfold.errors import TenfoldWarning as TenfoldWarning
+from tenfold.errors import UnsupportedLayer as UnsupportedLayer
+from tenfold.layers.batchnorm import norm_after as norm_after
+from tenfold.layers.batchnorm import reestimate_ as reestimate_
+from tenfold.layers.cost import Cost as Cost
+from tenfold.layers.cost import cost as cost
+from tenfold.layers.matrix import LowRankConv as LowRankConv
+from tenfold.layers.matrix import LowRankLinear as LowRankLinear
+from tenfold.layers.swap import to_dense as to_dense
+from tenfold.methods import build_method as build_method
+from tenfold.methods import methods as methods
+from tenfold.methods.alds import ALDS as ALDS
+from tenfold.methods.base import Method as Method
+from tenfold.methods.base import compress as compress
+from tenfold.methods.base import plan as plan
+from tenfold.methods.dense import Dense as Dense
+from tenfold.methods.svd import SVD as SVD
+from tenfold.ranks.build import Report as Report
+from tenfold.ranks.build import Result as Result
+from tenfold.ranks.build import apply as apply
+from tenfold.ranks.plan import Budget as Budget
+from tenfold.ranks.plan import LayerPlan as LayerPlan
+from tenfold.ranks.plan import Plan as Plan
+from tenfold.ranks.problem import Problem as Problem
+from tenfold.ranks.problem import survey as survey
+from tenfold.ranks.store import load as load
+from tenfold.ranks.store import save as save
+from tenfold.train.models import build_model as build_model

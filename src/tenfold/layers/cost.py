@@ -1,0 +1,192 @@
+"""What a model and its layers cost: parameters, and MACs for given inputs.
+
+MACs (multiply-adds) are counted by torch's own operator counter on a copy whose tensors live on the meta device: no
+data, no arithmetic, and grouped convolutions, attention and recurrent layers are seen as what they are. Biases, norms
+and activations cost no MACs. Buffers are no parameters; a tied parameter is one parameter.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from tenfold.errors import ArgumentError
+from tenfold.layers.spec import LayerSpec, spec_of
+from tenfold.linalg.fold import Fold
+
+Call = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""One or more uses of a layer: how many inputs, their spatial size, the output's spatial size."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and MACs of one forward pass; None where no inputs were given."""
+
+    params: int
+    macs: int | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """MACs of a whole forward pass, and how each layer was used in it."""
+
+    macs: int
+    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Weights and MACs of one layer, dense or under any fold and rank; biases not counted.
+
+    Args:
+        shape: of the kernel, ``(out, in / groups, *k)``.
+        groups: of the layer.
+        transposed: whether the convolution is transposed.
+        calls: how the layer is used in one forward pass; None where that is unknown, () where it is not used.
+    """
+
+    shape: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    calls: tuple[Call, ...] | None = None
+
+    def dense(self) -> Cost:
+        """Of the layer as it is: ``f c prod(k)`` weights, each used once per output (transposed: input) position."""
+        weights = math.prod(self.shape)
+        if self.calls is None:
+            return Cost(weights)
+        uses = sum(n * math.prod(before if self.transposed else after) for n, before, after in self.calls)
+        return Cost(weights, uses * weights)
+
+    def low_rank(self, rank: int, slices: int = 1, fold: str = "channel") -> Cost:
+        """Of the factor pair: ``j (k f + n)`` weights for ``k`` slices at rank ``j`` in the channel fold."""
+        per_rank, macs_per_rank = self.per_rank(slices, fold)
+        return Cost(per_rank * rank, None if macs_per_rank is None else macs_per_rank * rank)
+
+    def per_rank(self, slices: int = 1, fold: str = "channel") -> tuple[int, int | None]:
+        """Weights and MACs that one rank costs; both costs of a factor pair are proportional to its rank."""
+        f = Fold(self.shape, self.groups, slices, fold)
+        encoder, decoder = f.encoder_params(1), f.decoder_params(1)
+        if self.calls is None:
+            return encoder + decoder, None
+        macs = 0
+        for n, before, after in self.calls:
+            middle = tuple(after[a] if a in f.encoder_axes else before[a] for a in range(len(f.kernel_size)))
+            first, second = (before, middle) if self.transposed else (middle, after)
+            macs += n * (encoder * math.prod(first) + decoder * math.prod(second))
+        return encoder + decoder, macs
+
+
+def layer_cost(spec: LayerSpec, calls: tuple[Call, ...] | None = None) -> LayerCost:
+    """The cost model of a layer with these options."""
+    return LayerCost(spec.shape, spec.groups, spec.transposed, calls)
+
+
+def count_params(model: nn.Module) -> int:
+    """All parameters, a tied one once, buffers not counted."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
+    """Parameters of the whole model, and MACs of one forward pass for the inputs as given (the whole batch).
+
+    Args:
+        model: any module; it is not run, changed or moved.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. None: parameters only.
+    """
+    return Cost(count_params(model), None if example_inputs is None else trace(model, example_inputs).macs)
+
+
+def trace(model: nn.Module, example_inputs: Any, names: Iterable[str] = ()) -> Trace:
+    """Count the MACs of one forward pass, in eval mode, and record how the layers in ``names`` are used.
+
+    The pass runs on a meta copy. A model that looks at values (``.item()``, data-dependent shapes) cannot run there:
+    it is copied and run for real, with the fused kernels that the counter cannot see switched off.
+
+    Raises:
+        ArgumentError: the model does not run on the inputs; the message carries torch's own.
+    """
+    try:
+        return _run(_meta_copy(model), _to_meta(example_inputs), names)
+    except Exception as on_meta:  # noqa: BLE001 - whatever a foreign forward raises; the real run decides
+        try:
+            return _run_for_real(model, example_inputs, names)
+        except Exception as error:
+            raise ArgumentError(
+                f"`example_inputs` must be inputs that the model accepts; its forward pass failed with "
+                f"{type(error).__name__}: {error}. Pass a tensor, a tuple of positional or a dict of keyword arguments "
+                f"on the model's device (on the meta device: {on_meta})."
+            ) from error
+
+
+def _run(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
+    calls: dict[str, Counter[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    handles = []
+    for name in names:
+        module = model.get_submodule(name)
+        calls[name] = Counter()
+        handles.append(module.register_forward_hook(_recorder(calls[name], spec_of(module))))
+    args, kwargs = _arguments(inputs)
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen = {name: tuple((n, *sizes) for sizes, n in used.items()) for name, used in calls.items()}
+    return Trace(counter.get_total_flops() // 2, seen)
+
+
+def _run_for_real(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):  # pyright: ignore[reportArgumentType]
+            return _run(copy.deepcopy(model), inputs, names)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _recorder(used: Counter[Any], spec: LayerSpec | None) -> Callable[..., None]:
+    axes = len(spec.kernel_size) if spec is not None else 0
+
+    def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if axes == 0:
+            used[(), ()] += math.prod(output.shape[:-1])
+        else:
+            batch = output.shape[0] if output.ndim == axes + 2 else 1
+            used[tuple(args[0].shape[-axes:]), tuple(output.shape[-axes:])] += batch
+
+    return record
+
+
+def _meta_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters and buffers are on the meta device; no weight is copied."""
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    for b in model.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _to_meta(inputs: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: t.to("meta"), inputs)
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})

@@ -1,0 +1,13 @@
+"""Pure mathematics: tensors in, tensors out. No modules, no optimizers, nothing in place."""
+
+from tenfold.linalg.fold import Fold as Fold
+from tenfold.linalg.slices import slice_spectra as slice_spectra
+from tenfold.linalg.svd import energy_rank as energy_rank
+from tenfold.linalg.svd import low_rank_factors as low_rank_factors
+from tenfold.linalg.svd import singular_values as singular_values
+from tenfold.linalg.svd import tail_rank as tail_rank
+from tenfold.linalg.svd import truncated_svd as truncated_svd
+from tenfold.linalg.tucker import hosvd as hosvd
+from tenfold.linalg.tucker import hosvd_bound as hosvd_bound
+from tenfold.linalg.tucker import tucker_full as tucker_full
+from tenfold.linalg.tucker import tucker_truncate as tucker_truncate

@@ -1,0 +1,156 @@
+"""Folds: exact, reversible views of a kernel as a batch of matrices, and of matrix factors as two kernels.
+
+A kernel ``W (f, c, *k)`` has ``f`` output channels, ``c`` input channels *per group*, and spatial axes ``k`` (none for
+a linear layer). With ``g`` groups and ``s`` slices of consecutive input channels, and with the spatial axes split into
+those that stay with the encoder (``E``) and those that go to the decoder (``D``)::
+
+    W (g f', s c', k_E, k_D)  ->  batch of g s matrices, each (f' k_D) x (c' k_E)        f = g f', c = s c'
+
+A factor pair ``left (g s, f' k_D, r)``, ``right (g s, r, c' k_E)`` is then two convolutions in a row::
+
+    encoder (g s r, c', k_E)    g s groups, kernel k_E on E and 1 elsewhere, no bias
+    decoder (f, s r, k_D)       g groups,   kernel k_D on D and 1 elsewhere, bias
+
+| name        | encoder keeps | matrix (g = s = 1)       |
+| ----------- | ------------- | ------------------------ |
+| channel     | every axis    | ``f x (c k1 k2)``        |
+| spatial     | the first     | ``(f k2) x (c k1)``      |
+| spatial-t   | all but first | ``(f k1) x (c k2)``      |
+| input       | none          | ``(f k1 k2) x c``        |
+
+With ``s > 1`` the input channels are sliced *first* and each slice is folded (Liebenwein et al. 2021, section 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tenfold.errors import check
+
+NAMES = ("channel", "spatial", "spatial-t", "input")
+
+
+def folds_for(spatial: int) -> tuple[str, ...]:
+    """The folds that differ from each other for a kernel with ``spatial`` spatial axes."""
+    return {0: ("channel",), 1: ("channel", "input")}.get(spatial, NAMES)
+
+
+def divisors(c: int) -> tuple[int, ...]:
+    """The divisors of ``c``, ascending: the numbers of slices that leave no remainder."""
+    small = [d for d in range(1, math.isqrt(c) + 1) if c % d == 0]
+    return tuple(sorted({*small, *(c // d for d in small)}))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of one kernel.
+
+    Args:
+        shape: of the kernel, ``(f, c, *k)`` with ``c`` the input channels per group.
+        groups: of the layer, dividing ``f``.
+        slices: runs of consecutive input channels, dividing ``c``.
+        name: which spatial axes stay with the encoder; see the table above.
+
+    Raises:
+        ArgumentError: a number that does not divide, or an unknown name.
+    """
+
+    shape: tuple[int, ...]
+    groups: int = 1
+    slices: int = 1
+    name: str = "channel"
+
+    def __post_init__(self) -> None:
+        """Check that groups and slices divide the channels."""
+        f, c = self.shape[:2]
+        check(self.groups >= 1 and f % self.groups == 0, "groups", f"a divisor of {f} output channels", self.groups)
+        check(self.slices >= 1 and c % self.slices == 0, "slices", f"a divisor of {c} input channels", self.slices)
+        check(self.name in NAMES, "fold", f"one of {', '.join(NAMES)}", self.name)
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """The spatial part of the kernel's shape."""
+        return self.shape[2:]
+
+    @property
+    def encoder_axes(self) -> tuple[int, ...]:
+        """Indices of the spatial axes that stay with the encoder."""
+        axes = tuple(range(len(self.kernel_size)))
+        return {"channel": axes, "spatial": axes[:1], "spatial-t": axes[1:], "input": ()}[self.name]
+
+    @property
+    def decoder_axes(self) -> tuple[int, ...]:
+        """Indices of the spatial axes that go to the decoder."""
+        return tuple(a for a in range(len(self.kernel_size)) if a not in self.encoder_axes)
+
+    @property
+    def batch(self) -> int:
+        """How many matrices: ``g s``."""
+        return self.groups * self.slices
+
+    @property
+    def rows(self) -> int:
+        """Rows of each matrix: ``f' k_D``."""
+        return self.shape[0] // self.groups * math.prod(self.kernel_size[a] for a in self.decoder_axes)
+
+    @property
+    def columns(self) -> int:
+        """Columns of each matrix: ``c' k_E``."""
+        return self.shape[1] // self.slices * math.prod(self.kernel_size[a] for a in self.encoder_axes)
+
+    @property
+    def full_rank(self) -> int:
+        """The largest rank of a matrix of this fold: ``min(rows, columns)``."""
+        return min(self.rows, self.columns)
+
+    def encoder_params(self, rank: int) -> int:
+        """Weights of the encoder at ``rank``: ``g s r c' k_E``."""
+        return self.batch * rank * self.columns
+
+    def decoder_params(self, rank: int) -> int:
+        """Weights of the decoder at ``rank``: ``f s r k_D``."""
+        return self.batch * rank * self.rows
+
+    def matrices(self, kernel: Float[Tensor, "f c *k"]) -> Float[Tensor, "b rows columns"]:
+        """The kernel as a batch of matrices (a view where the memory layout allows)."""
+        check(tuple(kernel.shape) == tuple(self.shape), "kernel", f"of shape {tuple(self.shape)}", tuple(kernel.shape))
+        return kernel.reshape(self._split).permute(self._order).reshape(self.batch, self.rows, self.columns)
+
+    def kernel(self, matrices: Float[Tensor, "b rows columns"]) -> Float[Tensor, "f c *k"]:
+        """The exact inverse of `matrices`."""
+        permuted = [self._split[i] for i in self._order]
+        inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
+        return matrices.reshape(permuted).permute(inverse).reshape(self.shape)
+
+    def encoder(self, right: Float[Tensor, "b r columns"]) -> Float[Tensor, "gsr c1 *kE"]:
+        """The right factors as the encoder's kernel ``(g s r, c', *k)``, size 1 on the decoder's axes."""
+        return right.reshape(-1, self.shape[1] // self.slices, *self._kernel_on(self.encoder_axes))
+
+    def decoder(self, left: Float[Tensor, "b rows r"]) -> Float[Tensor, "f sr *kD"]:
+        """The left factors as the decoder's kernel ``(f, s r, *k)``, size 1 on the encoder's axes."""
+        g, s, r = self.groups, self.slices, left.shape[-1]
+        split = left.reshape(g, s, self.shape[0] // g, -1, r).permute(0, 2, 1, 4, 3)
+        return split.reshape(self.shape[0], s * r, *self._kernel_on(self.decoder_axes))
+
+    def product(self, encoder: Float[Tensor, "gsr c1 *kE"], decoder: Float[Tensor, "f sr *kD"]) -> Tensor:
+        """The kernel ``(f, c, *k)`` of the two convolutions in a row."""
+        g, s = self.groups, self.slices
+        right = encoder.reshape(self.batch, -1, self.columns)
+        split = decoder.reshape(g, self.shape[0] // g, s, right.shape[1], -1).permute(0, 2, 1, 4, 3)
+        return self.kernel(split.reshape(self.batch, self.rows, -1) @ right)
+
+    def _kernel_on(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(k if a in axes else 1 for a, k in enumerate(self.kernel_size))
+
+    @property
+    def _split(self) -> tuple[int, ...]:
+        g, s = self.groups, self.slices
+        return (g, self.shape[0] // g, s, self.shape[1] // s, *self.kernel_size)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (0, 2, 1, *(4 + a for a in self.decoder_axes), 3, *(4 + a for a in self.encoder_axes))

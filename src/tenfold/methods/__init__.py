@@ -1,0 +1,40 @@
+"""One file per published method. Dropping a file in here is all it takes to add one: it is found by being here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from tenfold.errors import ArgumentError
+from tenfold.methods.base import Method
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method by name: each concrete `Method` in each module of this package."""
+    found: dict[str, type[Method]] = {}
+    for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+        for value in vars(importlib.import_module(f"{__name__}.{module}")).values():
+            if inspect.isclass(value) and issubclass(value, Method) and not inspect.isabstract(value):
+                found[value.name] = value
+    return dict(sorted(found.items()))
+
+
+def build_method(name: str, **fields: Any) -> Method:
+    """The method called ``name`` with these fields; the rest at their defaults.
+
+    Raises:
+        ArgumentError: no such method or field, or a value out of range.
+    """
+    known = methods()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise ArgumentError(f"`method` must be one of {', '.join(known)}; got {name!r}.{hint}")
+    allowed = list(inspect.signature(known[name]).parameters)
+    unknown = [field for field in fields if field not in allowed]
+    if unknown:
+        raise ArgumentError(f"`{unknown[0]}` is no field of {name}; it has: {', '.join(allowed) or 'none'}.")
+    return known[name](**fields)

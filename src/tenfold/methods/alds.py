@@ -1,0 +1,69 @@
+"""ALDS: slice the input channels, cut every slice to one rank, choose slices and ranks globally.
+
+Liebenwein, Maalouf, Gal, Feldman, Rus, "Compressing Neural Networks: Towards Determining the Optimal Layer-wise
+Decomposition", NeurIPS 2021, arXiv 2107.11442.
+
+Two deviations from the authors' algorithm, both in its favour: the allocation is solved exactly instead of by
+alternation from random starts, and every divisor of the input channels competes as a number of slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tenfold.errors import check
+from tenfold.linalg.fold import NAMES
+from tenfold.methods.base import Method
+from tenfold.ranks.measures import MEASURES
+from tenfold.ranks.minmax import allocate
+from tenfold.ranks.options import Options, options, refuse, smallest
+from tenfold.ranks.plan import Budget, Plan
+from tenfold.ranks.problem import Problem
+
+
+@dataclass(frozen=True)
+class ALDS(Method):
+    """Globally optimal layer-wise decomposition of a trained network, for the stated measure and candidates.
+
+    ``minimise max_l err_l(k_l, j_l)  subject to  sum_l cost_l(k_l, j_l) <= budget`` over the slices ``k`` and ranks
+    ``j`` of every layer.
+
+    Args:
+        measure: the error of a layer; see `tenfold.ranks.measures`. ``"max"`` is what the authors' code minimises.
+        slices: candidate numbers of slices; None: every divisor of a layer's input channels (per group).
+        folds: candidate folds; see `tenfold.linalg.fold`. The paper's default is the channel fold.
+
+    Raises:
+        ArgumentError: an unknown measure or fold, or a number of slices below 1.
+
+    Source: arXiv 2107.11442, equations 1 and 2.
+    """
+
+    measure: Literal["max", "spectral", "rss", "bound", "fro"] = "max"
+    slices: Sequence[int] | None = None
+    folds: Sequence[str] = ("channel",)
+
+    name: ClassVar[str] = "alds"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.measure in MEASURES, "measure", f"one of {', '.join(MEASURES)}", self.measure)
+        check(bool(self.folds) and set(self.folds) <= set(NAMES), "folds", f"some of {', '.join(NAMES)}", self.folds)
+        if self.slices is not None:
+            check(bool(self.slices) and min(self.slices) >= 1, "slices", "None or numbers >= 1", self.slices)
+
+    def options(self, problem: Problem) -> list[Options]:
+        """The candidates of every layer, with error and cost."""
+        return options(problem, MEASURES[self.measure], folds=self.folds, slices=self.slices)
+
+    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The min-max optimal plan within ``budget``; see `tenfold.ranks.minmax`."""
+        assert budget is not None
+        tables, limits = self.options(problem), problem.limits(budget)
+        found = allocate(tables, limits)
+        if found is None:
+            raise refuse(problem, budget, smallest(tables, list(limits)))
+        chosen = [table.layer_plan(i) for table, i in zip(tables, found.choice, strict=True)]
+        return problem.plan(self.name, chosen, budget=budget, measure=self.measure, level=found.level)

@@ -1,0 +1,22 @@
+"""Dense: no compression. The baseline is a method too, so that comparisons need no special case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tenfold.methods.base import Method
+from tenfold.ranks.plan import Budget, LayerPlan, Plan
+from tenfold.ranks.problem import Problem
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Train and keep the network as it is; any budget is ignored, and the report says what the whole model costs."""
+
+    name: ClassVar[str] = "dense"
+    needs_budget: ClassVar[bool] = False
+
+    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+        """Every layer dense."""
+        return problem.plan(self.name, [LayerPlan("dense", reason="the method is dense") for _ in problem.sites])

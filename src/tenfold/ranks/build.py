@@ -1,0 +1,128 @@
+"""From a plan to a model, and what came of it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from tenfold.errors import PlanError, TenfoldWarning
+from tenfold.layers import swap
+from tenfold.layers.cost import Cost, LayerCost, layer_cost
+from tenfold.layers.matrix import LowRank
+from tenfold.layers.spec import LayerSpec, spec_of
+from tenfold.ranks.plan import LayerPlan, Plan
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compression did, measured on the built model, not predicted.
+
+    Args:
+        dense: cost before.
+        small: cost after.
+        seconds: wall time of each stage, by name.
+        left: layers left dense, with the reason.
+    """
+
+    dense: Cost
+    small: Cost
+    seconds: dict[str, float] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """The share of each cost that is left: ``{"params": 0.25, "macs": 0.31}``."""
+        shares = {"params": self.small.params / max(self.dense.params, 1)}
+        if self.dense.macs and self.small.macs is not None:
+            shares["macs"] = self.small.macs / self.dense.macs
+        return shares
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model, the plan it was built from, and the report."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+
+    def __iter__(self) -> Any:
+        """Unpack as ``small, plan, report = compress(...)``."""
+        return iter((self.model, self.plan, self.report))
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """Build ``plan`` on ``model``: a new model of plain layers; the given one is untouched, tied weights stay tied.
+
+    The plan is built as written, whoever wrote it: a rank that saves nothing warns, an impossible one raises.
+
+    Args:
+        model: the dense model that the plan is for. A factorised one is multiplied back to dense first.
+        plan: from a method, from JSON, or edited.
+
+    Raises:
+        PlanError: the plan is for another model, or a layer cannot become what it says.
+        TenfoldError: a weight with NaN or infinite entries.
+    """
+    if swap.structure_of(model):
+        model = swap.to_dense(model)
+    check_fits(model, plan)
+    for name, layer in plan.layers.items():
+        if layer.decomposition != "dense" and layer.layer is not None and not layer.tied_to:
+            dense = layer.layer.dense().params
+            if layer.params >= dense:
+                warnings.warn(
+                    f"'{name}' at rank {layer.rank} has {layer.params:,} weights, its dense kernel {dense:,}: "
+                    f"the plan makes it no smaller.",
+                    TenfoldWarning,
+                    stacklevel=2,
+                )
+    return swap.apply(model, plan.layers)
+
+
+def check_fits(model: nn.Module, plan: Plan) -> None:
+    """Raise `PlanError` unless every layer that the plan decomposes is in ``model`` with the kernel it expects."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, layer in plan.layers.items():
+        if layer.decomposition == "dense" or layer.layer is None:
+            continue
+        spec = spec_of(modules[name]) if name in modules else None
+        found = None if spec is None else (spec.shape, spec.groups, spec.transposed)
+        expected = (layer.layer.shape, layer.layer.groups, layer.layer.transposed)
+        if found != expected:
+            what = "has no such layer" if name not in modules else f"has {_describe(spec)} there"
+            raise PlanError(
+                f"the plan is for another model: it expects '{name}' with kernel {expected[0]} in {expected[1]} "
+                f"groups, the model {what}."
+            )
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan that a compressed model is built to, read off its layers; errors and MACs are not known from there."""
+    dense = sum(p.numel() for p in model.parameters())
+    layers: dict[str, LayerPlan] = {}
+    owner: dict[int, str] = {}
+    for name, layer in swap.structure_of(model).items():
+        first = owner.setdefault(id(layer.encoder.weight), name)
+        base: LayerCost = layer_cost(layer.spec)
+        price = base.low_rank(layer.rank, layer.slices, layer.fold).params if first == name else 0
+        tied = None if first == name else first
+        layers[name] = LayerPlan("low-rank", layer.rank, layer.slices, layer.fold, None, price, None, None, tied, base)
+        dense += 0 if tied else base.dense().params - price
+    return Plan("unknown", layers, dense)
+
+
+def matches(model: nn.Module, plan: Plan) -> bool:
+    """Whether ``model`` is built as ``plan`` says."""
+    there = {
+        n: (m.rank, m.slices, m.fold) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, LowRank)
+    }
+    said = {n: (x.rank, x.groups, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"}
+    return there == said
+
+
+def _describe(spec: LayerSpec | None) -> str:
+    return "another kind of module" if spec is None else f"kernel {spec.shape} in {spec.groups} groups"

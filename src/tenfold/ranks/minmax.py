@@ -1,0 +1,217 @@
+"""Exact min-max allocation: the smallest largest error that a budget allows.
+
+::
+
+    minimise  max_l err_l   over one option per layer   subject to  sum_l cost_l <= B   for every limited cost
+
+For a level ``t`` let ``C_l(t)`` be the cheapest option of layer ``l`` with error <= t. Then ``t`` can be attained iff
+``sum_l C_l(t) <= B``: if a feasible choice reaches ``t``, each of its options competes in ``C_l(t)``; and if the sum
+fits, the minimisers are feasible. The sum only falls as ``t`` rises, so the optimum is the smallest candidate error at
+which it fits: one sort of all options gives it, and the whole budget -> level curve with it. The certificate is the
+next lower level, which does not fit. No random numbers, no restarts.
+
+With several limits "cheapest" is unambiguous where one cost is a multiple of the other in each layer (parameters and
+MACs, channel fold, stride or not). Elsewhere feasibility of a level is a small integer programme, solved exactly.
+
+The objective says nothing about layers below the level, so a second, lexicographic pass spends what is left: the layer
+with the largest error that can still be lowered is lowered, until nothing fits or 99.8 % of a limit is used.
+
+Source: the problem is equation 2 of Liebenwein et al. 2021 (arXiv 2107.11442), who solve it by alternating from 15
+random starts; the exact solution and the second pass are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from tenfold.ranks.options import Options
+
+_USED = 0.998
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The optimum and its certificate.
+
+    Args:
+        choice: index into the options of each layer, after the second pass.
+        level: the smallest attainable largest error.
+        lower: the next lower candidate level, which no choice within the limits attains; None if ``level`` is the
+            smallest there is.
+    """
+
+    choice: tuple[int, ...]
+    level: float
+    lower: float | None
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """The options of one layer that are worth their cost: error falls and cost rises along them.
+
+    Args:
+        index: into the layer's options.
+        error: falling.
+        cost: rising, one row per option and one column per limit.
+    """
+
+    index: NDArray[np.int64]
+    error: NDArray[np.float64]
+    cost: NDArray[np.int64]
+
+
+def allocate(tables: Sequence[Options], limits: Mapping[str, int]) -> Allocation | None:
+    """The min-max optimal choice within ``limits``; None where even the cheapest options do not fit.
+
+    Ties in cost go to the lower error, then to fewer slices.
+
+    Args:
+        tables: the options of each layer.
+        limits: what all layers together may cost, by name of the cost.
+    """
+    names, bound = list(limits), np.array(list(limits.values()), dtype=np.int64)
+    problem = _Levels(tables, names, bound)
+    levels = problem.levels
+    low, high = 0, len(levels) - 1  # smallest feasible index by bisection: feasibility is monotone in the level
+    if problem.choose(levels[high]) is None:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if problem.choose(levels[middle]) is None:
+            low = middle + 1
+        else:
+            high = middle
+    choice = problem.choose(levels[high])
+    assert choice is not None
+    choice = _spend(problem.stairs, tables, names, bound, choice)
+    return Allocation(tuple(choice), float(levels[high]), float(levels[high - 1]) if high else None)
+
+
+def curve(tables: Sequence[Options], cost: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The whole budget -> level curve for one cost, from one sort: ``(levels, least cost at each)``.
+
+    Levels rise, costs fall. The best level for a budget is the first whose cost fits it.
+    """
+    stairs = [staircase(table, [cost]) for table in tables]
+    first = sum(int(s.cost[-1, 0]) for s in stairs)  # the lowest error of each layer
+    error = np.concatenate([s.error[:-1] for s in stairs])
+    saving = np.concatenate([np.diff(s.cost[:, 0]) for s in stairs])  # paid to go from one stair to the one below it
+    order = np.argsort(error, kind="stable")
+    level = np.concatenate([[max(s.error[-1] for s in stairs)], error[order]])
+    total = first - np.concatenate([[0], np.cumsum(saving[order])])
+    level = np.maximum.accumulate(level)
+    last = np.append(level[1:] != level[:-1], True)  # of equal levels, the one at which all of them are taken
+    return level[last], total[last]
+
+
+def staircase(table: Options, names: Sequence[str], scale: NDArray[np.float64] | None = None) -> Staircase:
+    """The options of a layer on the way from its cheapest to its most exact, dominated ones left out.
+
+    Args:
+        table: the options.
+        names: the limited costs; with several, their sum relative to ``scale`` decides what is cheaper.
+        scale: one number per name.
+    """
+    cost = np.stack([table.costs[name] for name in names], axis=1)
+    single = cost[:, 0] if len(names) == 1 else (cost / (np.ones(len(names)) if scale is None else scale)).sum(1)
+    order = np.lexsort((table.slices, single, table.error))
+    best = np.minimum.accumulate(single[order])
+    keep = order[np.append(True, best[1:] < best[:-1])][::-1]
+    return Staircase(keep, table.error[keep], cost[keep])
+
+
+class _Levels:
+    """Feasibility of a level: the staircases for one limit, an integer programme where several limits conflict."""
+
+    def __init__(self, tables: Sequence[Options], names: list[str], bound: NDArray[np.int64]) -> None:
+        self.tables, self.names, self.bound = tables, names, bound
+        scale = np.maximum(bound, 1).astype(np.float64)
+        self.stairs = [staircase(table, names, scale) for table in tables]
+        self.front = [_one_order(table, names) for table in tables]
+        self.levels = np.unique(
+            np.concatenate([t.error for t in tables] if not all(self.front) else [s.error for s in self.stairs])
+        )
+
+    def choose(self, level: float) -> list[int] | None:
+        """A choice with all errors at most ``level`` within the limits, or None."""
+        steps = [int(np.searchsorted(-s.error, -level)) for s in self.stairs]
+        if any(i == len(s.error) for i, s in zip(steps, self.stairs, strict=True)):
+            return None
+        total = sum(s.cost[i] for i, s in zip(steps, self.stairs, strict=True))
+        if np.all(total <= self.bound):
+            return [int(s.index[i]) for i, s in zip(steps, self.stairs, strict=True)]
+        return None if all(self.front) else self._programme(level)
+
+    def _programme(self, level: float) -> list[int] | None:
+        """Least total of the first cost under the other limits: a multiple-choice knapsack."""
+        fronts = [_pareto(table, self.names, level) for table in self.tables]
+        costs = [
+            np.stack([t.costs[n][f] for n in self.names], axis=1) for t, f in zip(self.tables, fronts, strict=True)
+        ]
+        layer = np.repeat(np.arange(len(fronts)), [len(f) for f in fronts])
+        cost, scale = np.concatenate(costs), np.maximum(self.bound, 1)
+        found = milp(
+            cost[:, 0] / scale[0],
+            constraints=[
+                LinearConstraint(csr_array((layer[None, :] == np.arange(len(fronts))[:, None]).astype(float)), 1, 1),
+                LinearConstraint((cost / scale).T, ub=(self.bound / scale)),  # pyright: ignore[reportArgumentType]
+            ],
+            integrality=np.ones(len(layer)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            return None
+        taken = np.flatnonzero(found.x > 0.5)
+        if len(taken) != len(fronts) or np.any(cost[taken].sum(0) > self.bound):
+            return None  # the solver's tolerance, not the limits, let it through
+        return [int(i) for i in np.concatenate(fronts)[taken]]
+
+
+def _one_order(table: Options, names: list[str]) -> bool:
+    """Whether all costs sort the options alike: then what is cheapest is cheapest under every limit."""
+    order = np.argsort(table.costs[names[0]], kind="stable")
+    steps = [np.sign(np.diff(table.costs[name][order])) for name in names]
+    return all(np.array_equal(step, steps[0]) for step in steps[1:])
+
+
+def _pareto(table: Options, names: list[str], level: float) -> NDArray[np.int64]:
+    """Options with error at most ``level`` that no other such option beats in every cost."""
+    index = np.flatnonzero(table.error <= level)
+    cost = np.stack([table.costs[n][index] for n in names], axis=1)
+    order = np.lexsort((*cost.T[::-1],))
+    kept: list[int] = []
+    for i in order:
+        if not any(np.all(cost[j] <= cost[i]) for j in kept):
+            kept.append(int(i))
+    return index[kept]
+
+
+def _spend(
+    stairs: Sequence[Staircase],
+    tables: Sequence[Options],
+    names: list[str],
+    bound: NDArray[np.int64],
+    choice: list[int],
+) -> list[int]:
+    """Lower the layers that still can be, the largest error first; each step goes one stair down in error."""
+    now = [np.array([t.costs[n][c] for n in names]) for t, c in zip(tables, choice, strict=True)]
+    error = np.array([t.error[c] for t, c in zip(tables, choice, strict=True)])
+    left = bound - sum(now)
+    open_ = np.ones(len(choice), dtype=bool)
+    while open_.any() and np.all(left > (1 - _USED) * bound):
+        layer = int(np.argmax(np.where(open_, error, -1.0)))
+        step = int(np.searchsorted(-stairs[layer].error, -error[layer], side="right"))
+        if step == len(stairs[layer].error) or np.any(stairs[layer].cost[step] - now[layer] > left):
+            open_[layer] = False
+            continue
+        left = left + now[layer] - stairs[layer].cost[step]
+        now[layer], error[layer] = stairs[layer].cost[step], stairs[layer].error[step]
+        choice[layer] = int(stairs[layer].index[step])
+    return choice

@@ -1,0 +1,140 @@
+"""The candidate decompositions of each layer, with cost and error, as arrays.
+
+Dense is always an option, with error 0. A decomposition that saves neither parameters nor MACs is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tenfold.errors import BudgetError
+from tenfold.layers.cost import Cost
+from tenfold.linalg.svd import singular_values
+from tenfold.ranks.measures import Measure
+from tenfold.ranks.plan import Budget, LayerPlan
+from tenfold.ranks.problem import NO_SAVING, Problem, Site
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything one site can become. Entry 0 is dense; the rest are low-rank.
+
+    Args:
+        name: of the site.
+        folds: the names that ``fold`` points into.
+        fold: index of the fold, ``(n,)``.
+        slices: number of slices, ``(n,)``.
+        rank: ``(n,)``; 0 for dense.
+        error: in the measure asked for, ``(n,)``.
+        costs: by name of the cost (``params``, and ``macs`` where known), each ``(n,)`` int64.
+    """
+
+    name: str
+    folds: tuple[str, ...]
+    fold: NDArray[np.int64]
+    slices: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    error: NDArray[np.float64]
+    costs: dict[str, NDArray[np.int64]]
+
+    def layer_plan(self, i: int) -> LayerPlan | None:
+        """Entry ``i`` as a plan for the layer; None for a dense one that could be something else."""
+        if i > 0:
+            fold = self.folds[self.fold[i]]
+            return LayerPlan("low-rank", int(self.rank[i]), int(self.slices[i]), fold, float(self.error[i]))
+        return LayerPlan("dense", reason=NO_SAVING) if len(self.rank) == 1 else None
+
+
+def options(
+    problem: Problem, measure: Measure, *, folds: Sequence[str] = ("channel",), slices: Sequence[int] | None = None
+) -> list[Options]:
+    """The options of every site.
+
+    Args:
+        problem: the layers.
+        measure: from `tenfold.ranks.measures`.
+        folds: which folds compete.
+        slices: which numbers of slices compete; None: every divisor of a layer's input channels.
+    """
+    spectra = {fold: problem.spectra(fold, slices) for fold in folds}
+    return [
+        _site_options(site, measure, {fold: spectra[fold][i] for fold in folds}) for i, site in enumerate(problem.sites)
+    ]
+
+
+def smallest(tables: Sequence[Options], names: Sequence[str]) -> dict[str, int]:
+    """The least that all sites together can cost, each cost on its own."""
+    return {name: int(sum(t.costs[name].min() for t in tables)) for name in names}
+
+
+def refuse(problem: Problem, budget: Budget, least: dict[str, int]) -> BudgetError:
+    """The error for a budget that cannot be reached, naming what can be."""
+    parts, reachable = [], {}
+    limits = problem.limits(budget)
+    for name, value in budget.limits.items():
+        dense = getattr(problem.dense, name)
+        total = least[name] + budget.allowed(name, dense) - limits[name]
+        reachable[name] = _round_up(total / dense) if isinstance(value, float) else total
+        parts.append(f"{name}={value} asked, {reachable[name]} reachable ({total:,} of {dense:,})")
+    joint = "" if len(parts) == 1 else " Each alone; together they may demand more."
+    return BudgetError(
+        f"`budget` is below what this method can reach on this model: {'; '.join(parts)}.{joint} "
+        f"Raise it, or let more layers be decomposed.",
+        reachable,
+    )
+
+
+def _round_up(fraction: float) -> float:
+    """To five digits, upwards: what the message names must itself be reachable."""
+    return min(1.0, float(np.ceil(fraction * 1e5 + 1e-6) / 1e5))
+
+
+def _site_options(site: Site, measure: Measure, spectra: dict[str, dict[int, Tensor]]) -> Options:
+    dense = site.cost.dense()
+    rows = [(0, 1, np.zeros(1, dtype=np.int64), np.zeros(1), dense)]  # dense is entry 0
+    for index, (fold, by_slices) in enumerate(spectra.items()):
+        top = _norm(site, fold, by_slices)
+        for k, s in by_slices.items():
+            per_rank = site.cost.low_rank(1, k, fold)
+            ranks = np.arange(1, _break_even(s.shape[-1], per_rank, dense) + 1)
+            if len(ranks):
+                errors = measure(s, top, lambda fold=fold, k=k: site.matrices(fold, k))
+                rows.append((index, k, ranks, errors[: len(ranks)].numpy(), per_rank))
+    ranks = np.concatenate([row[2] for row in rows])
+    times = np.maximum(ranks, 1)  # the dense entry costs what it costs, once
+
+    def spread(values: Sequence[int]) -> NDArray[np.int64]:
+        return np.repeat(np.array(values, dtype=np.int64), [len(row[2]) for row in rows])
+
+    costs = {"params": spread([row[4].params for row in rows]) * times}
+    if dense.macs is not None:
+        costs["macs"] = spread([row[4].macs or 0 for row in rows]) * times
+    return Options(
+        site.name,
+        tuple(spectra),
+        spread([row[0] for row in rows]),
+        spread([row[1] for row in rows]),
+        ranks,
+        np.concatenate([row[3] for row in rows]),
+        costs,
+    )
+
+
+def _break_even(full: int, per_rank: Cost, dense: Cost) -> int:
+    """The largest rank that saves parameters, and MACs where they are known and the layer is used at all."""
+    best = min(full, (dense.params - 1) // per_rank.params)
+    if dense.macs and per_rank.macs:
+        best = min(best, (dense.macs - 1) // per_rank.macs)
+    return max(best, 0)
+
+
+def _norm(site: Site, fold: str, by_slices: dict[int, Tensor]) -> Tensor:
+    """``||W||_2`` of the fold's matrix: the first value of the unsliced spectrum, which is at hand for most folds."""
+    if 1 in by_slices:
+        return by_slices[1].max()
+    return singular_values(site.matrices(fold)[:, 0]).max().cpu()

@@ -1,0 +1,252 @@
+"""Budgets and plans: what may be kept of a model, and what each of its layers becomes.
+
+A plan is plain data. It round-trips through JSON, can be edited by hand, compared with another and built later, on
+another machine, or after another method's training. Costs are recomputed from the ranks whenever a plan is read, so an
+edited rank is never beside a stale cost.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from tenfold.errors import ArgumentError, PlanError, check
+from tenfold.layers.cost import Cost, LayerCost
+from tenfold.linalg.fold import Fold
+
+T = TypeVar("T")
+
+FORMAT = "tenfold-plan/1"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be kept of the whole model. A float in (0, 1] is a fraction, an int an absolute number.
+
+    Args:
+        params: parameters, everything counted (biases, norms, layers left dense; tied ones once; no buffers).
+        macs: multiply-adds of one forward pass for the example inputs.
+
+    Several limits hold at once, and none is ever exceeded.
+
+    Raises:
+        ArgumentError: no limit at all, or one out of range.
+    """
+
+    params: float | int | None = None
+    macs: float | int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is a limit and that each is in its range."""
+        check(bool(self.limits), "Budget", "given at least one limit", self, "Write e.g. Budget(params=0.25).")
+        for name, value in self.limits.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            inside = number and (value >= 1 if isinstance(value, int) else 0 < value <= 1)
+            check(
+                inside,
+                name,
+                "a fraction in (0, 1] as a float, or an absolute number >= 1 as an int",
+                value,
+                "0.25 keeps a quarter; 250_000 keeps so many.",
+            )
+
+    @property
+    def limits(self) -> dict[str, float | int]:
+        """The limits that are set, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    def allowed(self, name: str, dense: int) -> int:
+        """The limit ``name`` as a number, given what the dense model costs. Rounded down: budgets are one-sided."""
+        value = self.limits[name]
+        return value if isinstance(value, int) else int(value * dense)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer becomes.
+
+    Args:
+        decomposition: ``"dense"`` or ``"low-rank"``.
+        rank: an int, per group for grouped layers (and per slice); None for dense.
+        groups: slices of the input channels, each with its own factors; 1 otherwise.
+        fold: how the kernel was made a matrix, see `tenfold.linalg.fold`; None for dense.
+        error: predicted, in the plan's measure; None where unknown (an edited rank).
+        params: weights, the bias not counted; 0 for a layer that shares those of another.
+        macs: of one forward pass; None where unknown.
+        reason: why it stays dense.
+        tied_to: name of the layer whose weight this one shares; it becomes what that one becomes.
+        layer: what the costs are computed from; None for layers of an unknown kind.
+    """
+
+    decomposition: str
+    rank: int | None = None
+    groups: int = 1
+    fold: str | None = None
+    error: float | None = 0.0
+    params: int = 0
+    macs: int | None = None
+    reason: str | None = None
+    tied_to: str | None = None
+    layer: LayerCost | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layer name -> what it becomes, with predicted error and cost.
+
+    Args:
+        method: the name of the method that made it.
+        layers: every layer with a weight matrix, those left dense included, in module order.
+        dense_params: parameters of the dense model.
+        dense_macs: MACs of the dense model; None where no example inputs were given.
+        measure: what ``error`` and ``level`` mean.
+        level: the objective reached; None where the rule has none, or the plan was edited.
+        budget: the limits that it was made for.
+    """
+
+    method: str
+    layers: dict[str, LayerPlan]
+    dense_params: int
+    dense_macs: int | None = None
+    measure: str | None = None
+    level: float | None = None
+    budget: dict[str, float | int] = field(default_factory=dict)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the compressed model, everything counted."""
+        return self.dense_params - sum(_dense_params(x) - x.params for x in self.layers.values())
+
+    @property
+    def macs(self) -> int | None:
+        """MACs of the compressed model; None where no example inputs were given."""
+        if self.dense_macs is None:
+            return None
+        return self.dense_macs - sum((_dense_macs(x) or 0) - (x.macs or 0) for x in self.layers.values())
+
+    def edit(self, name: str, **changes: Any) -> Plan:
+        """A copy in which the layer ``name`` has other ``rank``, ``groups``, ``fold`` or ``decomposition``.
+
+        Its costs are computed anew; its error, and the plan's level, become unknown.
+
+        Raises:
+            PlanError: no such layer, no such field, or values that the layer cannot take.
+        """
+        if name not in self.layers:
+            raise PlanError(f"the plan has no layer '{name}'. It has: {', '.join(self.layers)}.")
+        if not set(changes) <= set(_EDITABLE):
+            raise PlanError(f"only {', '.join(_EDITABLE)} can be edited; got {', '.join(changes)}.")
+        layer = priced(name, replace(self.layers[name], **changes))
+        return replace(self, layers=self.layers | {name: layer}, level=None)
+
+    def diff(self, other: Plan) -> dict[str, tuple[LayerPlan | None, LayerPlan | None]]:
+        """The layers that become something else: ``{name: (here, there)}``; None where a plan lacks the name."""
+        names = dict.fromkeys([*self.layers, *other.layers])
+        pairs = {name: (self.layers.get(name), other.layers.get(name)) for name in names}
+        return {name: (a, b) for name, (a, b) in pairs.items() if _structure(a) != _structure(b)}
+
+    def to_json(self) -> str:
+        """The plan as indented JSON text, for `from_json`."""
+        body = {"format": FORMAT} | asdict(self) | {"params": self.params, "macs": self.macs}
+        return json.dumps(body, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan, check it, and compute its costs anew from its ranks.
+
+        Raises:
+            PlanError: no JSON, another format, a missing or unknown field, or an impossible rank.
+        """
+        try:
+            body = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"the plan is no JSON: {error}.") from error
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            found = body.get("format") if isinstance(body, dict) else type(body).__name__
+            raise PlanError(f"`format` must be {FORMAT!r}; got {found!r}.")
+        if not isinstance(body.get("layers"), dict):
+            raise PlanError("`layers` must be an object of layer name -> layer plan.")
+        written = {name: _read_layer(name, value) for name, value in body["layers"].items()}
+        layers = {name: priced(name, layer) for name, layer in written.items()}
+        totals = {"format", "params", "macs"}  # for the reader's eye: they follow from the layers
+        plan = _construct(cls, {k: v for k, v in body.items() if k not in totals} | {"layers": layers}, "the plan")
+        return plan if layers == written else replace(plan, level=None)
+
+
+_EDITABLE = ("decomposition", "rank", "groups", "fold")
+
+
+def priced(name: str, layer: LayerPlan) -> LayerPlan:
+    """``layer`` with the costs that follow from its rank; its error is dropped where they differ from its own.
+
+    Raises:
+        PlanError: a decomposition, rank, number of slices or fold that the layer cannot take.
+    """
+    cost = layer.layer
+    if layer.decomposition == "dense":
+        layer = replace(layer, rank=None, groups=1, fold=None, error=0.0)
+        price = Cost(layer.params, layer.macs) if cost is None else cost.dense()
+    elif layer.decomposition != "low-rank":
+        raise PlanError(f"'{name}': `decomposition` must be 'dense' or 'low-rank'; got {layer.decomposition!r}.")
+    elif cost is None:
+        raise PlanError(f"'{name}': only a layer with a `layer` entry can be decomposed; {layer.reason}.")
+    else:
+        layer = replace(layer, fold=layer.fold or "channel", reason=None)
+        price = cost.low_rank(_possible_rank(name, layer, cost), layer.groups, layer.fold or "channel")
+    params = 0 if layer.tied_to else price.params
+    same = (layer.params, layer.macs) == (params, price.macs)
+    return replace(layer, params=params, macs=price.macs, error=layer.error if same else None)
+
+
+def _possible_rank(name: str, layer: LayerPlan, cost: LayerCost) -> int:
+    try:
+        full = Fold(cost.shape, cost.groups, layer.groups, layer.fold or "channel").full_rank
+    except ArgumentError as error:
+        raise PlanError(f"'{name}' with kernel {cost.shape}: {error}") from error
+    rank = layer.rank
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= full:
+        raise PlanError(
+            f"'{name}': `rank` must be an integer in 1..{full} for kernel {cost.shape}, "
+            f"{layer.groups} slices and fold {layer.fold!r}; got {rank!r}."
+        )
+    return rank
+
+
+def _read_layer(name: str, value: Any) -> LayerPlan:
+    if not isinstance(value, dict):
+        raise PlanError(f"'{name}': a layer plan must be an object; got {value!r}.")
+    cost = value.get("layer")
+    if isinstance(cost, dict):
+        calls = cost.get("calls")
+        frozen = {"shape": tuple(cost.get("shape", ())), "calls": None if calls is None else _tuples(calls)}
+        cost = _construct(LayerCost, cost | frozen, f"'{name}': `layer`")
+    return _construct(LayerPlan, value | {"layer": cost}, f"'{name}'")
+
+
+def _construct(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """``cls(**values)``, with a sentence for a missing or unknown field."""
+    known = [f.name for f in fields(cls)]  # pyright: ignore[reportArgumentType]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise PlanError(f"{where} has unknown fields: {', '.join(unknown)}. Known: {', '.join(known)}.")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise PlanError(f"{where} lacks fields: {error}.") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _structure(layer: LayerPlan | None) -> tuple[Any, ...] | None:
+    return None if layer is None else (layer.decomposition, layer.rank, layer.groups, layer.fold)
+
+
+def _dense_params(layer: LayerPlan) -> int:
+    return layer.params if layer.tied_to or layer.layer is None else layer.layer.dense().params
+
+
+def _dense_macs(layer: LayerPlan) -> int | None:
+    return layer.macs if layer.layer is None else layer.layer.dense().macs

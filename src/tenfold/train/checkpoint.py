@@ -1,0 +1,127 @@
+"""A run in progress, in a folder that is whole or absent.
+
+``model.safetensors`` holds the weights and buffers, ``state.pt`` what the optimizer and the schedule remember,
+``run.json`` everything else, with the checksums of the other two. Random numbers need no place: every epoch seeds its
+own generators from the recipe's seed and its number, so that the number of epochs done is the whole position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tenfold.errors import CheckpointError
+from tenfold.files import atomic_folder, write_json
+
+FORMAT = 1
+MODEL, STATE, RUN = "model.safetensors", "state.pt", "run.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects whose state a run consists of.
+
+    Args:
+        model: its parameters and buffers; tied ones are stored once.
+        others: whatever else has ``state_dict`` and ``load_state_dict``, by name: optimizer, scheduler, scaler.
+    """
+
+    model: nn.Module
+    others: dict[str, Any]
+
+
+def save_checkpoint(folder: Path | str, parts: Parts, record: dict[str, Any]) -> None:
+    """Write the state of a run; what stood in ``folder`` is replaced after the new one is complete.
+
+    Args:
+        folder: the checkpoint's own folder.
+        parts: what has a state.
+        record: what belongs in JSON: ``epoch``, ``history``, and whatever says which run this is.
+    """
+    tensors, tied, extra = _split_state(parts.model)
+    with atomic_folder(folder) as new:
+        save_file(tensors, new / MODEL)
+        torch.save({"extra": extra, **{name: part.state_dict() for name, part in parts.others.items()}}, new / STATE)
+        checksums = {name: _sha256(new / name) for name in (MODEL, STATE)}
+        write_json(new / RUN, {"format": FORMAT, **record, "tied": tied, "sha256": checksums})
+
+
+def read_record(folder: Path | str) -> dict[str, Any]:
+    """The JSON record of a checkpoint, after checking that its files are whole.
+
+    Raises:
+        CheckpointError: nothing there, something else there, or a file that is truncated or changed.
+    """
+    folder = Path(folder)
+    if not (folder / RUN).is_file():
+        raise CheckpointError(f"There is no checkpoint in {folder}: train there without `resume` first.")
+    try:
+        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        known = record["format"] == FORMAT
+        checksums = {name: record["sha256"][name] for name in (MODEL, STATE)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / RUN} is damaged or no record of a run ({error!r}): start anew.") from error
+    if not known:
+        raise CheckpointError(f"{folder} has format {record['format']!r}; this version of tenfold reads {FORMAT}.")
+    for name, expected in checksums.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+            raise CheckpointError(f"{folder / name} is missing, truncated or changed: restore it, or start anew.")
+    return record
+
+
+def load_checkpoint(folder: Path | str, parts: Parts) -> dict[str, Any]:
+    """Put a saved state back into ``parts``, which must be built as they were when it was saved.
+
+    Returns:
+        The record that was saved.
+
+    Raises:
+        CheckpointError: see `read_record`; or the checkpoint of another model, optimizer or schedule.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    try:
+        tensors: dict[str, Any] = load_file(folder / MODEL)
+        tensors |= {alias: tensors[name] for alias, name in record["tied"].items()}
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        parts.model.load_state_dict(tensors | state["extra"])
+        for name, part in parts.others.items():
+            part.load_state_dict(state[name])
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder} does not fit this model, optimizer and schedule ({first}): "
+            "resume with those it was made with, or start anew."
+        ) from error
+    return record
+
+
+def _split_state(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, Any]]:
+    """The model's state as tensors of their own, names of tied tensors -> the name that is kept, and the rest."""
+    tensors: dict[str, torch.Tensor] = {}
+    tied: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    kept: dict[int, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, torch.Tensor):
+            extra[name] = value
+        elif id(value) in kept:
+            tied[name] = kept[id(value)]
+        else:
+            kept[id(value)] = name
+            tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensors, tied, extra
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

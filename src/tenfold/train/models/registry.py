@@ -1,0 +1,111 @@
+"""The names of the reference networks, and the way to a user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from tenfold.errors import TenfoldError, check
+
+Factory = Callable[[int, int, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class _Network:
+    make: Factory
+    minimum: int
+
+
+_NETWORKS: dict[str, _Network] = {}
+
+
+def network(name: str, *, minimum: int) -> Callable[[Factory], Factory]:
+    """Register a factory ``(classes, channels, size) -> nn.Module`` under ``name``.
+
+    Args:
+        name: what users write, e.g. ``"resnet20"``.
+        minimum: the smallest input side, in pixels, that the network accepts.
+    """
+
+    def register(make: Factory) -> Factory:
+        _NETWORKS[name] = _Network(make, minimum)
+        return make
+
+    return register
+
+
+def model_names() -> list[str]:
+    """The names that `build_model` knows, sorted."""
+    return sorted(_networks())
+
+
+def build_model(name: str, classes: int = 10, channels: int = 3, size: int = 32) -> nn.Module:
+    """A freshly initialised reference network, or a user's own.
+
+    The initial weights come from torch's global generator: call ``torch.manual_seed`` first for a known start.
+
+    Args:
+        name: one of `model_names`, or ``"module.path:factory"``; a user's factory is called with those of
+            ``classes``, ``channels`` and ``size`` that its signature takes, as keywords.
+        classes: number of outputs, >= 1.
+        channels: number of input channels, >= 1.
+        size: side of the square input in pixels, at least the network's minimum.
+
+    Returns:
+        The network, in training mode, on the CPU: ``(batch, channels, size, size) -> (batch, classes)``.
+
+    Raises:
+        TenfoldError: an unknown name (the nearest ones are listed), or a factory that cannot be used.
+        ArgumentError: a number outside its range.
+    """
+    check(classes >= 1, "classes", ">= 1", classes)
+    check(channels >= 1, "channels", ">= 1", channels)
+    if ":" in name:
+        return _own(name, classes=classes, channels=channels, size=size)
+    known = _networks()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+        raise TenfoldError(
+            f"`name` must be a known network or `module.path:factory`; got {name!r}. Nearest: {', '.join(near)}."
+        )
+    found = known[name]
+    check(size >= found.minimum, "size", f">= {found.minimum} for {name}", size, "Enlarge the images, or use `cnn`.")
+    return found.make(classes, channels, size)
+
+
+def _networks() -> dict[str, _Network]:
+    package = importlib.import_module(__package__ or "")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return _NETWORKS
+
+
+def _own(name: str, **sizes: int) -> nn.Module:
+    path, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TenfoldError(
+            f"`name` must lead to a factory that can be imported; got {name!r}: {error}. "
+            "Write `module.path:factory`, with the module on the Python path."
+        ) from error
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        given = {key: value for key, value in sizes.items() if takes_all or key in names}
+        inspect.signature(factory).bind(**given)
+    except (TypeError, ValueError) as error:
+        raise TenfoldError(
+            f"`name` must lead to a callable of classes, channels and size, or of nothing; {name!r} is not: {error}."
+        ) from error
+    made = factory(**given)
+    if not isinstance(made, nn.Module):
+        raise TenfoldError(f"`name` must lead to a factory of an nn.Module; {name!r} returned {type(made).__name__}.")
+    return made

@@ -1,0 +1,114 @@
+"""How to train, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from tenfold.errors import check
+from tenfold.train.data.augment import AUGMENTATIONS
+from tenfold.train.schedule import SCHEDULES, Schedule, make_schedule, window
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyper-parameters of a run that belong to no method.
+
+    Args:
+        epochs: passes over the training set, >= 1.
+        batch_size: examples of one optimizer step, >= 1.
+        lr: base learning rate, > 0.
+        momentum: in [0, 1).
+        weight_decay: >= 0.
+        schedule: "constant", "cosine", "linear" or "multistep".
+        warmup: epochs of linear climb at the start of the schedule, >= 0.
+        milestones: of "multistep": epochs at which the rate is multiplied by ``gamma``, ascending.
+        gamma: in (0, 1].
+        total: length of the schedule in epochs, >= epochs; the run follows its *last* ``epochs``. None: ``epochs``.
+        label_smoothing: in [0, 1).
+        clip_norm: limit of the gradient's 2-norm, > 0; None for no limit.
+        accumulate: parts that each batch is computed in, >= 1: less memory, the same step (but for batch norm, which
+            sees the parts).
+        precision: "no" (float32), "bf16" or "fp16" autocast; fp16 needs a GPU.
+        augment: "none", "crop" or "crop-flip".
+        seed: of order, augmentation and dropout, >= 0.
+
+    Raises:
+        ArgumentError: a value outside its range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    total: int | None = None
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    precision: str = "no"
+    augment: str = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("epochs", "batch_size", "accumulate"):
+            value = getattr(self, name)
+            check(isinstance(value, int) and value >= 1, name, "an integer >= 1", value)
+        check(isinstance(self.seed, int) and self.seed >= 0, "seed", "an integer >= 0", self.seed)
+        check(math.isfinite(self.lr) and self.lr > 0, "lr", "> 0", self.lr)
+        check(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        check(0 <= self.weight_decay < math.inf, "weight_decay", ">= 0", self.weight_decay)
+        check(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
+        check(0 <= self.warmup < math.inf, "warmup", ">= 0 epochs", self.warmup)
+        ascending = list(self.milestones) == sorted(set(self.milestones))
+        check(ascending and all(m > 0 for m in self.milestones), "milestones", "ascending and > 0", self.milestones)
+        check(
+            (self.schedule == "multistep") == bool(self.milestones),
+            "milestones",
+            'given for the schedule "multistep", and for no other',
+            self.milestones,
+        )
+        check(0 < self.gamma <= 1, "gamma", "in (0, 1]", self.gamma)
+        whole = self.epochs if self.total is None else self.total
+        check(isinstance(whole, int) and whole >= self.epochs, "total", f">= epochs = {self.epochs}", whole)
+        check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)", self.label_smoothing)
+        check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "> 0 or None", self.clip_norm)
+        check(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        check(self.augment in AUGMENTATIONS, "augment", f"one of {', '.join(AUGMENTATIONS)}", self.augment)
+
+    def factor(self) -> Schedule:
+        """The learning-rate factor as a function of this run's time in epochs."""
+        total = self.epochs if self.total is None else self.total
+        whole = make_schedule(self.schedule, total, warmup=self.warmup, milestones=self.milestones, gamma=self.gamma)
+        return window(whole, total, self.epochs)
+
+    def rewound(self, epochs: int) -> Recipe:
+        """The recipe of a retraining after this one: ``epochs`` long, at the rates of this schedule's last epochs.
+
+        Args:
+            epochs: in [1, the epochs of the schedule].
+        """
+        total = self.epochs if self.total is None else self.total
+        check(1 <= epochs <= total, "epochs", f"in [1, {total}], the epochs of the schedule to rewind", epochs)
+        return replace(self, epochs=epochs, total=total)
+
+    def differences(self, saved: Mapping[str, object]) -> list[str]:
+        """What keeps a run of this recipe from going on where a run of the recipe ``saved`` stopped; empty if nothing.
+
+        ``epochs`` may differ where the schedule does not depend on it.
+
+        Args:
+            saved: a recipe as JSON gives it back.
+        """
+        old, new = dict(saved), {**asdict(self), "milestones": list(self.milestones)}
+        if self.total is None and self.schedule in ("constant", "multistep"):
+            old["epochs"] = new["epochs"]
+        return [f"`{key}`: {old.get(key)!r} -> {value!r}" for key, value in new.items() if old.get(key) != value]

@@ -1,0 +1,46 @@
+"""What every test shares: shape checking, one thread, fixed seeds, and derandomised property tests."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# pytest has imported the package already, to resolve the warning filter in pyproject.toml: the hook must see it anew.
+for name in [name for name in sys.modules if name.partition(".")[0] == "tenfold"]:
+    del sys.modules[name]
+
+# Checks the shapes in the signatures of these packages on every call. An int may stand where a float is asked for, as
+# everywhere in Python.
+install_import_hook(
+    ["tenfold.linalg", "tenfold.ranks"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "tenfold",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    # The seed fixture runs once per test, not once per example: tests that draw shapes draw the seed as well.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("tenfold")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The global generators start every test in the same state."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - other libraries draw from it
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator of its own, with a fixed seed."""
+    return torch.Generator().manual_seed(0)
