@@ -1,17 +1,12 @@
 """What every test shares: shape checking, one thread, fixed seeds, and derandomised property tests."""
 
 import random
-import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
-
-# pytest has imported the package already, to resolve the warning filter in pyproject.toml: the hook must see it anew.
-for name in [name for name in sys.modules if name.partition(".")[0] == "tenfold"]:
-    del sys.modules[name]
 
 # Checks the shapes in the signatures of these packages on every call. An int may stand where a float is asked for, as
 # everywhere in Python.
@@ -30,6 +25,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("tenfold")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings of ours are raised on purpose: a test that causes one says so. Not in pyproject.toml, where resolving
+    the class would import the package before the hook above."""
+    config.addinivalue_line("filterwarnings", "error::tenfold.errors.TenfoldWarning")
 
 
 @pytest.fixture(autouse=True)
