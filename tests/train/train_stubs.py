@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from tenfold.train import make_data
 class Plain:
     """SGD on a copy."""
 
+    needs_closure: ClassVar[bool] = False
     name: str = "plain"
 
     def begin(self, model):

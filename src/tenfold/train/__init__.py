@@ -12,6 +12,7 @@ from tenfold.train.data import load_data as load_data
 from tenfold.train.data import make_data as make_data
 from tenfold.train.history import Epoch as Epoch
 from tenfold.train.history import Fit as Fit
+from tenfold.train.loop import Trainable as Trainable
 from tenfold.train.loop import fit as fit
 from tenfold.train.models import build_model as build_model
 from tenfold.train.models import model_names as model_names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
 from torch import nn
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 class Trainable(Protocol):
     """What the loop asks of a method: the model to train, and the optimizer whose steps train it.
 
-    A method whose optimizer must compute the gradient itself, more than once per step, has ``needs_closure = True``.
+    ``tenfold.Method`` has it all. With ``needs_closure`` each step gets a closure that computes the gradient anew.
     """
+
+    needs_closure: ClassVar[bool]
 
     def begin(self, model: nn.Module) -> nn.Module:
         """The model that is trained: a copy."""
@@ -106,14 +108,14 @@ def fit(
 
 def _begin(model: nn.Module, method: Trainable, recipe: Recipe, accelerator: Accelerator, steps: int) -> Run:
     """The method's model and optimizer, on the device. The model stays unwrapped: Accelerate would leave traces."""
-    closure = bool(getattr(method, "needs_closure", False))
-    check(not closure or recipe.precision != "fp16", "precision", "no or bf16 for this method", recipe.precision)
+    fits = recipe.precision != "fp16" or not method.needs_closure
+    check(fits, "precision", "no or bf16 for a method that needs a closure", recipe.precision)
     torch.manual_seed(stream(recipe.seed, "begin"))
     model = method.begin(model).to(accelerator.device)
     optimizer = method.optimizer(model, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     rates = scheduler(optimizer, recipe.factor(), steps)
     wrapped = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(optimizer, device_placement=False))
-    return Run(recipe, accelerator, model, wrapped, rates, closure)
+    return Run(recipe, accelerator, model, wrapped, rates, method.needs_closure)
 
 
 def _epoch(run: Run, train: Split, validation: Split, epoch: int, display: Display) -> Epoch:
