@@ -67,6 +67,22 @@ def test_wrong_shapes_are_refused():
             make_data("bad", (x, y), bad)
 
 
+def test_a_published_validation_set_is_used_as_it_is():
+    x, y = torch.arange(24.0).reshape(24, 1, 1, 1), torch.arange(24) % 2
+    data = make_data("a", (x[:12], y[:12]), (x[12:16], y[12:16]), (x[16:], y[16:]), validation=0.5)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [12, 8, 4]
+    assert torch.equal(data.validation.x, x[16:])
+    assert data.validation.mean == data.train.mean == (5.5,)
+
+
+def test_empty_sets_and_negative_labels_are_refused():
+    x, y = torch.zeros(20, 1, 2, 2), torch.arange(20) % 2
+    with pytest.raises(DataError, match=r"test set of 'bad' must hold examples.*got no example"):
+        make_data("bad", (x, y), (x[:0], y[:0]))
+    with pytest.raises(DataError, match=r"train set of 'bad' must hold examples with labels from 0; got the label -1"):
+        make_data("bad", (x, y - 1), (x, y))
+
+
 # ---- batches
 
 
@@ -196,9 +212,13 @@ def test_digits_are_all_there_and_the_split_never_moves():
 
 
 def test_unknown_data_lists_the_nearest():
-    assert data_names() == ["digits", "fashion-mnist"]
+    names = ["cifar10", "cifar10-jpeg", "digits", "fashion-mnist", "imagefolder:PATH", "npz:PATH"]
+    assert data_names() == names
     with pytest.raises(DataError, match=r"'fashionmnist'.*fashion-mnist"):
         load_data("fashionmnist")
+    for bad in ("npz", "digits:8"):
+        with pytest.raises(DataError, match=rf"'{bad}'.*Nearest: {bad[:3]}"):
+            load_data(bad)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import itertools
 import sys
 import textwrap
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,8 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.train import build_model, model_names
+from tenfold.train.models.densenet import DenseNet
+from tenfold.train.models.vit import Attention, VisionTransformer
 
-NAMES = ["cnn", "lenet5", "resnet110", "resnet18", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn"]
+NAMES = [
+    *("alexnet", "cnn", "densenet22", "googlenet", "lenet5", "mobilenet_v2"),
+    *("resnet110", "resnet18", "resnet18_imagenet", "resnet20", "resnet32", "resnet34", "resnet44", "resnet50"),
+    *("resnet56", "vgg16_bn", "vit_mini", "vit_tiny", "wrn16_8", "wrn28_10"),
+]
+LEAST = {"lenet5": 16, "resnet18": 8} | dict.fromkeys(
+    ("mobilenet_v2", "resnet18_imagenet", "resnet34", "resnet50"), 16
+)  # all others: 4
 
 
 def meta(name, **sizes):
@@ -89,11 +99,113 @@ def test_the_small_cnn_by_hand():
     assert parameters(meta("cnn", channels=1, size=8)) == convolutions + 128 * 10 + 10
 
 
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [("wrn16_8", 10_961_370), ("wrn28_10", 36_479_194), ("densenet22", 71_686), ("alexnet", 2_472_266)],
+)
+def test_cifar_networks_have_the_published_parameters(name, total):
+    assert parameters(meta(name)) == total
+
+
+def test_densenet_counts_by_hand_and_its_family_as_published():
+    count, width = 3 * 24 * 9, 24
+    for block in range(3):
+        if block:
+            count, width = count + 2 * width + width * (width // 2), width // 2
+        for _ in range(3):
+            count, width = count + 2 * width + width * 48 + 2 * 48 + 48 * 12 * 9, width + 12
+    assert parameters(meta("densenet22")) == count + 2 * width + width * 10 + 10
+    with torch.device("meta"):
+        assert parameters(DenseNet(100, 12, classes=10, channels=3)) == 769_162  # DenseNet-BC, "0.8M"
+
+
+def test_googlenet_counts_as_published_without_biases_before_norms():
+    model = meta("googlenet")
+    biases = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert parameters(model) + biases == 6_166_250
+    assert macs(model) / 1e9 == pytest.approx(1.52, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "giga_macs"),
+    [
+        ("resnet18_imagenet", 11_689_512, 1.814),
+        ("resnet34", 21_797_672, 3.664),
+        ("resnet50", 25_557_032, 4.089),
+        ("mobilenet_v2", 3_504_872, 0.301),
+    ],
+)
+def test_imagenet_networks_count_as_published(name, total, giga_macs):
+    model = meta(name, classes=1000, size=224)
+    assert parameters(model) == total
+    assert macs(model, size=224) / 1e9 == pytest.approx(giga_macs, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "giga_macs", "millions"),
+    [
+        ("googlenet", "0.60", 0.74, 3.03),
+        ("resnet18_imagenet", "0.58", 0.861, 5.81),
+        ("resnet34", "0.58", 1.715, 10.51),
+        ("resnet50", "0.62", 1.903, 12.89),
+    ],
+)
+def test_factorised_they_cost_what_a_paper_says(name, removed, giga_macs, millions):
+    """The layers one by one: each convolution at rank floor(n (1 - p)), as in the table of LRPET (Guo et al., 2024)."""
+    imagenet = name.startswith("resnet")
+    model = meta(name, classes=1000 if imagenet else 10, size=224 if imagenet else 32)
+    cost = {"macs": 0, "weights": 0}
+
+    def count(layer, _, output):
+        if isinstance(layer, nn.Linear):
+            cost["macs"] += layer.weight.numel()
+            cost["weights"] += parameters(layer)
+            return
+        rows, columns = layer.weight.flatten(1).shape
+        factors = int(min(rows, columns) * (1 - Fraction(removed))) * (rows + columns)
+        cost["weights"] += factors
+        cost["macs"] += factors * output[0, 0].numel()
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    macs(model, size=224 if imagenet else 32)
+    assert cost["macs"] / 1e9 == pytest.approx(giga_macs, abs=0.0006 if imagenet else 0.005)
+    assert cost["weights"] / 1e6 == pytest.approx(millions, abs=0.0051 if imagenet else 0.011)
+
+
+@pytest.mark.parametrize(("name", "dim", "depth"), [("vit_tiny", 192, 12), ("vit_mini", 128, 6)])
+def test_transformers_count_as_computed_by_hand(name, dim, depth):
+    block = 4 * (dim * dim + dim) + 8 * dim * dim + 5 * dim + 4 * dim
+    model = meta(name)
+    assert parameters(model) == 48 * dim + dim + 64 * dim + depth * block + 2 * dim + 10 * dim + 10
+    work = 64 * 12 * dim * dim + 2 * 64 * 64 * dim
+    assert macs(model) == 64 * 48 * dim + depth * work + 10 * dim
+
+
+def test_the_transformer_of_deit_size_counts_as_published_but_for_the_class_token():
+    shape = {"dim": 192, "depth": 12, "heads": 3, "patch": 16, "size": 224, "classes": 1000, "channels": 3}
+    with torch.device("meta"):
+        assert parameters(VisionTransformer(**shape)) == 5_717_416 - 2 * 192
+
+
+def test_attention_is_that_of_torch():
+    ours = Attention(24, 3).double()
+    theirs = nn.MultiheadAttention(24, 3, batch_first=True).double()
+    parts = (ours.query, ours.key, ours.value)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
+        theirs.out_proj.load_state_dict(ours.proj.state_dict())
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x, x, x, need_weights=False)[0])
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("channels", "size", "classes"), [(1, 8, 10), (1, 28, 7), (3, 33, 10), (4, 64, 2)])
+@pytest.mark.parametrize(("channels", "size", "classes"), [(1, 8, 10), (1, 28, 7), (4, 65, 2)])
 def test_any_size_and_channel_count(name, channels, size, classes):
-    if name == "lenet5" and size < 16:
-        with pytest.raises(ArgumentError, match=r"`size` must be >= 16 for lenet5; got 8"):
+    if size < LEAST.get(name, 4):
+        with pytest.raises(ArgumentError, match=rf"`size` must be >= 16 for {name}; got 8"):
             build_model(name, classes, channels, size)
         return
     model = meta(name, classes=classes, channels=channels, size=size)
@@ -102,7 +214,7 @@ def test_any_size_and_channel_count(name, channels, size, classes):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_minimum_is_enough_to_train_at_and_less_is_refused(name):
-    least = {"lenet5": 16, "resnet18": 8}.get(name, 4)
+    least = LEAST.get(name, 4)
     build_model(name, size=least)(torch.zeros(2, 3, least, least)).sum().backward()
     with pytest.raises(ArgumentError, match=f"`size` must be >= {least}"):
         build_model(name, size=least - 1)
@@ -131,6 +243,54 @@ def test_a_block_is_the_published_formula():
     torch.testing.assert_close(block(x), torch.relu(block.bn2(block.conv2(inner)) + block.shortcut(x)))
 
 
+def test_a_wide_block_is_the_published_formula():
+    model = build_model("wrn16_8")
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    block = model.get_submodule("block1.0").double().eval()
+    before = torch.relu(block.bn1(x))
+    inner = block.conv2(torch.relu(block.bn2(block.conv1(before))))
+    torch.testing.assert_close(block(x), inner + block.shortcut(before))
+    same = model.get_submodule("block1.1").double().eval()
+    x = torch.randn(2, 128, 4, 4, dtype=torch.float64)
+    inner = same.conv2(torch.relu(same.bn2(same.conv1(torch.relu(same.bn1(x))))))
+    torch.testing.assert_close(same(x), inner + x)
+
+
+def test_a_dense_layer_keeps_its_input_in_front():
+    layer = build_model("densenet22").get_submodule("dense2.1").eval()
+    x = torch.randn(2, 42, 4, 4)
+    y = layer(x)
+    assert y.shape == (2, 54, 4, 4)
+    assert torch.equal(y[:, :42], x)
+
+
+def test_names_and_shapes_are_those_of_torchvision_so_that_its_weights_load():
+    state = meta("resnet50", classes=1000).state_dict()
+    assert {"bn1.running_var", "layer1.0.conv3.weight", "layer4.0.downsample.1.bias", "fc.bias"} <= state.keys()
+    assert len(state) == 320
+    state = meta("mobilenet_v2", classes=1000).state_dict()
+    assert state["features.0.0.weight"].shape == (32, 3, 3, 3)
+    assert state["features.1.conv.1.weight"].shape == (16, 32, 1, 1)
+    assert state["features.17.conv.1.0.weight"].shape == (960, 1, 3, 3)
+    assert state["features.18.1.bias"].shape == (1280,)
+    assert state["classifier.1.weight"].shape == (1000, 1280)
+    assert len(state) == 314
+
+
+def test_bottlenecks_have_their_stride_in_the_3x3():
+    model = meta("resnet50")
+    assert model.get_submodule("layer2.0.conv1").stride == (1, 1)
+    assert model.get_submodule("layer2.0.conv2").stride == (2, 2)
+
+
+def test_a_transformer_sees_every_pixel_of_any_size():
+    for size in (5, 8, 13):
+        model = build_model("vit_mini", channels=1, size=size).eval()
+        x = torch.zeros(1, 1, size, size, requires_grad=True)
+        model(x).pow(2).sum().backward()
+        assert (x.grad != 0).all()
+
+
 def test_the_seed_fixes_the_weights_and_he_variance_holds():
     torch.manual_seed(3)
     one = build_model("resnet18")
@@ -141,9 +301,10 @@ def test_the_seed_fixes_the_weights_and_he_variance_holds():
     assert float(weight.detach().var()) == pytest.approx(2 / (512 * 9), rel=0.01)
 
 
-def test_models_export():
-    model = build_model("resnet20").eval()
-    x = torch.randn(1, 3, 32, 32)
+@pytest.mark.parametrize("name", ["resnet20", "densenet22", "vit_mini"])
+def test_models_export(name):
+    model = build_model(name, size=16).eval()
+    x = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 

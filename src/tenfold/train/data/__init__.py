@@ -1,7 +1,8 @@
-"""Data sets in memory. A new data set is a new file here with a `data_set` reader in it."""
+"""Data sets, in memory or streamed from the disk. A new data set is a new file here with a `data_set` reader in it."""
 
 from tenfold.train.data.batches import Batches as Batches
 from tenfold.train.data.batches import batches as batches
+from tenfold.train.data.images import Images as Images
 from tenfold.train.data.registry import data_names as data_names
 from tenfold.train.data.registry import data_set as data_set
 from tenfold.train.data.registry import load_data as load_data

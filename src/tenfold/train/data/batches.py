@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tenfold.errors import check
 from tenfold.train.data.augment import Augmentation
+from tenfold.train.data.images import Images
 from tenfold.train.data.split import Split
 
 
@@ -29,15 +30,22 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         split, n = self.split, len(self.split)
-        device = split.x.device
+        device = split.y.device
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         mean = torch.tensor(split.mean, device=device)[:, None, None]
         std = torch.tensor(split.std, device=device)[:, None, None]
-        for indices in order.to(device).split(self.batch_size)[: len(self)]:
-            x = split.x[indices]
-            if self.augment is not None:
-                x = self.augment(x, self.generator)
+        parts = order.to(device).split(self.batch_size)[: len(self)]
+        for indices, stored in zip(parts, _images(split, parts), strict=True):
+            x = stored if self.augment is None else self.augment(stored, self.generator)
             yield (x.float() - mean) / std, split.y[indices]
+
+
+def _images(split: Split, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The images of each batch, as they were stored, on the split's device."""
+    x = split.x
+    if isinstance(x, Images):
+        return (images.to(split.y.device) for images in x.stream(parts))
+    return (x[indices] for indices in parts)
 
 
 def batches(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tenfold.errors import DataError
-from tenfold.train.data.registry import Pair, data_set
+from tenfold.train.data.registry import Sets, data_set
 from tenfold.train.data.split import stratified
 
 TEST_SHARE = 0.2
@@ -16,7 +16,7 @@ TEST_SEED = 1797
 
 
 @data_set("digits")
-def digits(root: Path | None) -> tuple[Pair, Pair]:
+def digits(root: Path | None) -> Sets:
     """Read the digits; nothing is downloaded, ``root`` is not looked at. The test set is a fixed, stratified fifth."""
     try:
         from sklearn.datasets import load_digits

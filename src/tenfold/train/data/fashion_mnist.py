@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import urllib.request
 import zlib
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 
 from tenfold.errors import DataError
 from tenfold.files import atomic_file
-from tenfold.train.data.registry import Pair, data_set
+from tenfold.train.data.places import places
+from tenfold.train.data.registry import Sets, data_set
 
 ADDRESS = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")
@@ -31,7 +31,7 @@ HELP = (
 
 
 @data_set("fashion-mnist")
-def fashion_mnist(root: Path | None) -> tuple[Pair, Pair]:
+def fashion_mnist(root: Path | None) -> Sets:
     """Read the four files, zipped or not, from ``root``, or else from the first of these folders that holds them.
 
     ``$TENFOLD_DATA/fashion-mnist``, the system's package, the user's cache; found nowhere, they are downloaded into
@@ -43,20 +43,14 @@ def fashion_mnist(root: Path | None) -> tuple[Pair, Pair]:
     folder = _find([root] if root is not None else _places())
     if folder is None and root is not None:
         raise DataError(f"`root` must hold {', '.join(f'{name}.gz' for name in MD5)}; {root} does not. {HELP}")
-    folder = folder or _download(_cache())
+    folder = folder or _download(_places()[-1])
     arrays = {name: _idx(_read(folder, name)) for name in MD5}
     x, y, test_x, test_y = (torch.from_numpy(array) for array in arrays.values())
     return (x.unsqueeze(1), y.long()), (test_x.unsqueeze(1), test_y.long())
 
 
 def _places() -> list[Path]:
-    own = os.environ.get("TENFOLD_DATA")
-    return ([Path(own) / "fashion-mnist"] if own else []) + [SYSTEM, _cache()]
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tenfold" / "fashion-mnist"
+    return places("fashion-mnist", SYSTEM)
 
 
 def _find(folders: list[Path]) -> Path | None:

@@ -7,22 +7,25 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
+from typing import ParamSpec
 
 from tenfold.errors import DataError
-from tenfold.train.data.split import Data, make_data
+from tenfold.train.data.split import Data, Pair, make_data
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Reader = Callable[[Path | None], tuple[Pair, Pair]]
+P = ParamSpec("P")
+Sets = tuple[Pair, Pair] | tuple[Pair, Pair, Pair]
 
-_READERS: dict[str, Reader] = {}
+_READERS: dict[str, Callable[..., Sets]] = {}
 
 
-def data_set(name: str) -> Callable[[Reader], Reader]:
-    """Register a reader ``root -> ((train x, train y), (test x, test y))`` under ``name``."""
+def data_set(name: str) -> Callable[[Callable[P, Sets]], Callable[P, Sets]]:
+    """Register a reader ``root -> ((train x, train y), (test x, test y))`` under ``name``.
 
-    def register(read: Reader) -> Reader:
+    A third pair is the validation set, where one is published. A reader whose name is written ``kind:PATH`` is called
+    with what stands behind the colon as its second argument.
+    """
+
+    def register(read: Callable[P, Sets]) -> Callable[P, Sets]:
         _READERS[name] = read
         return read
 
@@ -38,23 +41,28 @@ def load_data(name: str, root: Path | str | None = None, *, validation: float = 
     """A data set by name, split into training, validation and test examples.
 
     Args:
-        name: one of `data_names`.
-        root: the folder that holds the data set's files; by default the usual places are searched, and what is found
-            nowhere is downloaded. Given, nothing else is searched.
-        validation: share of the published training set to hold out, in (0, 1); the same examples every time.
+        name: one of `data_names`; after a colon, a path of your own: ``"npz:digits.npz"``, ``"imagefolder:photos@64"``.
+        root: the folder that holds the data set's files, or the file; by default the usual places are searched, and
+            what is found nowhere is downloaded, where it can be. Given, nothing else is searched, and it takes the
+            place of the path in ``name``.
+        validation: share of the published training set to hold out, in (0, 1); the same examples every time. Unused
+            where a validation set is published.
 
     Raises:
         DataError: an unknown name, or files that are missing or damaged.
     """
     known = _readers()
-    if name not in known:
+    kind, colon, path = name.partition(":")
+    found = next((n for n in known if n.partition(":")[:2] == (kind, colon)), None)
+    if found is None:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
         raise DataError(f"`name` must be a known data set; got {name!r}. Nearest: {', '.join(near)}.")
-    train, test = known[name](None if root is None else Path(root))
-    return make_data(name, train, test, validation=validation)
+    place = None if root is None else Path(root)
+    train, test, *held = known[found](place, path) if colon else known[found](place)
+    return make_data(name, train, test, *held, validation=validation)
 
 
-def _readers() -> dict[str, Reader]:
+def _readers() -> dict[str, Callable[..., Sets]]:
     package = importlib.import_module(__package__ or "")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")

@@ -1,4 +1,4 @@
-"""A data set in memory: three splits, the statistics of the first, and a checksum of them all."""
+"""A data set: three splits, the statistics of the first, and a checksum of them all."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from tenfold.errors import DataError, check
+from tenfold.train.data.images import Images
 
 VALIDATION_SEED = 20240
 """Fixed for ever: what is validation in one run is never training in another."""
+SAMPLE = 2000
+"""Images on the disk that the mean and the deviation are measured on, spread evenly over the training set."""
+
+Pair = tuple[torch.Tensor | Images, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -18,13 +23,13 @@ class Split:
     """Images and labels, as they were stored; `batches` normalises them.
 
     Args:
-        x: images ``(n, channels, height, width)``, uint8 or float32.
+        x: images ``(n, channels, height, width)``, uint8 or float32, in memory or on the disk.
         y: labels ``(n,)``, int64, from 0.
         mean: per channel, in the units of ``x``.
         std: per channel, in the units of ``x``, > 0.
     """
 
-    x: torch.Tensor
+    x: torch.Tensor | Images
     y: torch.Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -33,8 +38,9 @@ class Split:
         return len(self.y)
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split with its tensors on ``device``."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
+        """The same split with its tensors on ``device``; images on the disk stay there."""
+        x = self.x if isinstance(self.x, Images) else self.x.to(device)
+        return replace(self, x=x, y=self.y.to(device))
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Data:
         classes: number of labels.
         channels: number of image channels.
         size: side of the images in pixels.
-        checksum: SHA-256 over the bytes of all three splits.
+        checksum: SHA-256 over the bytes of all three splits; of images on the disk, over names and files.
     """
 
     name: str
@@ -83,49 +89,62 @@ def stratified(y: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tenso
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
-def make_data(
-    name: str,
-    train: tuple[torch.Tensor, torch.Tensor],
-    test: tuple[torch.Tensor, torch.Tensor],
-    *,
-    validation: float = 0.1,
-) -> Data:
-    """A `Data` from the two sets that are published: carves the validation set, measures mean and deviation.
+def make_data(name: str, train: Pair, test: Pair, held: Pair | None = None, *, validation: float = 0.1) -> Data:
+    """A `Data` from the sets that are published: carves the validation set, measures mean and deviation.
 
     Args:
         name: what the data set is called.
         train: images ``(n, channels, size, size)``, uint8 or float32, and labels ``(n,)`` from 0.
         test: the same.
-        validation: share of ``train`` held out, in (0, 1); stratified, by a fixed seed.
+        held: the validation set where one is published; None carves it out of ``train``.
+        validation: share of ``train`` held out, in (0, 1); stratified, by a fixed seed. Unused with ``held``.
 
     Raises:
-        DataError: images and labels that do not belong together, or are not square images.
+        DataError: images and labels that do not belong together, or are not square images; an empty set.
     """
-    for part, (x, y) in (("train", train), ("test", test)):
-        if x.ndim != 4 or x.shape[2] != x.shape[3] or x.shape[1:] != train[0].shape[1:] or y.shape != x.shape[:1]:
-            raise DataError(
-                f"The {part} set of {name!r} must be square images (n, channels, size, size) with one label each; "
-                f"got images {tuple(x.shape)} and labels {tuple(y.shape)}."
-            )
-    kept, held = stratified(train[1], validation, VALIDATION_SEED)
-    x = train[0][kept]
-    mean, std = _statistics(x)
+    parts = {"train": train, "test": test} | ({} if held is None else {"validation": held})
+    for part, (x, y) in parts.items():
+        _check_part(name, part, x, y, train[0].shape)
+    if held is None:
+        kept, out = stratified(train[1], validation, VALIDATION_SEED)
+        train, held = _take(train, kept), _take(train, out)
+    mean, std = _statistics(train[0])
 
-    def split(x: torch.Tensor, y: torch.Tensor) -> Split:
-        return Split(x.contiguous(), y.long(), mean, std)
+    def split(x: torch.Tensor | Images, y: torch.Tensor) -> Split:
+        return Split(x if isinstance(x, Images) else x.contiguous(), y.long(), mean, std)
 
-    splits = (split(x, train[1][kept]), split(train[0][held], train[1][held]), split(*test))
+    splits = (split(*train), split(*held), split(*test))
     return Data(
         name,
         *splits,
-        classes=int(torch.cat([train[1], test[1]]).max()) + 1,
-        channels=x.shape[1],
-        size=x.shape[2],
+        classes=int(torch.cat([s.y for s in splits]).max()) + 1,
+        channels=train[0].shape[1],
+        size=train[0].shape[2],
         checksum=_checksum(splits),
     )
 
 
-def _statistics(x: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _check_part(name: str, part: str, x: torch.Tensor | Images, y: torch.Tensor, like: torch.Size) -> None:
+    shape = tuple(x.shape)
+    square = len(shape) == 4 and shape[2] == shape[3] and shape[1:] == like[1:]
+    if not square or tuple(y.shape) != shape[:1]:
+        raise DataError(
+            f"The {part} set of {name!r} must be square images (n, channels, size, size) with one label each; "
+            f"got images {shape} and labels {tuple(y.shape)}."
+        )
+    if len(y) == 0 or int(y.min()) < 0:
+        found = "no example" if len(y) == 0 else f"the label {int(y.min())}"
+        raise DataError(f"The {part} set of {name!r} must hold examples with labels from 0; got {found}.")
+
+
+def _take(pair: Pair, indices: torch.Tensor) -> Pair:
+    x, y = pair
+    return (x.take(indices) if isinstance(x, Images) else x[indices]), y[indices]
+
+
+def _statistics(x: torch.Tensor | Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if isinstance(x, Images):
+        x = x[torch.arange(len(x)) if len(x) <= SAMPLE else torch.linspace(0, len(x) - 1, SAMPLE).long()]
     mean, std = [], []
     for channel in x.unbind(1):
         values = channel.double()
@@ -137,7 +156,9 @@ def _statistics(x: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _checksum(splits: tuple[Split, ...]) -> str:
     digest = hashlib.sha256()
     for split in splits:
-        for tensor in (split.x, split.y):
+        if isinstance(split.x, Images):
+            split.x.digest(digest)
+        for tensor in (split.y,) if isinstance(split.x, Images) else (split.x, split.y):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.numpy().data)
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tenfold.errors import TenfoldError, check
+from tenfold.train.models.external import EXTERNAL
 
 Factory = Callable[[int, int, int], nn.Module]
 
@@ -51,8 +52,10 @@ def build_model(name: str, classes: int = 10, channels: int = 3, size: int = 32)
     The initial weights come from torch's global generator: call ``torch.manual_seed`` first for a known start.
 
     Args:
-        name: one of `model_names`, or ``"module.path:factory"``; a user's factory is called with those of
-            ``classes``, ``channels`` and ``size`` that its signature takes, as keywords.
+        name: one of `model_names`; or ``"timm:NAME"``, ``"torchvision:NAME"`` (both freshly initialised) or
+            ``"hf:NAME"`` (with its weights), where that library is installed, see `tenfold.train.models.external`; or
+            ``"module.path:factory"``: a user's factory is called with those of ``classes``, ``channels`` and ``size``
+            that its signature takes, as keywords.
         classes: number of outputs, >= 1.
         channels: number of input channels, >= 1.
         size: side of the square input in pixels, at least the network's minimum.
@@ -61,18 +64,23 @@ def build_model(name: str, classes: int = 10, channels: int = 3, size: int = 32)
         The network, in training mode, on the CPU: ``(batch, channels, size, size) -> (batch, classes)``.
 
     Raises:
-        TenfoldError: an unknown name (the nearest ones are listed), or a factory that cannot be used.
+        TenfoldError: an unknown name (the nearest ones are listed), a library that is missing, or a factory that
+            cannot be used.
         ArgumentError: a number outside its range.
     """
     check(classes >= 1, "classes", ">= 1", classes)
     check(channels >= 1, "channels", ">= 1", channels)
-    if ":" in name:
+    library, colon, rest = name.partition(":")
+    if colon and library in EXTERNAL:
+        return EXTERNAL[library](rest, classes, channels, size)
+    if colon:
         return _own(name, classes=classes, channels=channels, size=size)
     known = _networks()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
         raise TenfoldError(
-            f"`name` must be a known network or `module.path:factory`; got {name!r}. Nearest: {', '.join(near)}."
+            f"`name` must be a known network, `timm:NAME`, `torchvision:NAME`, `hf:NAME` or `module.path:factory`; "
+            f"got {name!r}. Nearest: {', '.join(near)}."
         )
     found = known[name]
     check(size >= found.minimum, "size", f">= {found.minimum} for {name}", size, "Enlarge the images, or use `cnn`.")
