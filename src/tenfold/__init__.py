@@ -18,12 +18,17 @@ from tenfold.layers.matrix import LowRankLinear as LowRankLinear
 from tenfold.layers.swap import to_dense as to_dense
 from tenfold.methods import build_method as build_method
 from tenfold.methods import methods as methods
+from tenfold.methods.activation_svd import ActivationSVD as ActivationSVD
 from tenfold.methods.alds import ALDS as ALDS
 from tenfold.methods.base import Method as Method
 from tenfold.methods.base import compress as compress
 from tenfold.methods.base import plan as plan
 from tenfold.methods.dense import Dense as Dense
+from tenfold.methods.fisher_svd import FisherSVD as FisherSVD
+from tenfold.methods.pca import PCA as PCA
 from tenfold.methods.svd import SVD as SVD
+from tenfold.methods.svd_energy import SVDEnergy as SVDEnergy
+from tenfold.methods.vbmf import VBMF as VBMF
 from tenfold.ranks.build import Report as Report
 from tenfold.ranks.build import Result as Result
 from tenfold.ranks.build import apply as apply

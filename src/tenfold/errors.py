@@ -44,6 +44,16 @@ class TenfoldWarning(UserWarning):
     """Base of the warnings that tenfold gives."""
 
 
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether ``value`` is an int (no bool) of at least ``least``."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_share(value: object) -> bool:
+    """Whether ``value`` is a finite number >= 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
 def check(condition: bool, argument: str, rule: str, value: object, remedy: str = "") -> None:
     """Raise `ArgumentError` unless ``condition``: "`rank` must be >= 1; got 0. Pass ..."."""
     if not condition:

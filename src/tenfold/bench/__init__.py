@@ -1,1 +1,1 @@
-""""""
+"""Measurements on the machine at hand, and pictures of them."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from tenfold.errors import ArgumentError, DataError
+from tenfold.layers.copies import meta_copy
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of
+from tenfold.linalg.svd import working
 
 _LAYERS = (*CONVS, *TRANSPOSED, nn.Linear, LowRank)
 
@@ -43,32 +44,83 @@ def norm_after(model: nn.Module, given: Mapping[str, str] | None = None) -> dict
 
 
 def reestimate_(model: nn.Module, data: Iterable[Any], device: torch.device | str | None = None) -> None:
-    """Replace the running statistics of every batch norm by the averages over ``data``; weights stay as they are.
+    """Replace the running statistics of every batch norm by mean and variance over all of ``data``; weights stay.
+
+    The norms normalise by the batch at hand while the data passes, so that each sees what it would see in training;
+    everything else, dropout above all, is in eval mode. Batches of different sizes count by their sizes, and the
+    variance is that of all values together (unbiased, as torch's): averages over batches, which
+    `torch.optim.swa_utils.update_bn` takes, would leave out how far the batches' means lie apart.
 
     Args:
-        model: changed in place, its train or eval mode kept.
+        model: changed in place, its train or eval modes kept.
         data: batches ``x`` or ``(x, y)``, at least one.
-        device: where the model is; None: the device of its first parameter.
+        device: where the model is; None: the device of its first batch norm.
 
     Raises:
-        DataError: no batch at all; the statistics stay as they were.
+        DataError: no batch at all. Whatever is raised, by ``data`` or the model, the statistics stay as they were.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return
-    batches = iter(data)
-    first = next(batches, None)
-    if first is None:
+    modes = {module: module.training for module in model.modules()}
+    kept = {norm: [b.clone() for b in norm.buffers(recurse=False)] for norm in norms}
+    seen = {norm: _Moments() for norm in norms}
+    hooks = [norm.register_forward_pre_hook(seen[norm]) for norm in norms]
+    try:
+        model.eval()
+        for norm in norms:
+            norm.train()
+        batches = _pass(model, data, device or cast("Tensor", norms[0].running_mean).device)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+        for norm, buffers in kept.items():
+            for buffer, old in zip(norm.buffers(recurse=False), buffers, strict=True):
+                buffer.copy_(old)
+    if batches == 0:
         raise DataError("`data` must hold at least one batch to re-estimate batch norm from; it is empty.")
-    if device is None:
-        device = next(model.parameters()).device
-    with torch.no_grad():
-        update_bn(_chain(first, batches), model, device=torch.device(device))
+    for norm, moments in seen.items():
+        moments.write_(norm, batches)
 
 
-def _chain(first: Any, rest: Iterable[Any]) -> Iterable[Any]:
-    yield first
-    yield from rest
+@torch.no_grad()
+def _pass(model: nn.Module, data: Iterable[Any], device: torch.device | str) -> int:
+    count = 0
+    for count, batch in enumerate(data, start=1):  # noqa: B007 - the number is what is returned
+        model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
+    return count
+
+
+class _Moments:
+    """Count, mean and summed squared deviations per channel of all that a norm has been given; a forward pre-hook.
+
+    Source: Chan, Golub, LeVeque 1983, the pairwise update: no difference of large sums.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = working(args[0]).movedim(1, 0).flatten(1)
+        count, mean = x.shape[1], x.mean(1)
+        if count:
+            shift, total = mean - self.mean, self.count + count
+            self.squares = (
+                self.squares + (x - mean[:, None]).square().sum(1) + shift.square() * self.count * count / total
+            )
+            self.mean = self.mean + shift * count / total
+            self.count = total
+
+    def write_(self, norm: _BatchNorm, batches: int) -> None:
+        """Into the buffers of ``norm``, unless it was never used."""
+        if self.count:
+            cast("Tensor", norm.running_mean).copy_(self.mean)
+            cast("Tensor", norm.running_var).copy_(self.squares / max(self.count - 1, 1))
+            cast("Tensor", norm.num_batches_tracked).fill_(batches)
 
 
 def _by_graph(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str] | None:
@@ -79,7 +131,7 @@ def _by_graph(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, s
             return isinstance(m, LowRank) or super().is_leaf_module(m, module_qualified_name)
 
     try:
-        graph = Tracer().trace(model)
+        graph = Tracer().trace(meta_copy(model))  # a copy: tracing runs the forward, which may write to the module
     except Exception:  # noqa: BLE001 - tracing runs foreign code: whatever it raises, the model has no graph
         return None
     used: dict[str, list[fx.Node]] = {}
@@ -91,7 +143,7 @@ def _by_graph(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, s
         if len(nodes) != 1 or not isinstance(modules[name], _LAYERS) or len(nodes[0].users) != 1:
             continue
         follower = str(next(iter(nodes[0].users)).target)
-        if isinstance(modules.get(follower), _BatchNorm) and len(used.get(follower, ())) == 1:
+        if len(used.get(follower, ())) == 1 and isinstance(modules[follower], _BatchNorm):
             pairs[name] = follower
     return pairs
 

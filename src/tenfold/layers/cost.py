@@ -7,8 +7,8 @@ and activations cost no MACs. Buffers are no parameters; a tied parameter is one
 
 from __future__ import annotations
 
-import copy
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.errors import ArgumentError
-from tenfold.layers.spec import LayerSpec, spec_of
+from tenfold.layers.copies import duplicate, meta_copy
+from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
 from tenfold.linalg.fold import Fold
 
 Call = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -92,7 +93,14 @@ def layer_cost(spec: LayerSpec, calls: tuple[Call, ...] | None = None) -> LayerC
 
 
 def count_params(model: nn.Module) -> int:
-    """All parameters, a tied one once, buffers not counted."""
+    """All parameters, a tied one once, buffers not counted.
+
+    Raises:
+        ArgumentError: a lazy module that has not seen its first batch: nobody knows its size yet.
+    """
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ArgumentError(f"`model` must have all its parameters; '{lazy[0]}' is lazy. Run the model once first.")
     return sum(p.numel() for p in model.parameters())
 
 
@@ -100,8 +108,11 @@ def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
     """Parameters of the whole model, and MACs of one forward pass for the inputs as given (the whole batch).
 
     Args:
-        model: any module; it is not run, changed or moved.
+        model: any module; it is not changed or moved.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. None: parameters only.
+
+    Raises:
+        ArgumentError: a lazy or wrapped model, or inputs that the model does not run on.
     """
     return Cost(count_params(model), None if example_inputs is None else trace(model, example_inputs).macs)
 
@@ -113,10 +124,11 @@ def trace(model: nn.Module, example_inputs: Any, names: Iterable[str] = ()) -> T
     it is copied and run for real, with the fused kernels that the counter cannot see switched off.
 
     Raises:
-        ArgumentError: the model does not run on the inputs; the message carries torch's own.
+        ArgumentError: the model is wrapped, or does not run on the inputs; the message carries torch's own.
     """
+    refuse_wrapped(model)
     try:
-        return _run(_meta_copy(model), _to_meta(example_inputs), names)
+        return _run(meta_copy(model), _to_meta(example_inputs), names)
     except Exception as on_meta:  # noqa: BLE001 - whatever a foreign forward raises; the real run decides
         try:
             return _run_for_real(model, example_inputs, names)
@@ -134,7 +146,7 @@ def _run(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
     for name in names:
         module = model.get_submodule(name)
         calls[name] = Counter()
-        handles.append(module.register_forward_hook(_recorder(calls[name], spec_of(module))))
+        handles.append(module.register_forward_hook(_recorder(calls[name], spec_of(module)), with_kwargs=True))
     args, kwargs = _arguments(inputs)
     model.eval()
     try:
@@ -153,8 +165,10 @@ def _run_for_real(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):  # pyright: ignore[reportArgumentType]
-            return _run(copy.deepcopy(model), inputs, names)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            warnings.filterwarnings("ignore", message=".*TF32 acceleration.*")  # setting the flags below says so
+            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):  # pyright: ignore[reportArgumentType]
+                return _run(duplicate(model), inputs, names)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -162,24 +176,15 @@ def _run_for_real(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
 def _recorder(used: Counter[Any], spec: LayerSpec | None) -> Callable[..., None]:
     axes = len(spec.kernel_size) if spec is not None else 0
 
-    def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if axes == 0:
             used[(), ()] += math.prod(output.shape[:-1])
         else:
+            x = args[0] if args else kwargs["input"]
             batch = output.shape[0] if output.ndim == axes + 2 else 1
-            used[tuple(args[0].shape[-axes:]), tuple(output.shape[-axes:])] += batch
+            used[tuple(x.shape[-axes:]), tuple(output.shape[-axes:])] += batch
 
     return record
-
-
-def _meta_copy(model: nn.Module) -> nn.Module:
-    """A deep copy whose parameters and buffers are on the meta device; no weight is copied."""
-    memo: dict[int, Any] = {}
-    for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-    for b in model.buffers():
-        memo[id(b)] = torch.empty_like(b, device="meta")
-    return copy.deepcopy(model, memo)
 
 
 def _to_meta(inputs: Any) -> Any:

@@ -13,9 +13,11 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from tenfold.errors import check
+from tenfold.layers.equivalent import Equivalent
 from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, build_dense, swap_channels, to_kernel, to_weight
 from tenfold.linalg.fold import Fold
-from tenfold.linalg.svd import low_rank_factors, require_finite
+from tenfold.linalg.svd import low_rank_factors
 
 
 class LowRank(nn.Module, ABC):
@@ -26,10 +28,11 @@ class LowRank(nn.Module, ABC):
         rank: of each matrix of the fold, ``1 <= rank <= Fold.full_rank``.
         slices: runs of consecutive input channels with a factor pair each.
         fold: a name from `tenfold.linalg.fold`.
-        device: of the weights.
-        dtype: of the weights.
 
     The weights are initialised as torch initialises plain layers; `from_layer` factorises given ones.
+
+    Raises:
+        ArgumentError: rank, slices or fold do not fit the layer.
     """
 
     decomposition = "low-rank"
@@ -42,6 +45,10 @@ class LowRank(nn.Module, ABC):
         self.rank = rank
         self.slices = slices
         self.fold = fold
+        self.added_bias = False
+        """Whether the layer that this one stands for has no bias, though this one has."""
+        full = self._fold.full_rank
+        check(1 <= rank <= full, "rank", f"in 1..{full} for kernel {spec.shape}, {slices} slices, fold {fold!r}", rank)
 
     @classmethod
     def from_layer(cls, layer: nn.Module, spec: LayerSpec, rank: int, slices: int = 1, fold: str = "channel") -> Self:
@@ -51,29 +58,33 @@ class LowRank(nn.Module, ABC):
             ArgumentError: rank, slices or fold do not fit the layer.
             TenfoldError: the weight has NaN or infinite entries.
         """
+        new = cls.like(layer, spec, rank, slices, fold)
         weight = cast("Tensor", layer.weight)
-        require_finite(weight, "`weight`")
-        new = cls.empty(spec, rank, slices, fold, weight.device, weight.dtype)
-        left, right = low_rank_factors(new._fold.matrices(to_kernel(spec, weight.detach())), rank)
-        new.set_factors(left, right)
-        if new.bias is not None:
-            bias = cast("Tensor", layer.bias)
-            new.bias.data.copy_(bias.detach())
-            new.bias.requires_grad_(bias.requires_grad)
-        if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
-            new.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stub lacks the overload
-        for part in (new.encoder, new.decoder):
-            cast("Tensor", part.weight).requires_grad_(weight.requires_grad)
-        return new.train(layer.training)
+        new.set_factors(*low_rank_factors(new._fold.matrices(to_kernel(spec, weight.detach())), rank))
+        return new
 
     @classmethod
-    def empty(
-        cls, spec: LayerSpec, rank: int, slices: int, fold: str, device: torch.device | str, dtype: torch.dtype
-    ) -> Self:
-        """A layer of this structure with uninitialised weights; no random number is drawn."""
+    def like(cls, layer: nn.Module, spec: LayerSpec, rank: int, slices: int = 1, fold: str = "channel") -> Self:
+        """Uninitialised factors in place of ``layer``'s weight, and all else as it is there.
+
+        That is a copy of its bias, and its device, dtype, memory format, mode, and what requires a gradient. No
+        random number is drawn.
+
+        Raises:
+            ArgumentError: rank, slices or fold do not fit the layer.
+        """
+        weight = cast("Tensor", layer.weight)
         with torch.device("meta"):
             new = cls(spec, rank, slices, fold)
-        return new.to(dtype).to_empty(device=device)
+        new = new.to(weight.dtype).to_empty(device=weight.device)
+        if (form := _memory_format(weight)) is not torch.contiguous_format:
+            new.to(memory_format=form)  # pyright: ignore[reportCallIssue] - stub lacks the overload
+        new.requires_grad_(weight.requires_grad)
+        new.added_bias = spec.bias and layer.bias is None
+        if new.bias is not None:
+            bias = new.bias.data.zero_() if layer.bias is None else cast("Tensor", layer.bias)
+            cast("nn.Linear", new.decoder).bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        return new.train(layer.training)
 
     @property
     def _fold(self) -> Fold:
@@ -87,7 +98,15 @@ class LowRank(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The dense equivalent in the layout of the layer that was replaced; computed at each access."""
+        """The dense equivalent in the layout of the layer that was replaced.
+
+        It is computed anew for each access, but only once its numbers are used: asking for its dtype costs nothing.
+        """
+        if torch.compiler.is_compiling():  # the compiler drops a product that nobody uses by itself
+            return self._product()
+        return Equivalent.of(self.spec.weight_shape, cast("Tensor", self.encoder.weight), self._product)
+
+    def _product(self) -> Tensor:
         return to_weight(self.spec, self.kernel)
 
     @property
@@ -105,9 +124,12 @@ class LowRank(nn.Module, ABC):
 
     def to_layer(self) -> nn.Module:
         """A plain dense layer with the product of the factors as its weight, and the same bias parameter."""
-        weight = self.weight.detach()
+        factors = [cast("Tensor", part.weight) for part in (self.encoder, self.decoder)]
+        forms = {_memory_format(factor) for factor in factors} - {torch.contiguous_format}
+        with torch.no_grad():
+            weight = self._product().contiguous(memory_format=forms.pop() if forms else torch.contiguous_format)
         dense = build_dense(self.spec, weight.device, weight.dtype)
-        dense.weight = nn.Parameter(weight.contiguous(), cast("Tensor", self.encoder.weight).requires_grad)
+        dense.weight = nn.Parameter(weight, factors[0].requires_grad)
         if self.bias is not None:
             dense.bias = self.bias
         return dense.train(self.training)
@@ -220,6 +242,14 @@ def _part(
 def _layout(part: nn.Module, kernel: Tensor) -> Tensor:
     """Between a convolution's own weight layout and ``(out, in / groups, *k)``; its own inverse."""
     return swap_channels(kernel, cast("nn.Conv2d", part).groups) if isinstance(part, TRANSPOSED) else kernel
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    """Channels last where the weight is so and not (as a 1x1 kernel is) contiguous as well."""
+    for axes, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if weight.ndim == axes and weight.is_contiguous(memory_format=form) and not weight.is_contiguous():
+            return form
+    return torch.contiguous_format
 
 
 def low_rank_class(spec: LayerSpec) -> type[LowRankLinear] | type[LowRankConv]:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from tenfold.errors import ArgumentError
+
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -56,6 +58,15 @@ class LayerSpec:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of the weight as the layer stores it; see `to_weight`."""
+        if self.kind == "conv1d_gpt2":
+            return (self.in_channels, self.out_channels)
+        if self.transposed:
+            return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+        return self.shape
+
+    @property
     def linear(self) -> bool:
         """Whether the layer is a matrix product on the last axis."""
         return self.kind in ("linear", "conv1d_gpt2")
@@ -74,7 +85,8 @@ class LayerSpec:
 def spec_of(module: nn.Module) -> LayerSpec | None:
     """The options of ``module``, or None where it is no layer that tenfold can replace exactly.
 
-    A subclass counts as its torch base class only if it computes like it: `forward` not overridden.
+    A subclass counts as its torch base class only if it is no more than that: `forward` not overridden (by the class
+    or on the instance), and no parameters, buffers or children beyond weight and bias, which a replacement would lose.
     """
     if _computes_like(module, nn.Linear):
         linear = cast("nn.Linear", module)
@@ -100,6 +112,17 @@ def spec_of(module: nn.Module) -> LayerSpec | None:
         n_in, n_out = cast("Tensor", module.weight).shape
         return LayerSpec("conv1d_gpt2", n_out, n_in, bias=module.bias is not None)
     return None
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise `ArgumentError` for a model inside a wrapper whose copies of the parameters would go stale."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    for module in model.modules():
+        if isinstance(module, wrappers) or type(module).__name__ in ("OptimizedModule", "FullyShardedDataParallel"):
+            raise ArgumentError(
+                f"`model` must not be wrapped in {type(module).__name__}. Pass the module inside it "
+                f"(`.module`, or `._orig_mod` after torch.compile) and wrap the result again."
+            )
 
 
 def to_kernel(spec: LayerSpec, weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "f c *k"]:
@@ -153,9 +176,16 @@ def build_dense(spec: LayerSpec, device: torch.device | str, dtype: torch.dtype)
 def _computes_like(module: nn.Module, base: type[nn.Module]) -> bool:
     if not isinstance(module, base):
         return False
+    if set(module._parameters) - {"weight", "bias"} or module._buffers or module._modules:
+        return False
     names = ("forward", "_conv_forward", "__call__")
-    return all(getattr(type(module), name, None) is getattr(base, name, None) for name in names)
+    return not set(names) & set(vars(module)) and all(
+        getattr(type(module), name, None) is getattr(base, name, None) for name in names
+    )
 
 
 def _is_gpt2_conv1d(module: nn.Module) -> bool:
-    return (type(module).__module__, type(module).__name__) == ("transformers.pytorch_utils", "Conv1D")
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D") and "forward" not in vars(
+        module
+    )

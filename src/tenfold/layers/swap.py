@@ -6,12 +6,9 @@ exactly is left dense and listed with its reason.
 
 from __future__ import annotations
 
-import copy
-import difflib
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -19,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tenfold.errors import ArgumentError, PlanError, UnsupportedLayer
+from tenfold.layers.copies import duplicate
+from tenfold.layers.fused import keep_off_fused_paths_
 from tenfold.layers.matrix import LowRank, low_rank_class
-from tenfold.layers.spec import LayerSpec, spec_of, to_kernel
+from tenfold.layers.select import Selection, near, select
+from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, refuse_wrapped, spec_of, to_kernel
+from tenfold.linalg.svd import require_finite
 
-Selection = str | Sequence[str] | None
-"""PEFT's convention: a string is a regular expression for the whole name, a list holds names or name endings."""
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Structure(Protocol):
@@ -37,6 +37,8 @@ class Structure(Protocol):
     def groups(self) -> int: ...  # noqa: D102
     @property
     def fold(self) -> str | None: ...  # noqa: D102
+    @property
+    def bias(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Target:
     Args:
         name: of the module that holds it (the first, in module order).
         aliases: of further modules that hold the same weight, or further names of the same module.
-        spec: the options of the layer; None where tenfold does not know its kind.
+        spec: the options of the layer; None where tenfold does not know its kind or cannot read its numbers.
         reason: why it stays dense; None where it can be decomposed.
-        params: numbers in the weight.
+        params: numbers in the weight; 0 for a lazy one.
     """
 
     name: str
@@ -67,35 +69,40 @@ def find(model: nn.Module, target_modules: Selection = None, exclude_modules: Se
         exclude_modules: these stay dense.
 
     Raises:
-        ArgumentError: a selection that matches no module; the message names near misses.
+        ArgumentError: a wrapped model; a selection that matches no layer, and the message names near misses.
         UnsupportedLayer: a layer named in full by ``target_modules`` that cannot be decomposed.
     """
     refuse_wrapped(model)
     modules = dict(model.named_modules(remove_duplicate=False))
-    chosen = _select(target_modules, "target_modules", modules)
-    excluded = _select(exclude_modules, "exclude_modules", modules) or set()
     holders: dict[int, list[str]] = defaultdict(list)
+    weights: dict[int, nn.Parameter] = {}
     for name, module in modules.items():
         for parameter in _matrices(module):
             holders[id(parameter)].append(name)
-    targets, seen = [], set()
-    for name, module in modules.items():
-        for parameter in _matrices(module):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            names = holders[id(parameter)]
-            reason = _why_not(names, modules, parameter)
-            if reason is None and chosen is not None and not chosen.intersection(names):
-                reason = "not in target_modules"
-            if reason is None and excluded.intersection(names):
-                reason = "in exclude_modules"
-            targets.append(Target(name, tuple(names[1:]), spec_of(module), reason, parameter.numel()))
+            weights[id(parameter)] = parameter
+    layers = dict.fromkeys(name for names in holders.values() for name in names)
+    chosen = select(target_modules, "target_modules", layers, modules)
+    excluded = select(exclude_modules, "exclude_modules", layers, modules) or set()
+    targets = []
+    for key, names in holders.items():
+        weight = weights[key]
+        reason = _why_not(names, modules, weight)
+        if reason is None and chosen is not None and not chosen.intersection(names):
+            reason = "not in target_modules"
+        if reason is None and excluded.intersection(names):
+            reason = "in exclude_modules"
+        lazy = nn.parameter.is_lazy(weight)
+        spec = None if lazy or weight.dtype not in _DTYPES else spec_of(modules[names[0]])
+        targets.append(Target(names[0], tuple(names[1:]), spec, reason, 0 if lazy else weight.numel()))
     _refuse_named(target_modules, targets)
     return targets
 
 
-def apply(model: nn.Module, structures: Mapping[str, Structure]) -> nn.Module:
+Given = Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
+"""Factors in place of the best ones for the weight: left, right, and what is added to the bias, or None."""
+
+
+def apply(model: nn.Module, structures: Mapping[str, Structure], factors: Given | None = None) -> nn.Module:
     """A new model in which each named layer has become what its structure says; ``model`` is untouched.
 
     The weights that are replaced are never copied. Layers that shared a weight share its factors.
@@ -103,46 +110,39 @@ def apply(model: nn.Module, structures: Mapping[str, Structure]) -> nn.Module:
     Args:
         model: the dense model.
         structures: by module name; ``"dense"`` ones are left as they are.
+        factors: by module name, where they are not to be the best ones for the weight.
 
     Raises:
-        PlanError: a name that the model lacks, or a structure that its layer cannot take.
+        PlanError: a name that the model lacks, a layer that has to stay dense, a structure that it cannot take, or
+            different ones for one weight.
+        TenfoldError: a weight with NaN or infinite entries, by name.
+        ArgumentError: a wrapped model.
     """
-    return _replace(model, structures, empty=False)
+    return _replace(model, structures, factors or {}, empty=False)
 
 
 def skeleton(model: nn.Module, structures: Mapping[str, Structure]) -> nn.Module:
-    """As `apply`, with uninitialised factors: for loading saved weights into."""
-    return _replace(model, structures, empty=True)
+    """As `apply`, with uninitialised factors: for loading saved weights into. Raises what `apply` raises."""
+    return _replace(model, structures, {}, empty=True)
 
 
 def to_dense(model: nn.Module) -> nn.Module:
-    """A new model in which every factorised layer is one plain dense layer again, its factors multiplied."""
-    factorised = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, LowRank)}
+    """A new model in which every factorised layer is one plain dense layer again, its factors multiplied.
+
+    Raises:
+        ArgumentError: a wrapped model.
+    """
+    refuse_wrapped(model)
     memo: dict[int, Any] = {}
-    dense: dict[tuple[int, int], nn.Parameter] = {}
-    for layer in factorised.values():
-        if id(layer) in memo:
-            continue
+    weights: dict[tuple[int, int], Any] = {}
+    for layer in structure_of(model).values():
         new = layer.to_layer()
-        pair = (id(layer.encoder.weight), id(layer.decoder.weight))
-        new.weight = dense.setdefault(pair, cast("nn.Parameter", new.weight))
+        new.weight = weights.setdefault((id(layer.encoder.weight), id(layer.decoder.weight)), new.weight)
         if layer.bias is not None:
-            new.bias = memo.setdefault(
-                id(layer.bias), nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
-            )
+            copied = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
+            new.bias = memo.setdefault(id(layer.bias), copied)
         memo[id(layer)] = new
-    return copy.deepcopy(model, memo)
-
-
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise `ArgumentError` for a model inside a wrapper whose copies of the parameters would go stale."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    for module in model.modules():
-        if isinstance(module, wrappers) or type(module).__name__ == "OptimizedModule":
-            raise ArgumentError(
-                f"`model` must not be wrapped in {type(module).__name__}. Pass the module inside it "
-                f"(`.module`, or `._orig_mod` after torch.compile) and wrap the result again."
-            )
+    return keep_off_fused_paths_(duplicate(model, memo))
 
 
 def structure_of(model: nn.Module) -> dict[str, LowRank]:
@@ -150,68 +150,74 @@ def structure_of(model: nn.Module) -> dict[str, LowRank]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LowRank)}
 
 
-def _replace(model: nn.Module, structures: Mapping[str, Structure], *, empty: bool) -> nn.Module:
-    refuse_wrapped(model)
+def _replace(model: nn.Module, structures: Mapping[str, Structure], factors: Given, *, empty: bool) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     todo = {name: s for name, s in structures.items() if s.decomposition != "dense"}
-    for name in todo:
-        if name not in modules:
-            raise PlanError(f"the plan names the layer '{name}', which the model lacks.{_near(name, modules)}")
-        if spec_of(modules[name]) is None:
-            kind = type(modules[name]).__name__
-            raise PlanError(f"the plan decomposes '{name}', a {kind}, which tenfold cannot replace.")
-    # Everything but the replaced weights is copied: those are stood in for by empty tensors on the meta device.
-    weights = {id(modules[name].weight): modules[name].weight for name in todo}
-    stand_ins = {key: nn.Parameter(torch.empty_like(cast("Tensor", w), device="meta")) for key, w in weights.items()}
-    small = copy.deepcopy(model, dict(stand_ins))
-    built: dict[int, nn.Module] = {}
-    factors: dict[int, LowRank] = {}
+    _check(model, modules, todo)
+    # What the copy finds in `memo` it takes as it is: the layers that are replaced are never copied.
+    memo: dict[int, Any] = {}
+    twins: dict[int, LowRank] = {}
     for name, structure in todo.items():
         old = modules[name]
-        if id(old) not in built:
-            new = _build(name, old, structure, factors.get(id(old.weight)), empty=empty)
-            factors.setdefault(id(old.weight), new)
-            if new.bias is not None:
-                cast("nn.Linear", new.decoder).bias = cast("nn.Parameter", small.get_submodule(name).bias)
-            built[id(old)] = new
-        small = _put(small, name, built[id(old)])
-    replaced = {id(p) for p in stand_ins.values()}
-    left = [name for name, p in small.named_parameters() if id(p) in replaced]
-    if left:
-        raise PlanError(
-            f"the plan replaces a layer whose weight is shared with '{left[0]}', which stays dense. "
-            f"Give both the same entry, or leave both dense."
-        )
-    return small
+        if id(old) in memo:
+            continue
+        new = _build(name, old, structure, twins.get(id(old.weight)), empty=empty or name in factors)
+        if name in factors:
+            left, right, shift = factors[name]
+            new.set_factors(left, right)
+            if shift is not None and new.bias is not None:
+                new.bias.data += shift.to(new.bias)
+        twins.setdefault(id(old.weight), new)
+        if old.bias is not None:
+            cast("nn.Linear", new.decoder).bias = memo.setdefault(id(old.bias), new.bias)
+        memo[id(old)] = new
+    return keep_off_fused_paths_(duplicate(model, memo))
+
+
+def _check(model: nn.Module, modules: Mapping[str, nn.Module], todo: Mapping[str, Structure]) -> None:
+    """Raise `PlanError` unless every layer in ``todo`` can be replaced, and every weight by one structure."""
+    targets = {name: target for target in find(model) for name in (target.name, *target.aliases)}
+    for name, wanted in todo.items():
+        if name not in modules:
+            raise PlanError(f"the plan names the layer '{name}', which the model lacks.{near(name, modules)}")
+        if name not in targets:
+            raise PlanError(f"the plan decomposes '{name}', {_kind(modules[name])}, which has no weight matrix.")
+        target = targets[name]
+        if target.reason is not None:
+            raise PlanError(f"the plan decomposes '{name}', which has to stay dense: {target.reason}.")
+        for other in (target.name, *target.aliases):
+            twin = todo.get(other)
+            if twin is None or _written(twin) != _written(wanted):
+                raise PlanError(
+                    f"'{name}' and '{other}' share one weight, but the plan has different entries for them. "
+                    f"Give both the same entry, or leave both dense."
+                )
 
 
 def _build(name: str, old: nn.Module, structure: Structure, twin: LowRank | None, *, empty: bool) -> LowRank:
-    spec = spec_of(old)
+    spec, rank = spec_of(old), structure.rank
     assert spec is not None
-    if structure.decomposition != LowRank.decomposition or not isinstance(structure.rank, int):
+    spec = replace(spec, bias=spec.bias or structure.bias)
+    if structure.decomposition != LowRank.decomposition or not isinstance(rank, int):
         raise PlanError(
             f"'{name}': `decomposition` must be 'dense' or 'low-rank' with one integer `rank`; "
-            f"got {structure.decomposition!r} with rank {structure.rank!r}."
+            f"got {structure.decomposition!r} with rank {rank!r}."
         )
-    kind, weight = low_rank_class(spec), cast("Tensor", old.weight)
-    fold = structure.fold or "channel"
+    if not empty:
+        require_finite(cast("Tensor", old.weight), f"the weight of '{name}'")
+    kind = low_rank_class(spec)
+    make = kind.like if empty or twin is not None else kind.from_layer
     try:
-        if twin is None and not empty:
-            return kind.from_layer(old, spec, structure.rank, structure.groups, fold)
-        new = kind.empty(spec, structure.rank, structure.groups, fold, weight.device, weight.dtype)
+        new = make(old, spec, rank, structure.groups, structure.fold or "channel")
     except ArgumentError as error:
         raise PlanError(f"'{name}' with kernel {spec.shape} cannot be built as planned: {error}") from error
     if twin is not None:
         new.encoder.weight, new.decoder.weight = twin.encoder.weight, twin.decoder.weight
-    return new.train(old.training)
+    return new
 
 
-def _put(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    if name == "":
-        return new
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
-    return model
+def _written(structure: Structure) -> tuple[Any, ...]:
+    return (structure.decomposition, structure.rank, structure.groups, structure.fold, structure.bias)
 
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -229,14 +235,16 @@ def _why_not(names: list[str], modules: Mapping[str, nn.Module], weight: nn.Para
     if any(_hooked(modules[name]) for name in names):
         return "carries hooks (weight norm, or a user's), which a replacement would lose"
     for name, spec in zip(names, specs, strict=True):
-        if spec is None or modules[name].weight is not weight:
-            kind = type(modules[name]).__name__
-            return f"tied to '{name}', a {kind}" if name != names[0] else f"a {kind}, which tenfold does not decompose"
+        if spec is None:
+            what = _kind(modules[name])
+            if isinstance(modules[name], (nn.Linear, *CONVS, *TRANSPOSED)):
+                what += " with more than a plain layer has"
+            return f"tied to '{name}', {what}" if name != names[0] else f"{what}, which tenfold does not decompose"
     if len({_options(spec) for spec in specs if spec}) > 1:
-        return f"tied to '{names[1]}', a layer with other options"
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return f"tied to {', '.join(repr(n) for n in names[1:])}, not all layers of one kind and shape"
+    if any(isinstance(modules[name], nn.modules.linear.NonDynamicallyQuantizableLinear) for name in names):
         return "read directly by nn.MultiheadAttention, which multiplies by its dense weight"
-    if not weight.dtype.is_floating_point:
+    if weight.dtype not in _DTYPES:
         return f"its weight is {weight.dtype}"
     if type(weight.data) is not Tensor:
         return f"its weight is a {type(weight.data).__name__}, not a plain tensor"
@@ -247,34 +255,13 @@ def _options(spec: LayerSpec) -> tuple[Any, ...]:
     return (spec.kind, spec.shape, spec.groups)
 
 
+def _kind(module: nn.Module) -> str:
+    kind = type(module).__name__
+    return f"an {kind}" if kind[0] in "AEIO" else f"a {kind}"
+
+
 def _hooked(module: nn.Module) -> bool:
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-
-
-def _select(selection: Selection, argument: str, modules: Mapping[str, nn.Module]) -> set[str] | None:
-    if selection is None:
-        return None
-    if isinstance(selection, str):
-        try:
-            pattern = re.compile(selection)
-        except re.error as error:
-            raise ArgumentError(f"`{argument}` is no regular expression: {selection!r} ({error}).") from error
-        found = {name for name in modules if pattern.fullmatch(name)}
-        if not found:
-            raise ArgumentError(f"`{argument}` matches no module: {selection!r}.{_near(selection, modules)}")
-        return found
-    found = set()
-    for wanted in selection:
-        hits = {name for name in modules if name == wanted or name.endswith("." + wanted)}
-        if not hits:
-            raise ArgumentError(f"`{argument}` names no module: {wanted!r}.{_near(wanted, modules)}")
-        found |= hits
-    return found
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, [n for n in names if n], n=3, cutoff=0.5)
-    return f" Nearest: {', '.join(close)}." if close else ""
 
 
 def _refuse_named(selection: Selection, targets: list[Target]) -> None:
@@ -282,8 +269,9 @@ def _refuse_named(selection: Selection, targets: list[Target]) -> None:
     if selection is None or isinstance(selection, str):
         return
     for target in targets:
-        if target.reason not in (None, "in exclude_modules") and {target.name, *target.aliases} & set(selection):
-            raise UnsupportedLayer(f"`target_modules` names '{target.name}', which stays dense: {target.reason}.")
+        named = {target.name, *target.aliases}.intersection(selection)
+        if named and target.reason not in (None, "in exclude_modules"):
+            raise UnsupportedLayer(f"`target_modules` names '{min(named)}', which stays dense: {target.reason}.")
 
 
 def kernel_of(model: nn.Module, target: Target) -> Tensor:

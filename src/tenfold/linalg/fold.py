@@ -95,12 +95,12 @@ class Fold:
     @property
     def rows(self) -> int:
         """Rows of each matrix: ``f' k_D``."""
-        return self.shape[0] // self.groups * math.prod(self.kernel_size[a] for a in self.decoder_axes)
+        return self.shape[0] // self.groups * math.prod([self.kernel_size[a] for a in self.decoder_axes])
 
     @property
     def columns(self) -> int:
         """Columns of each matrix: ``c' k_E``."""
-        return self.shape[1] // self.slices * math.prod(self.kernel_size[a] for a in self.encoder_axes)
+        return self.shape[1] // self.slices * math.prod([self.kernel_size[a] for a in self.encoder_axes])
 
     @property
     def full_rank(self) -> int:

@@ -65,8 +65,7 @@ def slice_spectra(
 
 def _cut(w: Tensor, k: int) -> Tensor:
     """``(..., f, n) -> (..., k, f, n/k)``: runs of consecutive columns."""
-    cut = w.unflatten(-1, (k, -1)).movedim(-2, -3)
-    return cut if cut.ndim == 3 else cut.contiguous()  # two batch axes: matmul would copy both of its arguments
+    return w.unflatten(-1, (k, -1)).movedim(-2, -3)
 
 
 def _blocks(g: Tensor, m: int) -> Tensor:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+import scipy.linalg
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -18,6 +20,10 @@ from tenfold.errors import TenfoldError, check
 
 Driver = Literal["auto", "gram", "svd"]
 NotConverged = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage] - documented, not re-exported
+
+_LARGE = 192
+_FEW = 6
+"""A sixth of the eigenvectors by their indices takes as long as all of them by divide and conquer."""
 
 
 def working(a: Tensor) -> Float64[Tensor, "*shape"]:
@@ -33,20 +39,37 @@ def like(x: Float64[Tensor, "*shape"], a: Tensor) -> Float[Tensor, "*shape"]:
 
 def gram(a: Float64[Tensor, "*batch m n"], side: Literal["left", "right"]) -> Float64[Tensor, "*batch p p"]:
     """``A A^T`` (left) or ``A^T A`` (right)."""
-    return a @ a.mT if side == "left" else a.mT @ a
+    b = a if side == "left" else a.mT
+    if b.device.type != "cpu":
+        return b @ b.mT
+    x = b.numpy()  # numpy sees that both sides are one matrix and takes the symmetric product: half the work, no copy
+    return torch.from_numpy(np.matmul(x, x.swapaxes(-1, -2)))
 
 
 def gram_spectrum(g: Float64[Tensor, "*batch p p"]) -> Float64[Tensor, "*batch p"]:
     """Singular values, descending, of any ``A`` with Gram matrix ``g``: ``sqrt(eig(g))``."""
-    return torch.linalg.eigvalsh(g).clamp(min=0).sqrt().flip(-1)
+    values = torch.from_numpy(np.linalg.eigvalsh(g.numpy())) if _by_numpy(g) else torch.linalg.eigvalsh(g)
+    return values.clamp(min=0).sqrt().flip(-1)
 
 
 def gram_basis(
-    g: Float64[Tensor, "*batch p p"],
-) -> tuple[Float64[Tensor, "*batch p p"], Float64[Tensor, "*batch p"]]:
-    """Eigenvectors of ``g`` in columns and ``sqrt`` of its eigenvalues, both by descending eigenvalue."""
-    values, vectors = torch.linalg.eigh(g)
-    return vectors.flip(-1), values.clamp(min=0).sqrt().flip(-1)
+    g: Float64[Tensor, "*batch p p"], rank: int | None = None
+) -> tuple[Float64[Tensor, "*batch p r"], Float64[Tensor, "*batch r"]]:
+    """Eigenvectors of ``g`` in columns and ``sqrt`` of its eigenvalues, both by descending eigenvalue.
+
+    ``rank`` asks for the leading ones only; of a large matrix a few of them cost half of what all cost.
+    """
+    p = g.shape[-1]
+    rank = p if rank is None else rank
+    if _by_numpy(g) and rank * _FEW <= p:
+        each = [scipy.linalg.eigh(x, subset_by_index=(p - rank, p - 1)) for x in g.reshape(-1, p, p).numpy()]
+        values = torch.from_numpy(np.stack([x[0] for x in each])).reshape(*g.shape[:-2], rank)
+        vectors = torch.from_numpy(np.stack([x[1] for x in each])).reshape(*g.shape[:-1], rank)
+    elif _by_numpy(g):
+        values, vectors = (torch.from_numpy(x) for x in np.linalg.eigh(g.numpy()))
+    else:
+        values, vectors = torch.linalg.eigh(g)
+    return vectors[..., -rank:].flip(-1), values[..., -rank:].clamp(min=0).sqrt().flip(-1)
 
 
 def singular_values(a: Float[Tensor, "*batch m n"], *, driver: Driver = "auto") -> Float64[Tensor, "*batch p"]:
@@ -124,8 +147,8 @@ def low_rank_factors(
     """
     m, n = a.shape[-2:]
     check(1 <= rank <= min(m, n), "rank", f"in 1..{min(m, n)} for shape {tuple(a.shape)}", rank)
-    basis, s = left_basis(a if m <= n else a.mT)
-    basis, s, w = basis[..., :rank], s[..., :rank], working(a)
+    basis, s = left_basis(a if m <= n else a.mT, rank)
+    w = working(a)
     scale = s.clamp(min=1e-12 * s[..., :1]).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))[..., None, :]
     if m <= n:
@@ -136,11 +159,11 @@ def low_rank_factors(
 
 
 def left_basis(
-    a: Float[Tensor, "*batch m n"], *, driver: Driver = "auto"
-) -> tuple[Float64[Tensor, "*batch m p"], Float64[Tensor, "*batch p"]]:
+    a: Float[Tensor, "*batch m n"], rank: int | None = None, *, driver: Driver = "auto"
+) -> tuple[Float64[Tensor, "*batch m r"], Float64[Tensor, "*batch r"]]:
     """Orthonormal left singular vectors of ``a`` (columns, by descending value) and its singular values, float64.
 
-    ``p = min(m, n)``; ``driver`` as in `singular_values`.
+    The leading ``rank`` of them, by default all ``min(m, n)``; ``driver`` as in `singular_values`.
 
     Raises:
         TenfoldError: ``a`` has NaN or infinite entries.
@@ -150,12 +173,16 @@ def left_basis(
     wide = w.shape[-2] <= w.shape[-1]
     if not _use_svd(a, driver):
         if wide:
-            return gram_basis(gram(w, "left"))
-        u, s, _ = _by_gram(w, w.shape[-1])
+            if w.ndim != 3 or w.shape[-2] < _LARGE or 0 in w.shape:
+                return gram_basis(gram(w, "left"), rank)
+            # One by one: the Gram matrices and all their vectors together would be the largest thing in memory.
+            each = [gram_basis(gram(x, "left"), rank) for x in w]
+            return torch.stack([u for u, _ in each]), torch.stack([s for _, s in each])
+        u, s, _ = _by_gram(w, w.shape[-1] if rank is None else rank)
         return u, s
     # A = R^T Q^T: the small R^T has the same left vectors and values, and the long right ones are never formed.
     u, s, _ = _plain(torch.linalg.qr(w.mT, mode="r")[1].mT if wide else w)
-    return u, s
+    return u[..., :rank], s[..., :rank]
 
 
 def energy_rank(s: Float[Tensor, "*batch p"], energy: float) -> Tensor:
@@ -198,10 +225,16 @@ def tail_rank(s: Float[Tensor, "*batch p"], budget: float | Tensor) -> Tensor:
 
 def require_finite(a: Tensor, what: str = "a matrix to factorise") -> None:
     """Raise `TenfoldError` if ``a`` has NaN or infinite entries."""
-    if not torch.isfinite(a).all():
+    # A finite sum has finite terms, and costs a twentieth of looking at each; finite terms may still overflow it.
+    if not torch.isfinite(a.sum()) and not torch.isfinite(a).all():
         raise TenfoldError(
             f"{what} has NaN or infinite entries (shape {tuple(a.shape)}). Load or train finite weights first."
         )
+
+
+def _by_numpy(g: Tensor) -> bool:
+    """From here on the LAPACK of numpy and scipy takes three quarters of the time that torch's takes."""
+    return g.device.type == "cpu" and g.shape[-1] >= _LARGE and g.numel() > 0
 
 
 def _use_svd(a: Tensor, driver: Driver) -> bool:
@@ -233,7 +266,7 @@ def _by_gram(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     if w.shape[-2] > w.shape[-1]:
         v, s, u = _by_gram(w.mT, rank)
         return u, s, v
-    basis = gram_basis(gram(w, "left"))[0][..., :rank]
+    basis = gram_basis(gram(w, "left"), rank)[0]
     q, r = torch.linalg.qr(w.mT @ basis)
     left, s, right = _square(r.mT)
     return basis @ left, s, q @ right

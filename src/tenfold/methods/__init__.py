@@ -8,22 +8,30 @@ import inspect
 import pkgutil
 from typing import Any
 
-from tenfold.errors import ArgumentError
+from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.methods.base import Method
 
 
 def methods() -> dict[str, type[Method]]:
-    """Every method by name: each concrete `Method` in each module of this package."""
+    """Every method by name: each concrete `Method` in each module of this package.
+
+    Raises:
+        TenfoldError: two methods of one name.
+    """
     found: dict[str, type[Method]] = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
-        for value in vars(importlib.import_module(f"{__name__}.{module}")).values():
-            if inspect.isclass(value) and issubclass(value, Method) and not inspect.isabstract(value):
-                found[value.name] = value
+    for path in sorted(f"{__name__}.{info.name}" for info in pkgutil.iter_modules(__path__)):
+        for value in vars(importlib.import_module(path)).values():
+            if not (inspect.isclass(value) and issubclass(value, Method)) or inspect.isabstract(value):
+                continue
+            if found.setdefault(value.name, value) is not value:
+                raise TenfoldError(f"`name` must be a method's own: '{value.name}' is in {path} and another file.")
     return dict(sorted(found.items()))
 
 
 def build_method(name: str, **fields: Any) -> Method:
-    """The method called ``name`` with these fields; the rest at their defaults.
+    """The method called ``name`` with these fields, the rest at their defaults: from the command line or from JSON.
+
+    Lists, which is what JSON has, become tuples.
 
     Raises:
         ArgumentError: no such method or field, or a value out of range.
@@ -37,4 +45,4 @@ def build_method(name: str, **fields: Any) -> Method:
     unknown = [field for field in fields if field not in allowed]
     if unknown:
         raise ArgumentError(f"`{unknown[0]}` is no field of {name}; it has: {', '.join(allowed) or 'none'}.")
-    return known[name](**fields)
+    return known[name](**{field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()})

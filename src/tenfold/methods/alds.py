@@ -9,7 +9,6 @@ alternation from random starts, and every divisor of the input channels competes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,7 +17,7 @@ from tenfold.linalg.fold import NAMES
 from tenfold.methods.base import Method
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.minmax import allocate
-from tenfold.ranks.options import Options, options, refuse, smallest
+from tenfold.ranks.options import Options, options, settle
 from tenfold.ranks.plan import Budget, Plan
 from tenfold.ranks.problem import Problem
 
@@ -32,8 +31,8 @@ class ALDS(Method):
 
     Args:
         measure: the error of a layer; see `tenfold.ranks.measures`. ``"max"`` is what the authors' code minimises.
-        slices: candidate numbers of slices; None: every divisor of a layer's input channels (per group).
-        folds: candidate folds; see `tenfold.linalg.fold`. The paper's default is the channel fold.
+        slices: candidate numbers of slices, a tuple; None: every divisor of a layer's input channels (per group).
+        folds: candidate folds, a tuple; see `tenfold.linalg.fold`. The paper's default is the channel fold.
 
     Raises:
         ArgumentError: an unknown measure or fold, or a number of slices below 1.
@@ -42,17 +41,19 @@ class ALDS(Method):
     """
 
     measure: Literal["max", "spectral", "rss", "bound", "fro"] = "max"
-    slices: Sequence[int] | None = None
-    folds: Sequence[str] = ("channel",)
+    slices: tuple[int, ...] | None = None
+    folds: tuple[str, ...] = ("channel",)
 
     name: ClassVar[str] = "alds"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check(self.measure in MEASURES, "measure", f"one of {', '.join(MEASURES)}", self.measure)
-        check(bool(self.folds) and set(self.folds) <= set(NAMES), "folds", f"some of {', '.join(NAMES)}", self.folds)
+        check(self.measure in tuple(MEASURES), "measure", f"one of {', '.join(MEASURES)}", self.measure)
+        some = isinstance(self.folds, tuple) and len(self.folds) > 0 and all(fold in NAMES for fold in self.folds)
+        check(some, "folds", f"a tuple of one or more of {', '.join(NAMES)}", self.folds)
         if self.slices is not None:
-            check(bool(self.slices) and min(self.slices) >= 1, "slices", "None or numbers >= 1", self.slices)
+            some = isinstance(self.slices, tuple) and len(self.slices) > 0 and all(type(k) is int for k in self.slices)
+            check(some and min(self.slices) >= 1, "slices", "None or a tuple of integers >= 1", self.slices)
 
     def options(self, problem: Problem) -> list[Options]:
         """The candidates of every layer, with error and cost."""
@@ -61,9 +62,7 @@ class ALDS(Method):
     def plan(self, problem: Problem, budget: Budget | None) -> Plan:
         """The min-max optimal plan within ``budget``; see `tenfold.ranks.minmax`."""
         assert budget is not None
-        tables, limits = self.options(problem), problem.limits(budget)
-        found = allocate(tables, limits)
-        if found is None:
-            raise refuse(problem, budget, smallest(tables, list(limits)))
-        chosen = [table.layer_plan(i) for table, i in zip(tables, found.choice, strict=True)]
-        return problem.plan(self.name, chosen, budget=budget, measure=self.measure, level=found.level)
+        tables = self.options(problem)
+        found = allocate(tables, problem.limits(budget))
+        choice, level = (None, None) if found is None else (found.choice, found.level)
+        return settle(problem, self.name, tables, choice, budget, measure=self.measure, level=level)

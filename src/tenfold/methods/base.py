@@ -13,7 +13,6 @@ A post-training method overrides only `plan`.
 
 from __future__ import annotations
 
-import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError
 from tenfold.layers.batchnorm import reestimate_
+from tenfold.layers.copies import duplicate
 from tenfold.layers.cost import Cost, cost
 from tenfold.layers.swap import Selection
 from tenfold.ranks.build import Report, Result, apply
@@ -41,12 +41,16 @@ class Method(ABC):
     """What the command line and the plans call it."""
     needs_closure: ClassVar[bool] = False
     """Whether `step` must be given a closure that computes the loss anew."""
+    needs_data: ClassVar[bool] = False
+    """Whether `plan` needs calibration data."""
+    needs_layers: ClassVar[bool] = True
+    """Whether there must be a layer to decompose."""
     needs_budget: ClassVar[bool] = True
     """Whether `plan` needs a budget; methods that choose ranks themselves do not."""
 
     def begin(self, model: nn.Module) -> nn.Module:
         """The model to train: a copy; methods that train factors return a factorised one."""
-        return copy.deepcopy(model)
+        return duplicate(model)
 
     def optimizer(self, model: nn.Module, *, base: type[Optimizer] = torch.optim.SGD, **hyper: Any) -> Optimizer:
         """A torch optimizer that does the method's work inside its ``step``.
@@ -92,20 +96,25 @@ class Method(ABC):
         Args:
             model: trained; untouched.
             budget: what may be kept.
-            data: batches ``x`` or ``(x, y)`` to re-estimate batch norm from; None leaves its statistics.
+            data: batches ``x`` or ``(x, y)`` to re-estimate batch norm from, and to calibrate a method that needs it;
+                anything that can be gone through twice. None leaves the statistics.
             example_inputs: for MACs only; see `tenfold.plan`.
             target_modules: see `tenfold.plan`.
             exclude_modules: see `tenfold.plan`.
         """
         clock = time.perf_counter()
         problem = survey(
-            model, example_inputs=example_inputs, target_modules=target_modules, exclude_modules=exclude_modules
+            model,
+            example_inputs=example_inputs,
+            data=data,
+            target_modules=target_modules,
+            exclude_modules=exclude_modules,
         )
         made = self._checked_plan(problem, budget)
         planned = time.perf_counter()
         small = apply(problem.model, made)
         applied = time.perf_counter()
-        if data is not None:
+        if data is not None and made.compresses:
             reestimate_(small, data)
         seconds = {"plan": planned - clock, "apply": applied - planned, "reestimate": time.perf_counter() - applied}
         left = {name: layer.reason or "" for name, layer in made.layers.items() if layer.decomposition == "dense"}
@@ -119,6 +128,10 @@ class Method(ABC):
     def _checked_plan(self, problem: Problem, budget: Budget | None) -> Plan:
         if budget is None and self.needs_budget:
             raise ArgumentError(f"`budget` must be given for {self.name}: e.g. tenfold.Budget(params=0.25).")
+        if problem.data is None and self.needs_data:
+            raise ArgumentError(f"`data` must be given for {self.name}: calibration batches x or (x, y).")
+        if self.needs_layers:
+            problem.require_sites()
         return self.plan(problem, budget)
 
 
@@ -128,6 +141,7 @@ def plan(
     budget: Budget | None = None,
     *,
     example_inputs: Any = None,
+    data: Iterable[Any] | None = None,
     target_modules: Selection = None,
     exclude_modules: Selection = None,
 ) -> Plan:
@@ -142,6 +156,7 @@ def plan(
         budget: what may be kept; None where the method chooses ranks itself.
         example_inputs: needed for a budget on MACs, and for MACs in the plan: a tensor, a tuple of positional or a
             dict of keyword arguments.
+        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
         target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
         exclude_modules: never these.
 
@@ -152,7 +167,11 @@ def plan(
         TenfoldError: a weight with NaN or infinite entries.
     """
     problem = survey(
-        model, example_inputs=example_inputs, target_modules=target_modules, exclude_modules=exclude_modules
+        model,
+        example_inputs=example_inputs,
+        data=data,
+        target_modules=target_modules,
+        exclude_modules=exclude_modules,
     )
     return method._checked_plan(problem, budget)
 

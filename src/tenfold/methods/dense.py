@@ -16,6 +16,7 @@ class Dense(Method):
 
     name: ClassVar[str] = "dense"
     needs_budget: ClassVar[bool] = False
+    needs_layers: ClassVar[bool] = False
 
     def plan(self, problem: Problem, budget: Budget | None) -> Plan:
         """Every layer dense."""

@@ -9,7 +9,7 @@ from tenfold.errors import check
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.methods.base import Method
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.options import options, refuse, smallest
+from tenfold.ranks.options import options, settle
 from tenfold.ranks.plan import Budget, Plan
 from tenfold.ranks.problem import Problem
 from tenfold.ranks.uniform import allocate
@@ -44,10 +44,5 @@ class SVD(Method):
         assert budget is not None
         tables = options(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))
         full = [Fold(s.cost.shape, s.cost.groups, 1, self.fold).full_rank for s in problem.sites]
-        limits = problem.limits(budget)
-        found = allocate(tables, full, limits)
-        if found is None:
-            raise refuse(problem, budget, smallest(tables, list(limits)))
-        choice, fraction = found
-        chosen = [table.layer_plan(i) for table, i in zip(tables, choice, strict=True)]
-        return problem.plan(self.name, chosen, budget=budget, measure="max", level=fraction)
+        choice, fraction = allocate(tables, full, full, problem.limits(budget)) or (None, None)
+        return settle(problem, self.name, tables, choice, budget, measure="max", level=fraction)

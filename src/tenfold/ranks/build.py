@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from tenfold.errors import PlanError, TenfoldWarning
 from tenfold.layers import swap
-from tenfold.layers.cost import Cost, LayerCost, layer_cost
+from tenfold.layers.cost import Cost, layer_cost
 from tenfold.layers.matrix import LowRank
-from tenfold.layers.spec import LayerSpec, spec_of
-from tenfold.ranks.plan import LayerPlan, Plan
+from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
+from tenfold.ranks.plan import Factors, LayerPlan, Plan, priced
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises:
         PlanError: the plan is for another model, or a layer cannot become what it says.
-        TenfoldError: a weight with NaN or infinite entries.
+        TenfoldError: a weight with NaN or infinite entries, by name.
+        ArgumentError: a model wrapped in DataParallel or the like.
+
+    Warns:
+        TenfoldWarning: a layer that the plan makes no smaller.
     """
     if swap.structure_of(model):
         model = swap.to_dense(model)
@@ -80,11 +84,30 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
                     TenfoldWarning,
                     stacklevel=2,
                 )
-    return swap.apply(model, plan.layers)
+    return swap.apply(model, plan.layers, _factors(plan))
+
+
+def _factors(plan: Plan) -> dict[str, Factors]:
+    """The factors that the plan brings; all of them, where they come from data."""
+    if not plan.from_data:
+        return {}
+    wanted = [n for n, x in plan.layers.items() if x.decomposition != "dense" and not x.tied_to]
+    missing = [name for name in wanted if name not in plan.factors]
+    if missing:
+        raise PlanError(
+            f"the plan was made by {plan.method} from calibration data, and holds no factors for '{missing[0]}': "
+            f"they do not travel in JSON, and an edited rank loses them. Plan again on the data, and save the model."
+        )
+    return {n: plan.factors[x.tied_to or n] for n, x in plan.layers.items() if x.decomposition != "dense"}
 
 
 def check_fits(model: nn.Module, plan: Plan) -> None:
-    """Raise `PlanError` unless every layer that the plan decomposes is in ``model`` with the kernel it expects."""
+    """Raise `PlanError` unless every layer that the plan decomposes is in ``model`` with the kernel it expects.
+
+    Raises:
+        ArgumentError: a wrapped model, in which every layer has another name.
+    """
+    refuse_wrapped(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in plan.layers.items():
         if layer.decomposition == "dense" or layer.layer is None:
@@ -105,23 +128,25 @@ def plan_of(model: nn.Module) -> Plan:
     dense = sum(p.numel() for p in model.parameters())
     layers: dict[str, LayerPlan] = {}
     owner: dict[int, str] = {}
-    for name, layer in swap.structure_of(model).items():
+    for name, layer in _low_rank(model).items():
         first = owner.setdefault(id(layer.encoder.weight), name)
-        base: LayerCost = layer_cost(layer.spec)
-        price = base.low_rank(layer.rank, layer.slices, layer.fold).params if first == name else 0
         tied = None if first == name else first
-        layers[name] = LayerPlan("low-rank", layer.rank, layer.slices, layer.fold, None, price, None, None, tied, base)
-        dense += 0 if tied else base.dense().params - price
+        bare = LayerPlan("low-rank", layer.rank, layer.slices, layer.fold, tied_to=tied, bias=layer.added_bias)
+        layers[name] = replace(priced(name, replace(bare, layer=layer_cost(layer.spec))), error=None)
+        dense += (0 if tied else layer.spec.params) - layers[name].params
     return Plan("unknown", layers, dense)
 
 
 def matches(model: nn.Module, plan: Plan) -> bool:
     """Whether ``model`` is built as ``plan`` says."""
-    there = {
-        n: (m.rank, m.slices, m.fold) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, LowRank)
-    }
+    there = {n: (m.rank, m.slices, m.fold) for n, m in _low_rank(model).items()}
     said = {n: (x.rank, x.groups, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"}
     return there == said
+
+
+def _low_rank(model: nn.Module) -> dict[str, LowRank]:
+    """The factorised layers under all their names, as plans list them."""
+    return {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, LowRank)}
 
 
 def _describe(spec: LayerSpec | None) -> str:

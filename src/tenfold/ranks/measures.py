@@ -18,12 +18,13 @@ Source: Liebenwein et al. 2021 (arXiv 2107.11442), equation 1 and Theorem 1; `rs
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Float64
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
 from tenfold.linalg.svd import gram, gram_basis, working
@@ -34,8 +35,12 @@ Measure = Callable[[Spectra, Tensor, Callable[[], Tensor]], Errors]
 """``(s, s_1, matrices) -> errors`` for ranks ``1..p``; ``matrices()`` gives the slices ``(g, k, rows, columns)``."""
 
 
-def _next(s: Spectra) -> Spectra:
-    """``s_{j+1}`` for ``j = 1..p``: the spectrum moved up by one, 0 behind the last."""
+_LANCZOS = 64
+"""Up to this size all eigenvalues at once are faster than the largest by Lanczos."""
+
+
+def _next(s: Float64[Tensor, "*batch p"]) -> Float64[Tensor, "*batch p"]:
+    """``s_{j+1}`` for ``j = 1..p``: moved up by one, 0 behind the last."""
     return torch.cat([s[..., 1:], torch.zeros_like(s[..., :1])], dim=-1)
 
 
@@ -73,7 +78,7 @@ def spectral_error(s: Spectra, top: Tensor, matrices: Callable[[], Tensor]) -> E
     if s.shape[1] == 1:
         return max_error(s, top, matrices)
     worst = torch.zeros(s.shape[-1], dtype=torch.float64)
-    for group in working(matrices()):
+    for group in working(matrices()).cpu():
         worst = torch.maximum(worst, _residual_norms(group, s.shape[-1]))
     return _relative(worst, top)
 
@@ -94,13 +99,14 @@ def _residual_norms(slices: Float64[Tensor, "k rows columns"], p: int) -> Errors
 
 def _top_eigenvalue(a: Tensor, start: Tensor | None) -> tuple[float, Tensor | None]:
     """Of a symmetric non-negative matrix; large ones by Lanczos, started at the last eigenvector."""
-    if a.shape[0] <= 64:
-        return float(torch.linalg.eigvalsh(a)[-1].clamp(min=0)), None
-    v0 = None if start is None else start.numpy()
-    if v0 is None:
-        v0 = torch.ones(a.shape[0], dtype=torch.float64).numpy()
-    values, vectors = eigsh(a.numpy(), k=1, which="LA", v0=v0, tol=1e-12)  # pyright: ignore[reportArgumentType] - the stub says int
-    return max(float(values[0]), 0.0), torch.from_numpy(vectors[:, 0].copy())
+    if a.shape[0] > _LANCZOS:
+        # With a little of every direction: the last eigenvector may be orthogonal to the one that has overtaken it.
+        v0 = torch.randn(a.shape[0], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        v0 = v0 if start is None else start + 1e-3 * v0 / v0.norm()
+        with contextlib.suppress(ArpackError):  # a zero matrix, or no convergence: the dense solver decides
+            values, vectors = eigsh(a.numpy(), k=1, which="LA", v0=v0.numpy(), tol=1e-12)  # pyright: ignore[reportArgumentType] - the stub says int
+            return max(float(values[0]), 0.0), torch.from_numpy(vectors[:, 0].copy())
+    return float(torch.linalg.eigvalsh(a)[-1].clamp(min=0)), None
 
 
 MEASURES: Mapping[str, Measure] = MappingProxyType(

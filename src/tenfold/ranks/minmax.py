@@ -11,7 +11,8 @@ which it fits: one sort of all options gives it, and the whole budget -> level c
 next lower level, which does not fit. No random numbers, no restarts.
 
 With several limits "cheapest" is unambiguous where one cost is a multiple of the other in each layer (parameters and
-MACs, channel fold, stride or not). Elsewhere feasibility of a level is a small integer programme, solved exactly.
+MACs, channel fold, stride or not). Elsewhere (transposed convolutions, other folds) feasibility of a level is a small
+integer programme, decided to one part in a million of a limit, the solver's own precision; exactly up to 400 thousand.
 
 The objective says nothing about layers below the level, so a second, lexicographic pass spends what is left: the layer
 with the largest error that can still be lowered is lowered, until nothing fits or 99.8 % of a limit is used.
@@ -33,6 +34,8 @@ from scipy.sparse import csr_array
 from tenfold.ranks.options import Options
 
 _USED = 0.998
+_EXACT = 400_000
+"""Up to this limit half a unit is more than the integer programme's relative tolerance of a millionth."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class Allocation:
     """The optimum and its certificate.
 
     Args:
-        choice: index into the options of each layer, after the second pass.
+        choice: index into the options of each layer.
         level: the smallest attainable largest error.
-        lower: the next lower candidate level, which no choice within the limits attains; None if ``level`` is the
-            smallest there is.
+        lower: the next lower level at which the cheapest choice differs, which no choice within the limits attains;
+            None if ``level`` is the smallest there is.
     """
 
     choice: tuple[int, ...]
@@ -66,7 +69,7 @@ class Staircase:
     cost: NDArray[np.int64]
 
 
-def allocate(tables: Sequence[Options], limits: Mapping[str, int]) -> Allocation | None:
+def allocate(tables: Sequence[Options], limits: Mapping[str, int], *, spend: bool = True) -> Allocation | None:
     """The min-max optimal choice within ``limits``; None where even the cheapest options do not fit.
 
     Ties in cost go to the lower error, then to fewer slices.
@@ -74,6 +77,7 @@ def allocate(tables: Sequence[Options], limits: Mapping[str, int]) -> Allocation
     Args:
         tables: the options of each layer.
         limits: what all layers together may cost, by name of the cost.
+        spend: whether the second pass spends what is left.
     """
     names, bound = list(limits), np.array(list(limits.values()), dtype=np.int64)
     problem = _Levels(tables, names, bound)
@@ -89,7 +93,8 @@ def allocate(tables: Sequence[Options], limits: Mapping[str, int]) -> Allocation
             high = middle
     choice = problem.choose(levels[high])
     assert choice is not None
-    choice = _spend(problem.stairs, tables, names, bound, choice)
+    if spend:
+        choice = _spend(problem.stairs, tables, names, bound, choice)
     return Allocation(tuple(choice), float(levels[high]), float(levels[high - 1]) if high else None)
 
 
@@ -149,48 +154,52 @@ class _Levels:
         return None if all(self.front) else self._programme(level)
 
     def _programme(self, level: float) -> list[int] | None:
-        """Least total of the first cost under the other limits: a multiple-choice knapsack."""
+        """A choice within the limits, near the least total: a multiple-choice knapsack with several limits."""
         fronts = [_pareto(table, self.names, level) for table in self.tables]
         costs = [
             np.stack([t.costs[n][f] for n in self.names], axis=1) for t, f in zip(self.tables, fronts, strict=True)
         ]
         layer = np.repeat(np.arange(len(fronts)), [len(f) for f in fronts])
         cost, scale = np.concatenate(costs), np.maximum(self.bound, 1)
-        found = milp(
-            cost[:, 0] / scale[0],
-            constraints=[
-                LinearConstraint(csr_array((layer[None, :] == np.arange(len(fronts))[:, None]).astype(float)), 1, 1),
-                LinearConstraint((cost / scale).T, ub=(self.bound / scale)),  # pyright: ignore[reportArgumentType]
-            ],
-            integrality=np.ones(len(layer)),
-            bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0.0},
-        )
-        if found.x is None:
-            return None
-        taken = np.flatnonzero(found.x > 0.5)
-        if len(taken) != len(fronts) or np.any(cost[taken].sum(0) > self.bound):
-            return None  # the solver's tolerance, not the limits, let it through
-        return [int(i) for i in np.concatenate(fronts)[taken]]
+        one_each = csr_array((layer[None, :] == np.arange(len(fronts))[:, None]).astype(float))
+        # Half a unit of room excludes no integer solution and admits none in excess, unless it is less than the
+        # solver's tolerance: then what is found may exceed the limit, and a limit tightened by as much decides.
+        for room in (np.full(len(scale), 0.5), np.where(scale < _EXACT, 0.5, -2e-6 * scale)):
+            found = milp(
+                (cost / scale).sum(1),
+                constraints=[
+                    LinearConstraint(one_each, 1, 1),
+                    LinearConstraint((cost / scale).T, ub=(self.bound + room) / scale),  # pyright: ignore[reportArgumentType]
+                ],
+                integrality=np.ones(len(layer)),
+                bounds=Bounds(0, 1),
+                options={"mip_rel_gap": 1e-3},  # any choice within the limits will do; a cheap one leaves more to spend
+            )
+            if found.x is None:
+                assert found.status == 2, found.message  # infeasible
+                return None
+            taken = np.flatnonzero(found.x > 0.5)
+            if np.all(cost[taken].sum(0) <= self.bound):
+                return [int(i) for i in np.concatenate(fronts)[taken]]
+        return None
 
 
 def _one_order(table: Options, names: list[str]) -> bool:
-    """Whether all costs sort the options alike: then what is cheapest is cheapest under every limit."""
-    order = np.argsort(table.costs[names[0]], kind="stable")
-    steps = [np.sign(np.diff(table.costs[name][order])) for name in names]
-    return all(np.array_equal(step, steps[0]) for step in steps[1:])
+    """Whether no two options disagree on which is cheaper: then what is cheapest is cheapest under every limit."""
+    cost = np.stack([table.costs[name] for name in names], axis=1)
+    return bool(np.all(np.diff(cost[np.lexsort(cost.T[::-1])], axis=0) >= 0))
 
 
 def _pareto(table: Options, names: list[str], level: float) -> NDArray[np.int64]:
     """Options with error at most ``level`` that no other such option beats in every cost."""
+    cost = np.stack([table.costs[name] for name in names], axis=1)
     index = np.flatnonzero(table.error <= level)
-    cost = np.stack([table.costs[n][index] for n in names], axis=1)
-    order = np.lexsort((*cost.T[::-1],))
+    index = index[np.lexsort((table.slices[index], table.error[index], *cost[index].T[::-1]))]
     kept: list[int] = []
-    for i in order:
-        if not any(np.all(cost[j] <= cost[i]) for j in kept):
-            kept.append(int(i))
-    return index[kept]
+    while len(index):  # the first is beaten by none; what it beats goes with it
+        kept.append(int(index[0]))
+        index = index[np.any(cost[index] < cost[index[0]], axis=1)]
+    return np.array(kept, dtype=np.int64)
 
 
 def _spend(
@@ -200,17 +209,19 @@ def _spend(
     bound: NDArray[np.int64],
     choice: list[int],
 ) -> list[int]:
-    """Lower the layers that still can be, the largest error first; each step goes one stair down in error."""
+    """Lower the layers that still can be, the largest error first; each step goes to the next stair that fits."""
     now = [np.array([t.costs[n][c] for n in names]) for t, c in zip(tables, choice, strict=True)]
     error = np.array([t.error[c] for t, c in zip(tables, choice, strict=True)])
     left = bound - sum(now)
     open_ = np.ones(len(choice), dtype=bool)
     while open_.any() and np.all(left > (1 - _USED) * bound):
         layer = int(np.argmax(np.where(open_, error, -1.0)))
-        step = int(np.searchsorted(-stairs[layer].error, -error[layer], side="right"))
-        if step == len(stairs[layer].error) or np.any(stairs[layer].cost[step] - now[layer] > left):
+        below = int(np.searchsorted(-stairs[layer].error, -error[layer], side="right"))
+        fits = np.all(stairs[layer].cost[below:] - now[layer] <= left, axis=1)
+        if not fits.any():
             open_[layer] = False
             continue
+        step = below + int(np.argmax(fits))
         left = left + now[layer] - stairs[layer].cost[step]
         now[layer], error[layer] = stairs[layer].cost[step], stairs[layer].error[step]
         choice[layer] = int(stairs[layer].index[step])

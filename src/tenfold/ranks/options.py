@@ -1,12 +1,14 @@
 """The candidate decompositions of each layer, with cost and error, as arrays.
 
-Dense is always an option, with error 0. A decomposition that saves neither parameters nor MACs is not.
+Dense is always an option, with error 0. A decomposition is one only if it saves parameters, and also MACs where they
+are known: with example inputs, no plan makes a layer slower to make it smaller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from tenfold.errors import BudgetError
 from tenfold.layers.cost import Cost
 from tenfold.linalg.svd import singular_values
 from tenfold.ranks.measures import Measure
-from tenfold.ranks.plan import Budget, LayerPlan
+from tenfold.ranks.plan import Budget, LayerPlan, Plan
 from tenfold.ranks.problem import NO_SAVING, Problem, Site
 
 
@@ -32,6 +34,7 @@ class Options:
         rank: ``(n,)``; 0 for dense.
         error: in the measure asked for, ``(n,)``.
         costs: by name of the cost (``params``, and ``macs`` where known), each ``(n,)`` int64.
+        bias: whether a low-rank entry adds a bias that the layer lacks.
     """
 
     name: str
@@ -41,12 +44,14 @@ class Options:
     rank: NDArray[np.int64]
     error: NDArray[np.float64]
     costs: dict[str, NDArray[np.int64]]
+    bias: bool = False
 
     def layer_plan(self, i: int) -> LayerPlan | None:
         """Entry ``i`` as a plan for the layer; None for a dense one that could be something else."""
         if i > 0:
             fold = self.folds[self.fold[i]]
-            return LayerPlan("low-rank", int(self.rank[i]), int(self.slices[i]), fold, float(self.error[i]))
+            rank, slices, error = int(self.rank[i]), int(self.slices[i]), float(self.error[i])
+            return LayerPlan("low-rank", rank, slices, fold, error, bias=self.bias)
         return LayerPlan("dense", reason=NO_SAVING) if len(self.rank) == 1 else None
 
 
@@ -61,10 +66,34 @@ def options(
         folds: which folds compete.
         slices: which numbers of slices compete; None: every divisor of a layer's input channels.
     """
-    spectra = {fold: problem.spectra(fold, slices) for fold in folds}
-    return [
-        _site_options(site, measure, {fold: spectra[fold][i] for fold in folds}) for i, site in enumerate(problem.sites)
-    ]
+    key = (measure, tuple(folds), None if slices is None else tuple(slices))
+    if key not in problem.tables:
+        spectra = {fold: problem.spectra(fold, slices) for fold in folds}
+        problem.tables[key] = [
+            _site_options(site, measure, {fold: spectra[fold][i] for fold in folds})
+            for i, site in enumerate(problem.sites)
+        ]
+    return list(problem.tables[key])
+
+
+def settle(
+    problem: Problem,
+    method: str,
+    tables: Sequence[Options],
+    choice: Sequence[int] | None,
+    budget: Budget | None,
+    **about: Any,
+) -> Plan:
+    """The plan of a choice (one index into each table); what ``about`` says goes to `Problem.plan`.
+
+    Raises:
+        BudgetError: the choice is None: no choice fits the budget.
+    """
+    if choice is None:
+        assert budget is not None
+        raise refuse(problem, budget, smallest(tables, list(budget.limits)))
+    chosen = [table.layer_plan(i) for table, i in zip(tables, choice, strict=True)]
+    return problem.plan(method, chosen, budget=budget, **about)
 
 
 def smallest(tables: Sequence[Options], names: Sequence[str]) -> dict[str, int]:

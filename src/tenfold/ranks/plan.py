@@ -8,14 +8,16 @@ edited rank is never beside a stale cost.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any
+
+from torch import Tensor
 
 from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.layers.cost import Cost, LayerCost
 from tenfold.linalg.fold import Fold
-
-T = TypeVar("T")
+from tenfold.ranks.typed import construct
 
 FORMAT = "tenfold-plan/1"
 
@@ -72,10 +74,11 @@ class LayerPlan:
         groups: slices of the input channels, each with its own factors; 1 otherwise.
         fold: how the kernel was made a matrix, see `tenfold.linalg.fold`; None for dense.
         error: predicted, in the plan's measure; None where unknown (an edited rank).
-        params: weights, the bias not counted; 0 for a layer that shares those of another.
+        params: weights, the bias counted only where it is added; 0 for the weights of another layer.
         macs: of one forward pass; None where unknown.
         reason: why it stays dense.
         tied_to: name of the layer whose weight this one shares; it becomes what that one becomes.
+        bias: whether a bias is added that the dense layer lacks, as `PCA` does.
         layer: what the costs are computed from; None for layers of an unknown kind.
     """
 
@@ -88,7 +91,12 @@ class LayerPlan:
     macs: int | None = None
     reason: str | None = None
     tied_to: str | None = None
+    bias: bool = False
     layer: LayerCost | None = None
+
+
+Factors = tuple[Tensor, Tensor, Tensor | None]
+"""Left and right factors of a fold's matrices, and what is added to the layer's bias, or None."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,9 @@ class Plan:
         measure: what ``error`` and ``level`` mean.
         level: the objective reached; None where the rule has none, or the plan was edited.
         budget: the limits that it was made for.
+        from_data: whether the factors depend on calibration data, not on the weights alone.
+        factors: then, the factors by layer name. They do not travel in JSON: build the plan where it was made, and
+            save the model.
     """
 
     method: str
@@ -112,11 +123,18 @@ class Plan:
     measure: str | None = None
     level: float | None = None
     budget: dict[str, float | int] = field(default_factory=dict)
+    from_data: bool = False
+    factors: Mapping[str, Factors] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def params(self) -> int:
         """Parameters of the compressed model, everything counted."""
         return self.dense_params - sum(_dense_params(x) - x.params for x in self.layers.values())
+
+    @property
+    def compresses(self) -> bool:
+        """Whether any layer becomes something else."""
+        return any(layer.decomposition != "dense" for layer in self.layers.values())
 
     @property
     def macs(self) -> int | None:
@@ -128,7 +146,8 @@ class Plan:
     def edit(self, name: str, **changes: Any) -> Plan:
         """A copy in which the layer ``name`` has other ``rank``, ``groups``, ``fold`` or ``decomposition``.
 
-        Its costs are computed anew; its error, and the plan's level, become unknown.
+        Layers that share its weight change with it. Costs are computed anew; the error, and the plan's level, become
+        unknown.
 
         Raises:
             PlanError: no such layer, no such field, or values that the layer cannot take.
@@ -137,8 +156,14 @@ class Plan:
             raise PlanError(f"the plan has no layer '{name}'. It has: {', '.join(self.layers)}.")
         if not set(changes) <= set(_EDITABLE):
             raise PlanError(f"only {', '.join(_EDITABLE)} can be edited; got {', '.join(changes)}.")
-        layer = priced(name, replace(self.layers[name], **changes))
-        return replace(self, layers=self.layers | {name: layer}, level=None)
+        owner = self.layers[name].tied_to or name
+        edited = {
+            n: priced(n, construct(LayerPlan, vars(old) | {"error": None} | changes, f"'{n}'"))
+            for n, old in self.layers.items()
+            if owner in (n, old.tied_to)
+        }
+        kept = {name: f for name, f in self.factors.items() if name != owner}
+        return replace(self, layers=self.layers | edited, level=None, factors=kept)
 
     def diff(self, other: Plan) -> dict[str, tuple[LayerPlan | None, LayerPlan | None]]:
         """The layers that become something else: ``{name: (here, there)}``; None where a plan lacks the name."""
@@ -148,7 +173,8 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as indented JSON text, for `from_json`."""
-        body = {"format": FORMAT} | asdict(self) | {"params": self.params, "macs": self.macs}
+        body = {"format": FORMAT} | asdict(replace(self, factors={})) | {"params": self.params, "macs": self.macs}
+        del body["factors"]
         return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -156,10 +182,11 @@ class Plan:
         """Read a plan, check it, and compute its costs anew from its ranks.
 
         Raises:
-            PlanError: no JSON, another format, a missing or unknown field, or an impossible rank.
+            PlanError: no JSON, another format, a missing or unknown field, a value of the wrong type, an impossible
+                rank, or layers that share a weight and differ.
         """
         try:
-            body = json.loads(text)
+            body = json.loads(text, parse_constant=_no_number)
         except ValueError as error:
             raise PlanError(f"the plan is no JSON: {error}.") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
@@ -169,8 +196,9 @@ class Plan:
             raise PlanError("`layers` must be an object of layer name -> layer plan.")
         written = {name: _read_layer(name, value) for name, value in body["layers"].items()}
         layers = {name: priced(name, layer) for name, layer in written.items()}
-        totals = {"format", "params", "macs"}  # for the reader's eye: they follow from the layers
-        plan = _construct(cls, {k: v for k, v in body.items() if k not in totals} | {"layers": layers}, "the plan")
+        _check_ties(layers)
+        totals = {"format", "params", "macs", "factors"}  # for the reader's eye: they follow from the layers
+        plan = construct(cls, {k: v for k, v in body.items() if k not in totals} | {"layers": layers}, "the plan")
         return plan if layers == written else replace(plan, level=None)
 
 
@@ -180,12 +208,14 @@ _EDITABLE = ("decomposition", "rank", "groups", "fold")
 def priced(name: str, layer: LayerPlan) -> LayerPlan:
     """``layer`` with the costs that follow from its rank; its error is dropped where they differ from its own.
 
+    Another rank that costs exactly as much, in other slices or another fold, is not noticed here.
+
     Raises:
         PlanError: a decomposition, rank, number of slices or fold that the layer cannot take.
     """
     cost = layer.layer
     if layer.decomposition == "dense":
-        layer = replace(layer, rank=None, groups=1, fold=None, error=0.0)
+        layer = replace(layer, rank=None, groups=1, fold=None, bias=False)
         price = Cost(layer.params, layer.macs) if cost is None else cost.dense()
     elif layer.decomposition != "low-rank":
         raise PlanError(f"'{name}': `decomposition` must be 'dense' or 'low-rank'; got {layer.decomposition!r}.")
@@ -194,9 +224,12 @@ def priced(name: str, layer: LayerPlan) -> LayerPlan:
     else:
         layer = replace(layer, fold=layer.fold or "channel", reason=None)
         price = cost.low_rank(_possible_rank(name, layer, cost), layer.groups, layer.fold or "channel")
-    params = 0 if layer.tied_to else price.params
-    same = (layer.params, layer.macs) == (params, price.macs)
-    return replace(layer, params=params, macs=price.macs, error=layer.error if same else None)
+    params = (0 if layer.tied_to else price.params) + (cost.shape[0] if cost and layer.bias else 0)
+    if layer.decomposition == "dense":
+        error = 0.0
+    else:
+        error = layer.error if (layer.params, layer.macs) == (params, price.macs) else None
+    return replace(layer, params=params, macs=price.macs, error=error)
 
 
 def _possible_rank(name: str, layer: LayerPlan, cost: LayerCost) -> int:
@@ -205,7 +238,7 @@ def _possible_rank(name: str, layer: LayerPlan, cost: LayerCost) -> int:
     except ArgumentError as error:
         raise PlanError(f"'{name}' with kernel {cost.shape}: {error}") from error
     rank = layer.rank
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= full:
+    if rank is None or not 1 <= rank <= full:
         raise PlanError(
             f"'{name}': `rank` must be an integer in 1..{full} for kernel {cost.shape}, "
             f"{layer.groups} slices and fold {layer.fold!r}; got {rank!r}."
@@ -218,22 +251,26 @@ def _read_layer(name: str, value: Any) -> LayerPlan:
         raise PlanError(f"'{name}': a layer plan must be an object; got {value!r}.")
     cost = value.get("layer")
     if isinstance(cost, dict):
-        calls = cost.get("calls")
-        frozen = {"shape": tuple(cost.get("shape", ())), "calls": None if calls is None else _tuples(calls)}
-        cost = _construct(LayerCost, cost | frozen, f"'{name}': `layer`")
-    return _construct(LayerPlan, value | {"layer": cost}, f"'{name}'")
+        cost = construct(LayerCost, {key: _tuples(item) for key, item in cost.items()}, f"'{name}': `layer`")
+        axes = len(cost.shape) - 2
+        sizes = [size for _, before, after in cost.calls or () for size in (before, after)]
+        if axes < 0 or min(cost.shape) < 1 or cost.groups < 1 or any(len(size) != axes for size in sizes):
+            raise PlanError(f"'{name}': `layer` describes no layer: {value['layer']!r}.")
+    return construct(LayerPlan, value | {"layer": cost}, f"'{name}'")
 
 
-def _construct(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """``cls(**values)``, with a sentence for a missing or unknown field."""
-    known = [f.name for f in fields(cls)]  # pyright: ignore[reportArgumentType]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        raise PlanError(f"{where} has unknown fields: {', '.join(unknown)}. Known: {', '.join(known)}.")
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise PlanError(f"{where} lacks fields: {error}.") from error
+def _check_ties(layers: dict[str, LayerPlan]) -> None:
+    for name, layer in layers.items():
+        owner = layers.get(layer.tied_to or name)
+        if owner is None or (layer.tied_to and owner.tied_to) or _structure(owner) != _structure(layer):
+            raise PlanError(
+                f"'{name}': it shares the weight of '{layer.tied_to}' (`tied_to`), which must be a layer of the plan "
+                f"that becomes the same. Give both the same entry."
+            )
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not a number")
 
 
 def _tuples(value: Any) -> Any:
@@ -241,7 +278,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _structure(layer: LayerPlan | None) -> tuple[Any, ...] | None:
-    return None if layer is None else (layer.decomposition, layer.rank, layer.groups, layer.fold)
+    return None if layer is None else (layer.decomposition, layer.rank, layer.groups, layer.fold, layer.bias)
 
 
 def _dense_params(layer: LayerPlan) -> int:

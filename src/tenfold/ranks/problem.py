@@ -6,8 +6,8 @@ and kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from tenfold.layers.swap import Selection, Target, find, kernel_of, to_dense
 from tenfold.linalg.fold import Fold, divisors
 from tenfold.linalg.slices import slice_spectra
 from tenfold.linalg.svd import require_finite
-from tenfold.ranks.plan import Budget, LayerPlan, Plan, priced
+from tenfold.ranks.moments import Moments, collect
+from tenfold.ranks.plan import Budget, Factors, LayerPlan, Plan, priced
 
 _BATCHED = 1 << 17
 """Kernels up to this many numbers are factorised together with others of their shape; larger ones gain nothing."""
@@ -61,6 +62,8 @@ class Problem:
         sites: those that may be decomposed.
         dense: cost of the model as it is.
         calls: how each named layer is used in one forward pass; empty without example inputs.
+        tables: what `tenfold.ranks.options` has made of it, for the next budget.
+        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
     """
 
     model: nn.Module
@@ -68,7 +71,10 @@ class Problem:
     sites: tuple[Site, ...]
     dense: Cost
     calls: dict[str, tuple[Call, ...]]
+    data: Iterable[Any] | None = None
     _spectra: dict[tuple[str, str, int], Tensor] = field(default_factory=dict, repr=False)
+    tables: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _moments: dict[Any, dict[str, Moments]] = field(default_factory=dict, repr=False)
 
     def limits(self, budget: Budget) -> dict[str, int]:
         """What the sites together may cost: the budget less everything that stays as it is.
@@ -86,6 +92,12 @@ class Problem:
             sites = sum(getattr(site.cost.dense(), name) for site in self.sites)
             limits[name] = budget.allowed(name, dense) - (dense - sites)
         return limits
+
+    def require_sites(self) -> None:
+        """Raise `UnsupportedLayer`, with all reasons, where no layer can be decomposed."""
+        if not self.sites:
+            found = "; ".join(f"'{t.name}': {t.reason}" for t in self.targets) or "it has no weight matrix at all"
+            raise UnsupportedLayer(f"`model` has no layer that can be decomposed: {found}.")
 
     def spectra(self, fold: str, slices: Sequence[int] | None = None) -> list[dict[int, Tensor]]:
         """Per site ``{k: s (g, k, p)}``: singular values of the slices in a fold, for every ``k``; cached.
@@ -106,6 +118,24 @@ class Problem:
                     self._spectra[self.sites[i].name, fold, k] = s[position].cpu()
         return [{k: self._spectra[s.name, fold, k] for k in ks} for s, ks in zip(self.sites, wanted, strict=True)]
 
+    def moments(self, *, samples: int, gradients: bool = False, seed: int = 0) -> dict[str, Moments]:
+        """Moments of the sites' outputs on the calibration data, by site; cached. See `tenfold.ranks.moments`.
+
+        Raises:
+            ArgumentError: no data.
+            DataError: no example in the data, or gradients of a model that is no classifier.
+        """
+        if self.data is None:
+            raise ArgumentError("`data` must be given for this method: calibration batches x or (x, y).")
+        key = (samples, gradients, seed)
+        if key not in self._moments:
+            layers = {}
+            for site in self.sites:
+                assert site.target.spec is not None
+                layers[site.name] = (site.target.spec, list(_modules_of(self.model, [site.target])))
+            self._moments[key] = collect(self.model, layers, self.data, samples=samples, gradients=gradients, seed=seed)
+        return self._moments[key]
+
     def plan(
         self,
         method: str,
@@ -114,27 +144,38 @@ class Problem:
         budget: Budget | None = None,
         measure: str | None = None,
         level: float | None = None,
+        factors: Mapping[str, Factors] | None = None,
     ) -> Plan:
-        """A plan from what was chosen for each site (None: dense), with reasons, ties and costs filled in."""
+        """A plan from what was chosen for each site (None: dense), with reasons, ties and costs filled in.
+
+        Args:
+            method: the name of the method.
+            chosen: per site.
+            budget: what it was chosen for.
+            measure: what errors and level mean.
+            level: the objective reached.
+            factors: of a method that makes them from data, by site.
+        """
         choice = {site.name: c for site, c in zip(self.sites, chosen, strict=True) if c is not None}
+        holders = {name: target for target in self.targets for name in (target.name, *target.aliases)}
         layers: dict[str, LayerPlan] = {}
-        for target in self.targets:
-            for name in (target.name, *target.aliases):
+        for name, _ in self.model.named_modules(remove_duplicate=False):  # the model's order, ties where they stand
+            if name in holders:
+                target = holders[name]
                 tied = None if name == target.name else target.name
                 layers[name] = self._layer(target, name, tied, choice.get(target.name))
         limits = {} if budget is None else budget.limits
-        return Plan(method, layers, self.dense.params, self.dense.macs, measure, level, limits)
+        made = {} if factors is None else dict(factors)
+        return Plan(
+            method, layers, self.dense.params, self.dense.macs, measure, level, limits, factors is not None, made
+        )
 
     def _layer(self, target: Target, name: str, tied: str | None, chosen: LayerPlan | None) -> LayerPlan:
         if target.spec is None:
             return LayerPlan("dense", params=0 if tied else target.params, reason=target.reason, tied_to=tied)
         cost_ = layer_cost(target.spec, self.calls.get(name, ()) if self.calls else None)
         base = chosen if chosen is not None else LayerPlan("dense", reason=target.reason or _DENSE)
-        bare = priced(name, LayerPlan(base.decomposition, base.rank, base.groups, base.fold, layer=cost_, tied_to=tied))
-        return LayerPlan(
-            bare.decomposition, bare.rank, bare.groups, bare.fold, base.error, bare.params, bare.macs,
-            base.reason, tied, cost_,
-        )  # fmt: skip
+        return replace(priced(name, replace(base, layer=cost_, tied_to=tied)), error=base.error, reason=base.reason)
 
 
 _DENSE = "the budget allows it"
@@ -145,6 +186,7 @@ def survey(
     model: nn.Module,
     *,
     example_inputs: Any = None,
+    data: Iterable[Any] | None = None,
     target_modules: Selection = None,
     exclude_modules: Selection = None,
 ) -> Problem:
@@ -155,6 +197,7 @@ def survey(
     Args:
         model: any module with finite weights.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; for MACs only.
+        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
         target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
         exclude_modules: never these.
 
@@ -167,18 +210,15 @@ def survey(
         model = to_dense(model)
     targets = tuple(find(model, target_modules, exclude_modules))
     free = [t for t in targets if t.reason is None]
-    if not free:
-        found = "; ".join(f"'{t.name}': {t.reason}" for t in targets) or "it has no weight matrix at all"
-        raise UnsupportedLayer(f"`model` has no layer that can be decomposed: {found}.")
     for target in targets:
         if target.spec is not None:
             require_finite(kernel_of(model, target), f"the weight of '{target.name}'")
-    names = list(_distinct(model, targets))
+    names = list(_modules_of(model, targets))
     traced = None if example_inputs is None else trace(model, example_inputs, names)
     dense = Cost(count_params(model), traced.macs if traced else None)
     used = dict(traced.calls) if traced else {}
     sites = tuple(_site(model, t, used) for t in free)
-    return Problem(model, targets, sites, dense, used)
+    return Problem(model, targets, sites, dense, used, data)
 
 
 def _site(model: nn.Module, target: Target, used: dict[str, tuple[Call, ...]]) -> Site:
@@ -187,7 +227,7 @@ def _site(model: nn.Module, target: Target, used: dict[str, tuple[Call, ...]]) -
     return Site(target, layer_cost(target.spec, calls), kernel_of(model, target))
 
 
-def _distinct(model: nn.Module, targets: Iterable[Target]) -> Iterable[str]:
+def _modules_of(model: nn.Module, targets: Iterable[Target]) -> Iterable[str]:
     """The names of all modules among the targets, each module once."""
     seen = set()
     for target in targets:

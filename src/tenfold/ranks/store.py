@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tenfold.errors import CheckpointError, PlanError
-from tenfold.files import atomic_folder
+from tenfold.files import atomic_file, atomic_folder
 from tenfold.layers import swap
 from tenfold.ranks.build import check_fits, matches, plan_of
 from tenfold.ranks.plan import Plan
@@ -25,12 +24,20 @@ def save(model: nn.Module, path: Path | str, plan: Plan | None = None) -> None:
 
     Args:
         model: dense or compressed, wherever it is.
-        path: a folder; one that is there already is replaced as a whole.
+        path: a folder that is new, empty, or was written by `save`, which is then replaced as a whole.
         plan: the plan it was built from, to keep its errors and reasons; None: read off the model.
 
     Raises:
         PlanError: ``plan`` is not what the model is built to.
+        CheckpointError: ``path`` holds something else, or the model has state that is no tensor.
     """
+    path = Path(path).resolve()  # the name of "." is needed to write beside it
+    foreign = [path.name] if path.is_file() else sorted({p.name for p in path.glob("*")} - {PLAN, WEIGHTS})
+    if foreign:
+        raise CheckpointError(
+            f"`path` must be a new or empty folder, or one written by tenfold.save, whose place the new one takes; "
+            f"'{path}' holds {', '.join(foreign[:3])}."
+        )
     if plan is not None and not matches(model, plan):
         raise PlanError("`plan` must be the plan that `model` was built from; its layers differ. Leave it out.")
     with atomic_folder(path) as folder:
@@ -51,6 +58,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
     Raises:
         CheckpointError: a file is missing, truncated, or does not fit the model.
         PlanError: the plan is malformed or for another model.
+        ArgumentError: ``model`` is wrapped in DataParallel or the like.
     """
     folder = Path(path)
     plan = read_plan(folder)
@@ -61,19 +69,37 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
 
 
 def read_plan(folder: Path | str) -> Plan:
-    """The plan in a folder that `save` wrote."""
+    """The plan in a folder that `save` wrote.
+
+    Raises:
+        CheckpointError: no such folder, or a file that is no text.
+        PlanError: text that is no plan.
+    """
     file = Path(folder) / PLAN
     if not file.is_file():
         raise CheckpointError(f"no saved model at '{folder}': it has no {PLAN}. Pass a folder written by tenfold.save.")
-    return Plan.from_json(file.read_text(encoding="utf-8"))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{file}' is damaged: {error}. Save the model again.") from error
+    return Plan.from_json(text)
 
 
 def write_weights(model: nn.Module, file: Path | str) -> None:
-    """Parameters and buffers as safetensors; tensors that share memory are written once, with the other names noted."""
+    """Parameters and buffers as safetensors; tensors that share memory are written once, with the other names noted.
+
+    Raises:
+        CheckpointError: a module's extra state is no tensor; writing it would take pickle.
+    """
     owner: dict[tuple[object, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"`model` must have a state of tensors to be saved without pickle; '{name}' is a "
+                f"{type(tensor).__name__}. Keep it apart, or register it as a buffer."
+            )
         key = (
             tensor.device,
             tensor.untyped_storage().data_ptr(),
@@ -87,7 +113,8 @@ def write_weights(model: nn.Module, file: Path | str) -> None:
         else:
             # Strides are kept by loading into the model's own tensors; views of one storage are written apart.
             tensors[name] = tensor.detach().to("cpu").contiguous().clone()
-    save_file(tensors, str(file), metadata={"aliases": json.dumps(aliases)})
+    with atomic_file(file) as temporary:  # safetensors makes files that only their owner can read; this one does not
+        save_file(tensors, str(temporary), metadata={"aliases": json.dumps(aliases)})
 
 
 def read_weights(model: nn.Module, file: Path | str) -> None:
@@ -102,13 +129,12 @@ def read_weights(model: nn.Module, file: Path | str) -> None:
     wrong = [n for n in own.keys() & saved.keys() if (own[n].shape, own[n].dtype) != (saved[n].shape, saved[n].dtype)]
     if missing or extra or wrong:
         first = wrong[0] if wrong else None
-        detail = f" '{first}': {saved[first].shape} saved, {own[first].shape} here." if first else ""
+        detail = f" '{first}': {_kind(saved[first])} saved, {_kind(own[first])} here." if first else ""
         raise CheckpointError(
             f"'{file}' is for another model: {len(missing)} tensors missing {missing[:3]}, "
             f"{len(extra)} unexpected {extra[:3]}, {len(wrong)} of another shape or type {wrong[:3]}.{detail}"
         )
-    with torch.no_grad():
-        model.load_state_dict(saved)
+    model.load_state_dict(saved)
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:
@@ -118,6 +144,10 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         with safe_open(str(file), framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
             aliases = json.loads((opened.metadata() or {}).get("aliases", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+        return tensors | {name: tensors[first] for name, first in aliases.items()}
+    except (SafetensorError, OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise CheckpointError(f"'{file}' is damaged or truncated: {error}. Save the model again.") from error
-    return tensors | {name: tensors[first] for name, first in aliases.items()}
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""Uniform ranks: the same fraction of its full rank for every layer, ``j = round(a r)``, ``a`` from the budget."""
+"""One factor for all ranks: ``j_l = round(a r_l)`` for given ``r_l``, ``a`` from the budget."""
 
 from __future__ import annotations
 
@@ -10,37 +10,35 @@ from tenfold.ranks.options import Options
 
 
 def allocate(
-    tables: Sequence[Options], full: Sequence[int], limits: Mapping[str, int]
+    tables: Sequence[Options], ranks: Sequence[int], full: Sequence[int], limits: Mapping[str, int]
 ) -> tuple[list[int], float] | None:
-    """Choices ``j_l = max(1, round(a r_l))`` with the largest ``a`` in (0, 1] that the limits allow.
+    """Choices ``j_l = min(full_l, max(1, round(a r_l)))`` (halves up) with the largest ``a`` that the limits allow.
 
     A layer whose rank would not save anything stays dense, at its dense cost. The total only rises with ``a``, so
     the largest one is found by bisection over the values at which some rank changes.
 
     Args:
         tables: options with one fold and one slice each, ranks ascending.
-        full: the full rank of each layer's matrix.
+        ranks: ``r_l``, what is scaled, each >= 1.
+        full: the full rank of each layer's matrix, at least ``r_l``.
         limits: what all layers together may cost.
 
     Returns:
-        the choice per layer and ``a``; None where even rank 1 everywhere does not fit.
+        the choice per layer and the smallest ``a`` that gives it; None where even rank 1 everywhere does not fit.
     """
     # round(a r) = j from a = (j - 1/2) / r on
-    steps = np.unique(np.concatenate([(np.arange(1, r + 1) - 0.5) / r for r in full] + [[1.0]]))
+    steps = np.unique(np.concatenate([(np.arange(1, n + 1) - 0.5) / r for r, n in zip(ranks, full, strict=True)]))
 
     def choose(a: float) -> list[int]:
-        ranks = [max(1, int(np.floor(a * r + 0.5 + 1e-12))) for r in full]
-        return [j if j < len(t.rank) else 0 for t, j in zip(tables, ranks, strict=True)]
+        scaled = [min(n, max(1, int(np.floor(a * r + 0.5 + 1e-12)))) for r, n in zip(ranks, full, strict=True)]
+        return [j if j < len(t.rank) else 0 for t, j in zip(tables, scaled, strict=True)]
 
     def fits(choice: list[int]) -> bool:
         return all(sum(int(t.costs[n][c]) for t, c in zip(tables, choice, strict=True)) <= limits[n] for n in limits)
 
-    low, high = -1, len(steps) - 1
-    if fits(choose(steps[high])):
-        return choose(steps[high]), float(steps[high])
     if not fits(choose(steps[0])):
         return None
-    low = 0
+    low, high = 0, len(steps)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(choose(steps[middle])) else (low, middle)

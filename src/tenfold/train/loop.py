@@ -16,6 +16,7 @@ from tenfold.train.checkpoint import load_checkpoint, read_record, save_checkpoi
 from tenfold.train.data.augment import AUGMENTATIONS
 from tenfold.train.data.batches import Batches, batches
 from tenfold.train.data.split import Data, Split
+from tenfold.train.distill import fingerprint, frozen
 from tenfold.train.engine import engine
 from tenfold.train.history import Epoch, Fit
 from tenfold.train.progress import Display, Meter, Scalars
@@ -52,6 +53,7 @@ def fit(
     data: Data,
     recipe: Recipe,
     *,
+    teacher: nn.Module | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -66,6 +68,8 @@ def fit(
         method: what is done at each step; see `Trainable`.
         data: trained on ``data.train``, watched on ``data.validation``; ``data.test`` is not touched.
         recipe: the hyper-parameters.
+        teacher: images -> logits, as the model; its word has the share ``recipe.distill`` in the loss. It is asked in
+            eval mode and not changed.
         out: folder of the run. ``out/checkpoint`` is written after every epoch, in place of the one before (an older
             run's too); an error or Ctrl-C leaves the last one as it is. None writes nothing.
         resume: go on from ``out/checkpoint``. The recipe must be the same, but for more ``epochs`` under a schedule
@@ -79,13 +83,16 @@ def fit(
         TenfoldError: a loss that is not finite; an extra that is missing.
     """
     check(out is not None or not (resume or tensorboard), "out", "given for `resume` and `tensorboard`", out)
+    check(teacher is not None or not recipe.distill, "teacher", "given where `distill` is above 0", teacher)
+    teacher = teacher if recipe.distill else None
     folder = Path(out or ".") / "checkpoint"
     board = Path(out or ".") / "tensorboard" if tensorboard else None
     identity = {"recipe": asdict(recipe), "method": repr(method), "data": f"{data.name} {data.checksum}"}
+    identity |= {} if teacher is None else {"teacher": fingerprint(teacher)}
     with engine(recipe.precision) as accelerator, torch.random.fork_rng(_devices(accelerator)):
         train, validation = data.train.to(accelerator.device), data.validation.to(accelerator.device)
         steps = len(_order(train, recipe, 0))
-        run = _begin(model, method, recipe, accelerator, steps)
+        run = _begin(model, method, recipe, accelerator, steps, teacher)
         history: list[Epoch] = []
         if resume:
             _same_run(folder, identity, recipe)
@@ -106,7 +113,9 @@ def fit(
     return Fit(run.model, history, sum(row.seconds for row in history))
 
 
-def _begin(model: nn.Module, method: Trainable, recipe: Recipe, accelerator: Accelerator, steps: int) -> Run:
+def _begin(
+    model: nn.Module, method: Trainable, recipe: Recipe, accelerator: Accelerator, steps: int, teacher: nn.Module | None
+) -> Run:
     """The method's model and optimizer, on the device. The model stays unwrapped: Accelerate would leave traces."""
     fits = recipe.precision != "fp16" or not method.needs_closure
     check(fits, "precision", "no or bf16 for a method that needs a closure", recipe.precision)
@@ -115,7 +124,8 @@ def _begin(model: nn.Module, method: Trainable, recipe: Recipe, accelerator: Acc
     optimizer = method.optimizer(model, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     rates = scheduler(optimizer, recipe.factor(), steps)
     wrapped = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(optimizer, device_placement=False))
-    return Run(recipe, accelerator, model, wrapped, rates, method.needs_closure)
+    asked = None if teacher is None else frozen(teacher, accelerator.device)
+    return Run(recipe, accelerator, model, wrapped, rates, method.needs_closure, asked)
 
 
 def _epoch(run: Run, train: Split, validation: Split, epoch: int, display: Display) -> Epoch:
@@ -158,7 +168,9 @@ def _same_run(folder: Path, identity: dict[str, Any], recipe: Recipe) -> None:
     saved = read_record(folder)
     different = recipe.differences(saved.get("recipe", {}))
     different += [
-        f"{key}: {saved.get(key)} -> {identity[key]}" for key in ("method", "data") if saved.get(key) != identity[key]
+        f"{key}: {saved.get(key)} -> {identity.get(key)}"
+        for key in ("method", "data", "teacher")
+        if saved.get(key) != identity.get(key)
     ]
     if different:
         raise CheckpointError(

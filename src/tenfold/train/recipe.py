@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from tenfold.errors import check
 from tenfold.train.data.augment import AUGMENTATIONS
 from tenfold.train.schedule import SCHEDULES, Schedule, make_schedule, window
 
 PRECISIONS = ("no", "bf16", "fp16")
+_LATER = ("distill", "temperature")
+"""Fields that checkpoints of version 0.1.0 may lack."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Recipe:
             sees the parts).
         precision: "no" (float32), "bf16" or "fp16" autocast; fp16 needs a GPU.
         augment: "none", "crop" or "crop-flip".
+        distill: weight ``a`` of the teacher in the loss ``(1 - a) CE + a T^2 KL(teacher || student)``, in [0, 1];
+            0: no teacher.
+        temperature: ``T`` that the logits of teacher and student are divided by, > 0.
         seed: of order, augmentation and dropout, >= 0.
 
     Raises:
@@ -55,6 +60,8 @@ class Recipe:
     accumulate: int = 1
     precision: str = "no"
     augment: str = "none"
+    distill: float = 0.0
+    temperature: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,6 +90,8 @@ class Recipe:
         check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "> 0 or None", self.clip_norm)
         check(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         check(self.augment in AUGMENTATIONS, "augment", f"one of {', '.join(AUGMENTATIONS)}", self.augment)
+        check(0 <= self.distill <= 1, "distill", "in [0, 1]", self.distill)
+        check(0 < self.temperature < math.inf, "temperature", "> 0", self.temperature)
 
     def factor(self) -> Schedule:
         """The learning-rate factor as a function of this run's time in epochs."""
@@ -106,9 +115,10 @@ class Recipe:
         ``epochs`` may differ where the schedule does not depend on it.
 
         Args:
-            saved: a recipe as JSON gives it back.
+            saved: a recipe as JSON gives it back; fields that it lacks had their defaults.
         """
-        old, new = dict(saved), {**asdict(self), "milestones": list(self.milestones)}
+        absent = {f.name: f.default for f in fields(self) if f.name in _LATER}
+        old, new = absent | dict(saved), {**asdict(self), "milestones": list(self.milestones)}
         if self.total is None and self.schedule in ("constant", "multistep"):
             old["epochs"] = new["epochs"]
         return [f"`{key}`: {old.get(key)!r} -> {value!r}" for key, value in new.items() if old.get(key) != value]

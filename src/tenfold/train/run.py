@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tenfold.errors import TenfoldError
 from tenfold.train.checkpoint import Parts
+from tenfold.train.distill import distillation
 from tenfold.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Run:
         optimizer: the method's, wrapped by Accelerate.
         rates: its learning-rate scheduler, stepped with it.
         closure: the optimizer computes the gradient itself.
+        teacher: frozen, on the same device; None where the recipe distills nothing.
     """
 
     recipe: Recipe
@@ -40,6 +42,7 @@ class Run:
     optimizer: AcceleratedOptimizer
     rates: LambdaLR
     closure: bool
+    teacher: nn.Module | None = None
 
     @property
     def parts(self) -> Parts:
@@ -93,7 +96,7 @@ class Run:
         for part_x, part_y in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
             with self.accelerator.autocast():
                 logits = self.model(part_x)
-                mean = F.cross_entropy(logits, part_y, label_smoothing=recipe.label_smoothing)
+                mean = self._loss(part_x, part_y, logits)
             share = mean * (len(part_y) / len(y))
             loss += float(share.detach())
             check_finite(loss, where)
@@ -102,6 +105,17 @@ class Run:
         if recipe.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         return loss, correct
+
+    def _loss(self, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The mean over a part of the batch: cross-entropy, and the teacher's share."""
+        recipe = self.recipe
+        hard = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        if self.teacher is None:
+            return hard
+        with torch.no_grad():
+            taught = self.teacher(x)
+        soft = distillation(logits, taught, recipe.temperature)
+        return (1 - recipe.distill) * hard + recipe.distill * soft
 
 
 def stream(seed: int, *purpose: object) -> int:

@@ -1,0 +1,1 @@
+"""Speed and memory, measured: ``python -m benchmarks [NAME...]``. One module and one JSON file each."""

@@ -1,0 +1,27 @@
+"""``python -m benchmarks [NAME...]``: run benchmarks and write ``benchmarks/results/NAME.json``; all without a name."""
+
+import argparse
+import importlib
+
+import torch
+
+from benchmarks.record import record
+
+NAMES = ("allocation", "inference")
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; default: all")
+    names = parser.parse_args().names or list(NAMES)
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    torch.set_num_threads(1)
+    for name in names:
+        path = record(name, importlib.import_module(f"benchmarks.{name}"))
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The benchmarks' networks, with weights of known spectra in place of trained ones."""
+
+import torch
+from torch import nn
+
+from tenfold.train.models import build_model
+
+NETS = {
+    "resnet20": {},
+    "resnet56": {},
+    "vgg16_bn": {},
+    "resnet18": {},
+    "resnet50": {"classes": 1000},
+}
+SEED = 0
+SPECTRUM = "kernel (f, c k1 k2) = U diag(i^-a) V^T, U and V random orthonormal, a uniform in [0.5, 1] per layer"
+
+
+def network(name: str, seed: int = SEED) -> nn.Module:
+    """A network in evaluation mode; every kernel gets the spectrum of `SPECTRUM`, at the norm it had."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_model(name, **NETS[name])
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            _set_spectrum_(module.weight.data, generator)
+    return model.eval()
+
+
+def size(model: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def _set_spectrum_(weight: torch.Tensor, generator: torch.Generator) -> None:
+    f, n = len(weight), weight[0].numel()
+    u = torch.linalg.qr(torch.randn(f, min(f, n), generator=generator))[0]
+    v = torch.linalg.qr(torch.randn(n, min(f, n), generator=generator))[0]
+    a = 0.5 + 0.5 * torch.rand((), generator=generator)
+    s = torch.arange(1, min(f, n) + 1) ** -a
+    kernel = (u * s) @ v.mT
+    weight.copy_((kernel * (weight.norm() / kernel.norm())).view_as(weight))

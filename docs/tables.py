@@ -1,0 +1,75 @@
+"""Write the tables of README.md and docs/ from the result files: ``python -m docs.tables``, ``--check`` only compares.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function here. No figure is typed by
+hand.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def results(experiment: str) -> list[dict]:
+    """The result files of an experiment, by name."""
+    return [json.loads(p.read_text()) for p in sorted((ROOT / "experiments" / experiment / "results").glob("*.json"))]
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first to the right."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def first_path() -> str:
+    """ResNet-20 on Fashion-MNIST: trained, compressed, recovered."""
+    rows = []
+    for result in results("first-path"):
+        stages = {stage["stage"].split(",")[0]: f"{stage['test']['accuracy']:.2%}" for stage in result["stages"]}
+        cost = result["cost"]
+        share = {name: cost[name]["kept"] / cost[name]["dense"] for name in ("params", "macs")}
+        method, budget = result["method"]["method"], result["budget"]
+        name = "dense" if not budget else f"{method}, " + ", ".join(f"{k} {v:g}" for k, v in budget.items())
+        rows.append(
+            [
+                name,
+                f"{cost['params']['kept']:,} ({share['params']:.1%})",
+                f"{cost['macs']['kept'] / 1e6:.1f} M ({share['macs']:.1%})",
+                stages.get("right after compression", ""),
+                stages.get("batch norm re-estimated", ""),
+                stages.get("recovered", stages.get("trained", "")),
+            ]
+        )
+    return markdown(["", "parameters", "MACs", "right after", "re-estimated", "trained or recovered"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"first_path": first_path}
+
+
+def main() -> int:
+    """Rewrite the pages; with ``--check``, say which are out of step and fail."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page is out of step")
+    check = parser.parse_args().check
+    stale = []
+    for name in PAGES:
+        page = ROOT / name
+        text = page.read_text(encoding="utf-8")
+        new = MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+        if new != text:
+            stale.append(name)
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    for name in stale:
+        sys.stdout.write(f"{name}: {'out of step, run make docs' if check else 'rewritten'}\n")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""The doctor: which layers can pay on this machine, from which rank down, and why the others cannot.
+
+A factor pair at rank ``j`` costs ``j`` times a constant, so parameters and MACs each have one break-even rank: the
+largest at which the pair is cheaper than the layer. Time has none that could be computed: each layer is timed at a
+ladder of ranks beside its dense form, on inputs of the sizes that it sees. Time over rank is a staircase, not a line:
+kernels work in blocks of channels, and one rank above a block can cost as much as the whole next one. The ladder keeps
+to multiples of `BLOCK`, and one rung is measured a second time with one rank more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.bench.latency import milliseconds
+from tenfold.errors import TenfoldError, check
+from tenfold.layers.matrix import LowRank, low_rank_class
+from tenfold.layers.swap import Selection
+from tenfold.linalg.fold import NAMES, Fold
+from tenfold.ranks.problem import Problem, Site, survey
+
+BLOCK = 8
+"""Ranks are aligned to multiples of this."""
+_STEP = 1.1
+"""How much slower one rank more must be to be called a step: above the noise of a median."""
+UNUSED = "the forward pass does not use it"
+NO_RANK = "even rank 1 is no cheaper than the layer"
+SLOWER = "slower than dense at every rank that was timed"
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A layer at one rank.
+
+    Args:
+        rank: per group.
+        ms: median milliseconds of all its uses in one forward pass.
+        speedup: dense time over this.
+        predicted: dense MACs over its MACs.
+    """
+
+    rank: int
+    ms: float
+    speedup: float
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found out about one layer.
+
+    Args:
+        name: of the layer.
+        kernel: its shape, ``(out, in / groups, *k)``; None where its kind is unknown.
+        params: of the dense kernel.
+        macs: of the dense layer; None where unknown.
+        ms: median milliseconds of all its uses in one dense forward pass; None where it was not timed.
+        share: ``ms`` over the time of the whole model, or of all layers together where noise makes that more.
+        full_rank: the largest rank; None where it was not timed.
+        even_params: the largest rank that saves parameters; 0 for none.
+        even_macs: the largest rank that saves MACs; 0 for none.
+        even_ms: the largest rank timed from which on down every one timed was faster than dense; 0 for none.
+        timings: by ascending rank, multiples of `BLOCK` where there is room.
+        step: how many times as long one rank above a multiple of `BLOCK` takes; None where it was not measured.
+        step_rank: the multiple of `BLOCK` that it was measured above.
+        reason: why it cannot pay; None where it can.
+    """
+
+    name: str
+    kernel: Shape | None
+    params: int
+    macs: int | None = None
+    ms: float | None = None
+    share: float | None = None
+    full_rank: int | None = None
+    even_params: int = 0
+    even_macs: int = 0
+    even_ms: int = 0
+    timings: tuple[Timing, ...] = ()
+    step: float | None = None
+    step_rank: int | None = None
+    reason: str | None = None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether one rank above a multiple of `BLOCK` was clearly slower."""
+        return self.step is not None and self.step > _STEP
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The whole model, layer by layer.
+
+    Args:
+        ms: median milliseconds of a dense forward pass.
+        batch: inputs in the batch.
+        threads: that torch might use.
+        fold: of the factor pairs.
+        layers: in module order.
+    """
+
+    ms: float
+    batch: int
+    threads: int
+    fold: str
+    layers: tuple[Examined, ...]
+
+    @property
+    def reachable(self) -> float:
+        """Share of the time that is spent in layers that can pay."""
+        return sum(x.share or 0.0 for x in self.layers if x.reason is None)
+
+
+def diagnose(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    fold: str = "channel",
+    rungs: int = 6,
+    rounds: int = 7,
+    threads: int = 1,
+    target_modules: Selection = None,
+    exclude_modules: Selection = None,
+    report: Callable[[int, int, str], None] = lambda *_: None,
+) -> Diagnosis:
+    """Time every layer of ``model`` beside factor pairs in its place. The model is untouched.
+
+    Args:
+        model: any module; a factorised one is multiplied back to dense first.
+        x: a batch, on the device of the model.
+        fold: see `tenfold.linalg.fold`.
+        rungs: ranks that each layer is timed at, >= 2.
+        rounds: turns of each measurement, of which the median counts, >= 3.
+        threads: that torch may use on the CPU, >= 1.
+        target_modules: only these layers; see `tenfold.plan`.
+        exclude_modules: never these.
+        report: called before each layer with how many are done, how many there are, and its name.
+
+    Raises:
+        ArgumentError: a number out of its range, a selection that matches nothing, a model that does not take ``x``.
+        UnsupportedLayer: a layer named in full by ``target_modules`` that cannot be decomposed.
+    """
+    check(fold in NAMES, "fold", f"one of {', '.join(NAMES)}", fold)
+    check(rungs >= 2, "rungs", ">= 2", rungs)
+    check(rounds >= 3, "rounds", ">= 3", rounds)
+    problem = survey(model, example_inputs=x, target_modules=target_modules, exclude_modules=exclude_modules)
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        whole = milliseconds({"model": problem.model}, x, threads=threads, rounds=rounds)["model"]
+        uses = _shapes(problem, x)
+        sites = {site.name: site for site in problem.sites}
+        found = []
+        for target in problem.targets:
+            if target.name in sites:
+                report(len(found), len(problem.targets), target.name)
+                site = sites[target.name]
+                found.append(_examine(problem, site, uses.get(site.name, Counter()), fold, rungs, rounds, threads))
+            else:
+                kernel = None if target.spec is None else target.spec.shape
+                found.append(Examined(target.name, kernel, target.params, reason=target.reason))
+    whole_or_sum = max(whole, sum(layer.ms or 0.0 for layer in found))
+    shared = (layer if layer.ms is None else replace(layer, share=layer.ms / whole_or_sum) for layer in found)
+    return Diagnosis(whole, len(x), threads, fold, tuple(shared))
+
+
+def _shapes(problem: Problem, x: Tensor) -> dict[str, Counter[tuple[Shape, torch.dtype]]]:
+    """How often each site's weight meets inputs of which shape and type in one forward pass."""
+    uses: dict[str, Counter[tuple[Shape, torch.dtype]]] = {}
+    handles = []
+    modes = {module: module.training for module in problem.model.modules()}
+
+    def recorder(seen: Counter[tuple[Shape, torch.dtype]]) -> Callable[..., None]:
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = args[0] if args else kwargs["input"]
+            seen[tuple(value.shape), value.dtype] += 1
+
+        return record
+
+    try:
+        for site in problem.sites:
+            seen = uses.setdefault(site.name, Counter())
+            modules = {id(m): m for m in map(problem.model.get_submodule, (site.name, *site.target.aliases))}
+            handles += [m.register_forward_pre_hook(recorder(seen), with_kwargs=True) for m in modules.values()]
+        problem.model.eval()
+        with torch.no_grad():
+            problem.model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return uses
+
+
+def _examine(
+    problem: Problem,
+    site: Site,
+    uses: Counter[tuple[Shape, torch.dtype]],
+    fold: str,
+    rungs: int,
+    rounds: int,
+    threads: int,
+) -> Examined:
+    """Time one site at a ladder of ranks, all interleaved with its dense form."""
+    dense, one = site.cost.dense(), site.cost.low_rank(1, 1, fold)
+    full = Fold(site.cost.shape, site.cost.groups, 1, fold).full_rank
+    params = _even(full, dense.params, one.params)
+    macs = _even(full, dense.macs or 0, one.macs or 0)
+    layer = problem.model.get_submodule(site.name)
+    base = Examined(site.name, site.cost.shape, dense.params, dense.macs, full_rank=full, even_params=params,
+                    even_macs=macs)  # fmt: skip
+    if not uses:
+        return replace(base, reason=UNUSED)
+    ranks = _ladder(max(params, macs), rungs)
+    aligned = [rank for rank in ranks if rank % BLOCK == 0 and rank < full]
+    probe = aligned[len(aligned) // 2] if aligned else None
+    forms: dict[int, nn.Module] = {0: layer}
+    forms |= {rank: _pair(layer, site, rank, fold) for rank in {*ranks, *([probe + 1] if probe else [])}}
+    ms = _times(forms, uses, rounds, threads)
+    timings = tuple(
+        Timing(rank, ms[rank], ms[0] / ms[rank], (dense.macs or 0) / max((one.macs or 0) * rank, 1)) for rank in ranks
+    )
+    faster = 0
+    for timing in timings:
+        if timing.speedup <= 1:
+            break
+        faster = timing.rank
+    reason = NO_RANK if not ranks else None if faster else SLOWER
+    step = None if probe is None else ms[probe + 1] / ms[probe]
+    return replace(base, ms=ms[0], even_ms=faster, timings=timings, step=step, step_rank=probe, reason=reason)
+
+
+def _even(full: int, dense: int, one: int) -> int:
+    """The largest rank that costs less than dense."""
+    return min(full, (dense - 1) // one) if one and dense else 0
+
+
+def _ladder(top: int, rungs: int) -> list[int]:
+    """Ranks up to ``top``, evenly spread, multiples of `BLOCK` where that leaves more than one."""
+    spread = [top * i / rungs for i in range(1, rungs + 1)]
+    aligned = sorted({int(rank) // BLOCK * BLOCK for rank in spread} - {0})
+    return aligned if len(aligned) > 1 else sorted({int(rank) for rank in spread} - {0})
+
+
+def _pair(layer: nn.Module, site: Site, rank: int, fold: str) -> LowRank:
+    """A factor pair of the right sizes; what its numbers are does not change its time, as long as they are normal."""
+    assert site.target.spec is not None
+    pair = low_rank_class(site.target.spec).like(layer, site.target.spec, rank, 1, fold)
+    for p in pair.parameters():
+        nn.init.normal_(p.data, std=0.1)
+    return pair.eval()
+
+
+def _times(
+    forms: dict[int, nn.Module], uses: Counter[tuple[Shape, torch.dtype]], rounds: int, threads: int
+) -> dict[int, float]:
+    """Median milliseconds of each form, over all uses."""
+    device = next(forms[0].parameters()).device
+    total = dict.fromkeys(forms, 0.0)
+    for (shape, dtype), times in uses.items():
+        x = torch.randn(shape, device=device).to(dtype)
+        found = milliseconds({str(rank): form for rank, form in forms.items()}, x, threads=threads, rounds=rounds)
+        for rank in forms:
+            total[rank] += times * found[str(rank)]
+    if min(total.values()) <= 0:
+        raise TenfoldError("the clock of this machine is too coarse to time a layer: pass a larger batch.")
+    return total

@@ -1,0 +1,254 @@
+"""Export: a model as a file that runs without its Python code, checked against the model before the file counts.
+
+What torch cannot capture is not exported, and a file that does not compute what the model computes is not left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from tenfold.errors import TenfoldError, check
+from tenfold.files import atomic_file
+from tenfold.layers.spec import refuse_wrapped
+
+FORMATS = ("onnx", "torch-export")
+BATCHES = (1, 5)
+"""Batch sizes that a file is checked on; neither is the one that it is captured with."""
+_CAPTURED = 3
+_LARGEST = 2**31 - 2**26
+"""Bytes of weights that one ONNX file can hold, less what the graph may take."""
+
+_Run = Callable[[Any], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and how near its outputs came.
+
+    Args:
+        path: of the file.
+        format: "onnx" or "torch-export".
+        bytes: its size.
+        opset: of ONNX; None for torch-export.
+        difference: largest absolute difference to the model, by batch size.
+        magnitude: largest absolute output of the model in the check.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    opset: int | None
+    magnitude: float
+    difference: dict[int, float] = field(default_factory=dict)
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Any,
+    path: Path | str,
+    *,
+    format: str = "onnx",
+    opset: int | None = None,
+    tolerance: float = 1e-4,
+    reference: nn.Module | None = None,
+) -> Exported:
+    """Write ``model``, in eval mode, as an ONNX file or a `torch.export` archive whose batch size is free.
+
+    The file is run on random inputs of two batch sizes, in ONNX Runtime or by torch, and compared with the model.
+
+    Args:
+        model: any module that `torch.export` can capture; untouched. For ONNX on the CPU.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The first axis of every tensor
+            is the batch, of any size.
+        path: of the file; one that stands there is replaced.
+        format: "onnx" or "torch-export".
+        opset: of ONNX; None: torch's own choice.
+        tolerance: largest difference allowed, > 0: absolute, or relative to the largest output where that is above 1.
+        reference: what the file is compared with; None: ``model``. The model before its batch norms were folded, say.
+
+    Raises:
+        ArgumentError: an unknown format, an opset that torch cannot write, a wrapped model, inputs without a batch.
+        TenfoldError: a package is missing, the model cannot be captured, or the outputs differ: nothing is written.
+    """
+    check(format in FORMATS, "format", f"one of {', '.join(FORMATS)}", format)
+    check(opset is None or format == "onnx", "opset", "left out for torch-export", opset)
+    check(tolerance > 0, "tolerance", "> 0", tolerance)
+    refuse_wrapped(model)
+    runtime = _runtime() if format == "onnx" else None
+    args, kwargs = _arguments(_batch(example_inputs, _CAPTURED, None))
+    axes = tuple(_axes(value) for value in args), {key: _axes(value) for key, value in kwargs.items()}
+    with _eval(model, reference or model), torch.no_grad(), _silence():
+        if format == "onnx":
+            content, opset = _onnx(model, args, kwargs, axes, opset)
+        else:
+            content = _archive(model, args, kwargs, axes)
+        run = _open(content) if runtime is None else _session(runtime, content)
+        found, magnitude = _check(run, reference or model, example_inputs, tolerance)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+    return Exported(Path(path), format, len(content), opset, magnitude, found)
+
+
+def _onnx(model: nn.Module, args: Any, kwargs: Any, axes: Any, opset: int | None) -> tuple[bytes, int]:
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
+    check(size <= _LARGEST, "model", "below 2 GB for one ONNX file", f"{size:,} bytes", "Use torch-export.")
+    with _captured("ONNX"):
+        program = torch.onnx.export(
+            model, args, kwargs=kwargs, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=_flat(axes)
+        )
+    assert program is not None
+    written = int(program.model.opset_imports[""])
+    check(opset in (None, written), "opset", "one that torch can write for this model", opset, f"It wrote {written}.")
+    return program.model_proto.SerializeToString(), written
+
+
+def _archive(model: nn.Module, args: Any, kwargs: Any, axes: Any) -> bytes:
+    file = io.BytesIO()
+    with _captured("torch.export"):
+        torch.export.save(torch.export.export(model, args, kwargs, dynamic_shapes=_flat(axes)), file)
+    return file.getvalue()
+
+
+def _session(runtime: Any, content: bytes) -> _Run:
+    """The file in ONNX Runtime; inputs go in by their order."""
+    with _captured("ONNX Runtime"):
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(inputs: Any) -> list[Tensor]:
+        args, kwargs = _arguments(inputs)
+        tensors = [t.cpu().numpy() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        return [torch.as_tensor(y) for y in session.run(None, dict(zip(names, tensors, strict=True)))]
+
+    return run
+
+
+def _open(content: bytes) -> _Run:
+    module = torch.export.load(io.BytesIO(content)).module()
+
+    def run(inputs: Any) -> list[Tensor]:
+        args, kwargs = _arguments(inputs)
+        return _tensors(module(*args, **kwargs))
+
+    return run
+
+
+def _check(run: _Run, model: nn.Module, inputs: Any, tolerance: float) -> tuple[dict[int, float], float]:
+    """The largest differences by batch size, and the largest output."""
+    generator, found, largest = torch.Generator().manual_seed(0), {}, 0.0
+    for n in BATCHES:
+        x = _batch(inputs, n, generator)
+        args, kwargs = _arguments(x)
+        expected = _tensors(model(*args, **kwargs))
+        with _captured("the file's own run"):
+            got = run(x)
+        shapes = ([tuple(t.shape) for t in ts] for ts in (got, expected))
+        if len({tuple(s) for s in shapes}) > 1:
+            raise TenfoldError(f"the exported file puts out other shapes than the model for a batch of {n}.")
+        pairs = [(a.double().cpu(), b.double().cpu()) for a, b in zip(got, expected, strict=True) if b.numel()]
+        found[n] = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
+        largest = max(largest, *(float(b.abs().max()) for _, b in pairs), 0.0)
+        if not found[n] <= tolerance * max(largest, 1.0):
+            raise TenfoldError(
+                f"the exported file is off by {found[n]:.3g} for a batch of {n}, beside a largest output of "
+                f"{largest:.3g}; `tolerance` allows {tolerance:g} of that. Nothing is written."
+            )
+    return found, largest
+
+
+def _batch(inputs: Any, n: int, generator: torch.Generator | None) -> Any:
+    """``inputs`` with batches of ``n``: repeated without a generator; with one, random numbers, or rows at random."""
+
+    def resize(x: Tensor) -> Tensor:
+        check(x.ndim > 0 and len(x) > 0, "example_inputs", "tensors whose first axis is the batch", tuple(x.shape))
+        if generator is not None and x.is_floating_point():
+            return torch.randn(n, *x.shape[1:], generator=generator).to(x)
+        rows = torch.arange(n) if generator is None else torch.randint(len(x), (n,), generator=generator)
+        return x[(rows % len(x)).to(x.device)]
+
+    return tree_map_only(Tensor, resize, inputs)
+
+
+def _axes(value: Any) -> Any:
+    """The dynamic shape of an argument: its first axis, by name."""
+    return tree_map_only(Tensor, lambda _: {0: torch.export.Dim("batch", min=1)}, value)
+
+
+def _flat(axes: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """As torch wants it: a tuple, or a dict by name where there are keywords."""
+    return axes[1] or axes[0]
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _runtime() -> Any:
+    """ONNX Runtime, once all three packages are known to be there."""
+    try:
+        for name in ("onnx", "onnxscript"):
+            importlib.import_module(name)
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        name = error.name or "a package"
+        raise TenfoldError(f"Export to ONNX needs {name}, which is missing: pip install 'tenfold[export]'.") from error
+
+
+@contextlib.contextmanager
+def _captured(what: str) -> Iterator[None]:
+    """Foreign errors in one sentence; ours as they are."""
+    try:
+        yield
+    except TenfoldError:
+        raise
+    except Exception as error:
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+        raise TenfoldError(
+            f"the model cannot be exported: {what} failed with {type(error).__name__}: {text}. "
+            f"torch.export needs a forward pass without steps that depend on the values."
+        ) from error
+
+
+@contextlib.contextmanager
+def _eval(*models: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Exporters talk: on both streams, in logs and in warnings. What matters comes back as an error."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                yield
+        finally:
+            logging.disable(before)

@@ -1,0 +1,113 @@
+"""How long a forward pass takes: two models side by side.
+
+Machines change their speed from one second to the next. So the two are measured in turns, A B A B, each turn long
+enough for the clock, and what counts is the median, of the times and of the ratios of neighbouring turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.errors import check
+
+_WARMUP = 3
+_TURN = 0.005
+"""Seconds that a turn should take at least: far above the clock's resolution, far below a change of frequency."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Dense against compressed, for one batch size.
+
+    Args:
+        batch: inputs in the batch.
+        threads: that torch might use.
+        rounds: pairs of turns.
+        dense_ms: median milliseconds of a forward pass.
+        small_ms: the same of the compressed model.
+        speedup: median of the rounds' ratios dense / compressed.
+        speedup_quartiles: of the same ratios.
+    """
+
+    batch: int
+    threads: int
+    rounds: int
+    dense_ms: float
+    small_ms: float
+    speedup: float
+    speedup_quartiles: tuple[float, float]
+
+
+def compare(dense: nn.Module, small: nn.Module, x: Tensor, *, threads: int = 1, rounds: int = 30) -> Comparison:
+    """Time the forward passes of two models on the same input, in turns.
+
+    Args:
+        dense: on the device of ``x``; its mode is put back after.
+        small: the same.
+        x: a batch.
+        threads: that torch may use on the CPU, >= 1.
+        rounds: pairs of turns, >= 3.
+
+    Raises:
+        ArgumentError: a number out of its range.
+    """
+    check(rounds >= 3, "rounds", ">= 3", rounds)
+    a, b = zip(*_turns((dense, small), x, threads, rounds), strict=True)
+    ratios = [first / second for first, second in zip(a, b, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    before, after = statistics.median(a) * 1e3, statistics.median(b) * 1e3
+    return Comparison(len(x), threads, rounds, before, after, middle, (low, high))
+
+
+def milliseconds(models: Mapping[str, nn.Module], x: Tensor, *, threads: int = 1, rounds: int = 30) -> dict[str, float]:
+    """Median milliseconds of a forward pass of each model, all measured in turns; arguments as in `compare`."""
+    turns = zip(*_turns(tuple(models.values()), x, threads, rounds), strict=True)
+    return {name: statistics.median(times) * 1e3 for name, times in zip(models, turns, strict=True)}
+
+
+def _turns(models: tuple[nn.Module, ...], x: Tensor, threads: int, rounds: int) -> list[tuple[float, ...]]:
+    """Seconds of a forward pass of each model, round by round."""
+    check(threads >= 1, "threads", ">= 1", threads)
+    with _quiet(models, threads), torch.inference_mode():
+        for model in models:
+            _turn(model, x, _WARMUP)
+        calls = [max(1, round(_TURN / max(_turn(model, x, _WARMUP), 1e-7))) for model in models]
+        return [tuple(_turn(model, x, n) for model, n in zip(models, calls, strict=True)) for _ in range(rounds)]
+
+
+def _turn(model: nn.Module, x: Tensor, calls: int) -> float:
+    """Seconds of one forward pass, averaged over ``calls`` in a row."""
+    _wait(x.device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        model(x)
+    _wait(x.device)
+    return (time.perf_counter() - start) / calls
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def _quiet(models: tuple[nn.Module, ...], threads: int) -> Iterator[None]:
+    """Evaluation mode and the number of threads, for the length of a measurement."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        for module, mode in modes.items():
+            module.training = mode

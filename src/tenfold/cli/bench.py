@@ -1,0 +1,99 @@
+"""``tenfold bench``: dense against compressed, on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from tenfold.bench.latency import Comparison, compare
+from tenfold.cli import runs, tables
+from tenfold.cli.options import DataRoot, RunFolder, with_default
+from tenfold.cli.stages import Steps
+from tenfold.cli.verb import Outcome, verb
+from tenfold.errors import ArgumentError
+from tenfold.layers.cost import cost
+from tenfold.layers.swap import structure_of, to_dense
+
+NAME = "bench"
+EXAMPLES = (
+    "Examples:\n\ntenfold bench runs/b\n\ntenfold bench runs/b --batch-size 1 --batch-size 64 --threads 2 --rounds 50"
+)
+
+_SHORT = 0.8
+"""Share of the promised speed-up below which the doctor is recommended."""
+
+
+@verb
+def command(
+    run: RunFolder,
+    *,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help=with_default("Images in a batch; repeatable.", "1 and 32"))
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 1,
+    rounds: Annotated[int, typer.Option(min=3, help="Pairs of measurements; the median counts.")] = 30,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    data_root: DataRoot = None,
+) -> Outcome:
+    """Measure a compressed run against its dense equivalent: interleaved, medians, beside what the MACs promise."""
+    where = place(device)
+    opened = runs.open_run(run, data_root)
+    if not structure_of(opened.model):
+        raise ArgumentError(f"'{run}' has no compressed layer to measure: run tenfold compress {run} first.")
+    small = opened.model.to(where)
+    dense = to_dense(small)
+    sizes = batch_size or [1, 32]
+    steps, found = Steps([f"batches of {n}" for n in sizes]), []
+    for n in sizes:
+        x = torch.randn(n, *opened.example.shape[1:]).to(where)
+        with steps.step():
+            found.append(compare(dense, small, x, threads=threads, rounds=rounds))
+    before, after = cost(dense, opened.example.to(where)), cost(small, opened.example.to(where))
+    predicted = (before.macs or 0) / max(after.macs or 0, 1)
+    body: dict[str, Any] = {
+        "command": NAME,
+        "run": str(run),
+        "device": str(where),
+        "threads": threads,
+        "torch": torch.__version__,
+        "predicted_speedup": predicted,
+        "cost": tables.cost_dict(before, after),
+        "latency": [asdict(row) for row in found],
+    }
+    shown: list[Any] = [_table(found, predicted, f"{where}, {threads} thread(s)"), tables.costs(before, after)]
+    if min(row.speedup for row in found) < _SHORT * predicted:
+        shown.append(f"Slower than its MACs promise. Layer by layer: tenfold doctor {run}")
+    return Outcome(body, shown)
+
+
+def _table(found: list[Comparison], predicted: float, where: str) -> Any:
+    columns = ("Batch", "Dense ms", "Compressed ms", "Speed-up", "Middle half", "MACs promise")
+    made = tables.table(columns)
+    for row in found:
+        low, high = row.speedup_quartiles
+        made.add_row(
+            str(row.batch),
+            f"{row.dense_ms:.3f}",
+            f"{row.small_ms:.3f}",
+            f"{row.speedup:.2f}×",
+            f"{low:.2f} to {high:.2f}",
+            f"{predicted:.2f}×",
+        )
+    return tables.titled(f"Latency of a forward pass, median of {found[0].rounds} pairs; {where}", made)
+
+
+def place(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        ArgumentError: this machine has none of that name.
+    """
+    try:
+        found = torch.device(name)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"`--device` must be one that this machine has; got {name!r}: {error}.") from error
+    return found

@@ -1,0 +1,176 @@
+"""``tenfold compress``: a run, made smaller."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tenfold.cli import parse, runs, tables
+from tenfold.cli.options import (
+    DataRoot,
+    Exclude,
+    Fields,
+    Force,
+    Limits,
+    MaybeMethod,
+    Out,
+    RunFolder,
+    Target,
+    recipe_options,
+)
+from tenfold.cli.shrink import Done, Way, way_to, work
+from tenfold.cli.verb import Outcome, verb
+from tenfold.errors import check
+from tenfold.train import Recipe
+from tenfold.train.engine import engine
+
+NAME = "compress"
+EXAMPLES = (
+    "Examples:\n\n"
+    "tenfold compress runs/a --method alds --budget params=0.25 --out runs/b\n\n"
+    "tenfold compress runs/a --method alds --set measure=fro --budget params=0.3 --budget macs=0.4 --out runs/c\n\n"
+    "tenfold compress runs/a --budget params=0.2 --exclude linear --finetune 5 --distill 0.5 --out runs/d\n\n"
+    "tenfold compress runs/a --guard -1.0 --out runs/e\n\n"
+    "tenfold plan runs/a --budget params=0.25 --out plan.json; tenfold compress runs/a --plan plan.json --out runs/f"
+)
+Guard = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS",
+        help="In place of --budget: -1.0 finds, by bisection, the smallest share of the parameters at which the "
+        "validation accuracy, batch norm re-estimated and before any recovery, is at most one point below the "
+        "run's. Accuracy may go up and down with the budget: the smallest probe that is enough is taken.",
+        rich_help_panel="Compression",
+    ),
+]
+Resolution = Annotated[
+    float,
+    typer.Option(metavar="SHARE", help="How near --guard comes to the border.", rich_help_panel="Compression"),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="In place of --method and --budget: a plan, perhaps edited, built as written. "
+        "tenfold plan --out FILE writes one.",
+        rich_help_panel="Compression",
+    ),
+]
+Finetune = Annotated[
+    int,
+    typer.Option(
+        metavar="EPOCHS",
+        min=0,
+        help="Epochs of recovery, with the learning rate rewound to the last EPOCHS of the training's schedule.",
+        rich_help_panel="Recovery",
+    ),
+]
+_TEACHING = ("distill", "temperature")
+_FIXED = ("epochs", "total", "schedule", "warmup", "milestones", "gamma")
+_RECOVERY = [f for f in Recipe.__dataclass_fields__ if f not in _FIXED]
+
+
+@verb
+@recipe_options(_RECOVERY, panel="Recovery", shown="as in training", plain=_TEACHING)
+def command(
+    run: RunFolder,
+    *,
+    out: Out,
+    method: MaybeMethod = None,
+    fields: Fields = None,
+    budget: Limits = None,
+    guard: Guard = None,
+    resolution: Resolution = 0.01,
+    plan: PlanFile = None,
+    target: Target = None,
+    exclude: Exclude = None,
+    finetune: Finetune = 0,
+    data_root: DataRoot = None,
+    force: Force = False,
+    recipe: dict[str, Any],
+) -> Outcome:
+    """Compress a trained run: within a --budget, as far as a --guard allows, or by a --plan. --finetune recovers.
+
+    Accuracy is shown right after compression, after batch norm is re-estimated on training data, and after recovery.
+    With --distill the run itself teaches the recovery.
+    """
+    way = way_to(
+        method=method,
+        fields=fields or (),
+        budget=budget or (),
+        guard=guard,
+        resolution=resolution,
+        plan=plan,
+        selecting=bool(target or exclude),
+    )
+    runs.check_out(out, force=force, source=run)
+    recovery = _recovery(runs.recipe_of(runs.read_settings(run)), finetune, recipe)
+    source = runs.open_run(run, data_root)
+    settings = replace(
+        source.settings,
+        command=NAME,
+        method=way.record,
+        budget={} if way.budget is None else way.budget.limits,
+        target=parse.selection(target or ()),
+        exclude=parse.selection(exclude or ()),
+        source=str(run),
+        finetune=finetune,
+        recovery=asdict(recovery) if finetune else {},
+        guard=guard,
+        plan=None if plan is None else str(plan),
+    )
+    done = work(source, way, settings, recovery)
+    body = _results(out, settings, way, done)
+    runs.write_run(out, settings, done.model, done.result.plan, body)
+    return Outcome(body, _shown(out, settings, way, done))
+
+
+def _recovery(recipe: Recipe, epochs: int, changes: dict[str, Any]) -> Recipe:
+    """The recipe of the recovery; where there is none, still checked."""
+    changed = replace(recipe, **changes)
+    total = recipe.epochs if recipe.total is None else recipe.total
+    check(epochs <= total, "--finetune", f"at most {total}, the epochs of the training to rewind", epochs)
+    for name in _TEACHING:
+        check(epochs > 0 or name not in changes, "--" + name, "used with --finetune EPOCHS", changes.get(name))
+    softens = "temperature" not in changes or changed.distill > 0
+    check(softens, "--temperature", "used with --distill", changes.get("temperature"))
+    if not epochs:
+        return changed
+    with engine(changed.precision):  # whether this machine can do it, before any work
+        return changed.rewound(epochs)
+
+
+def _results(out: Path, settings: runs.Settings, way: Way, done: Done) -> dict[str, Any]:
+    report = done.result.report
+    guarded = {"points": way.guard, "least": done.least, "resolution": way.resolution}
+    return {
+        "command": NAME,
+        "run": str(out),
+        "source": settings.source,
+        "method": settings.method,
+        "budget": settings.budget,
+        "guard": None if way.guard is None else guarded | {"probes": [asdict(probe) for probe in done.probes]},
+        "plan_file": settings.plan,
+        "finetune": settings.finetune,
+        "recovery": settings.recovery,
+        "stages": [stage.to_dict() for stage in done.stages],
+        "cost": tables.cost_dict(report.dense, report.small),
+        "plan": tables.plan_dict(done.result.plan),
+        "history": [asdict(epoch) for epoch in done.history],
+        "seconds": report.seconds | {"recover": done.seconds},
+    }
+
+
+def _shown(out: Path, settings: runs.Settings, way: Way, done: Done) -> list[Any]:
+    report, title = done.result.report, f"{settings.network} on {settings.data['name']}: accuracy"
+    shown = [] if done.least is None else [tables.probes(done.probes, done.least, way.guard or 0.0)]
+    return [
+        *shown,
+        tables.plan(done.result.plan),
+        tables.stages(title, done.stages),
+        tables.costs(report.dense, report.small),
+        f"Saved in {out}. Next: tenfold bench {out}",
+    ]

@@ -1,0 +1,122 @@
+"""``tenfold doctor``: which layers can pay on this machine, and why others cannot."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.text import Text
+
+from tenfold.bench.doctor import BLOCK, Diagnosis, Examined, Timing, diagnose
+from tenfold.cli import parse, runs, tables
+from tenfold.cli.bench import place
+from tenfold.cli.options import DataRoot, Exclude, RunFolder, Target
+from tenfold.cli.stages import Steps
+from tenfold.cli.verb import Outcome, verb
+
+NAME = "doctor"
+EXAMPLES = (
+    "Examples:\n\n"
+    "tenfold doctor runs/a\n\n"
+    "tenfold doctor runs/a --batch-size 32 --threads 4 --fold spatial\n\n"
+    "tenfold doctor runs/a --target conv3 --rungs 12 --rounds 21 --json"
+)
+
+
+@verb
+def command(
+    run: RunFolder,
+    *,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in the batch.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 1,
+    fold: Annotated[str, typer.Option(help="Of the factor pairs: channel, spatial, spatial-t or input.")] = "channel",
+    rungs: Annotated[int, typer.Option(min=2, help="Ranks that each layer is timed at.")] = 6,
+    rounds: Annotated[int, typer.Option(min=3, help="Turns of each measurement; the median counts.")] = 7,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    target: Target = None,
+    exclude: Exclude = None,
+    data_root: DataRoot = None,
+) -> Outcome:
+    """Say which layers of a run can pay here: break-even ranks by parameters, MACs and time, and reasons.
+
+    Every layer is timed in turns with factor pairs in its place, on inputs of the sizes that it sees.
+    """
+    where = place(device)
+    opened = runs.open_run(run, data_root)
+    x = torch.randn(batch_size, *opened.example.shape[1:]).to(where)
+    steps = Steps(["measuring"])
+    with steps.step():
+        found = diagnose(
+            opened.model.to(where),
+            x,
+            fold=fold,
+            rungs=rungs,
+            rounds=rounds,
+            threads=threads,
+            target_modules=parse.selection(target or ()),
+            exclude_modules=parse.selection(exclude or ()),
+            report=lambda done, whole, name: steps.say(f"layer {done + 1} of {whole}: {name}"),
+        )
+    body: dict[str, Any] = {
+        "command": NAME,
+        "run": str(run),
+        "device": str(where),
+        "torch": torch.__version__,
+        "block": BLOCK,
+        "reachable": found.reachable,
+    } | asdict(found)
+    return Outcome(body, _shown(found, f"{where}, batch {batch_size}, {threads} thread(s)"))
+
+
+def _shown(found: Diagnosis, where: str) -> list[Any]:
+    columns = ("Layer", "Kernel", "ms", "Share", "Even: params", "MACs", "time", "At rank", "Speed-up", "MACs promise")
+    made = tables.table(columns)
+    reasons: dict[str, list[str]] = {}
+    for layer in found.layers:
+        if layer.reason:
+            reasons.setdefault(layer.reason, []).append(layer.name)
+        if layer.ms is not None:
+            made.add_row(layer.name, *_row(layer))
+    notes = [
+        Text(f"The whole model takes {found.ms:.3f} ms; {found.reachable:.0%} of it in layers that can pay."),
+        Text("Even: the largest rank that is still cheaper than dense, by parameters, by MACs, and by the clock here."),
+    ]
+    uneven = [layer for layer in found.layers if layer.uneven]
+    if uneven:
+        worst = max(uneven, key=lambda layer: layer.step or 0.0)
+        rank = worst.step_rank or 0
+        notes.append(
+            Text(
+                f"Ranks in steps of {BLOCK}: one rank more takes longer in {len(uneven)} layer(s), "
+                f"in {worst.name} {worst.step:.2f} times as long at {rank + 1} as at {rank}."
+            )
+        )
+    notes += [Text(f"Cannot pay, {reason}: {', '.join(names)}") for reason, names in reasons.items()]
+    return [tables.titled(f"Latency by layer; {where}; fold {found.fold}", made), *notes]
+
+
+def _row(layer: Examined) -> tuple[str, ...]:
+    """The cells of one layer; the rank shown is the one nearest to half of what saves parameters."""
+    middle = _middle(layer)
+    return (
+        "×".join(map(str, layer.kernel or ())),
+        f"{layer.ms:.3f}",
+        f"{layer.share or 0.0:.1%}",
+        _rank(layer.even_params, layer),
+        _rank(layer.even_macs, layer),
+        _rank(layer.even_ms, layer),
+        "" if middle is None else str(middle.rank),
+        "" if middle is None else f"{middle.speedup:.2f}×",
+        "" if middle is None else f"{middle.predicted:.2f}×",
+    )
+
+
+def _middle(layer: Examined) -> Timing | None:
+    half = layer.even_params / 2
+    return min(layer.timings, key=lambda timing: abs(timing.rank - half), default=None)
+
+
+def _rank(rank: int, layer: Examined) -> str:
+    return f"{rank} of {layer.full_rank}" if rank else "none"

@@ -1,0 +1,97 @@
+"""``tenfold export``: a run as a file that runs without tenfold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from tenfold.bench.export import Exported, export
+from tenfold.cli import runs, tables
+from tenfold.cli.options import DataRoot, Force, RunFolder, check_file, with_default
+from tenfold.cli.stages import Steps
+from tenfold.cli.verb import Outcome, verb
+from tenfold.layers.cost import count_params
+from tenfold.layers.fold_norm import NormFold, fold_batchnorm, norm_folds
+
+NAME = "export"
+EXAMPLES = (
+    "Examples:\n\n"
+    "tenfold export runs/b --out model.onnx\n\n"
+    "tenfold export runs/b --format onnx --opset 21 --fold-batchnorm --out model.onnx\n\n"
+    "tenfold export runs/b --format torch-export --out model.pt2"
+)
+Opset = Annotated[int | None, typer.Option(min=1, help=with_default("Of the ONNX operators.", "torch's choice"))]
+
+
+@verb
+def command(
+    run: RunFolder,
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the file goes.", show_default=False)],
+    format: Annotated[
+        str, typer.Option(help="onnx, or torch-export: an archive for torch.export.load and AOTInductor.")
+    ] = "onnx",
+    opset: Opset = None,
+    fold_norms: Annotated[
+        bool,
+        typer.Option("--fold-batchnorm", help="Fold every batch norm that allows it into the layer before it: exact."),
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Largest difference to the run's outputs; relative to the largest where that is above 1."),
+    ] = 1e-4,
+    data_root: DataRoot = None,
+    force: Force = False,
+) -> Outcome:
+    r"""Write a run as ONNX or torch.export, any batch size, checked against the run on random images.
+
+    The inputs are images as the run's data set normalises them: (x - mean) / std. A file whose outputs differ is not
+    left behind. ONNX needs: pip install 'tenfold\[export]'.
+    """
+    check_file(out, force=force)
+    opened = runs.open_run(run, data_root)
+    model, example = opened.model.cpu(), opened.example.cpu()
+    folds: list[NormFold] = []
+    with Steps(["exporting"]).step():
+        shipped = model
+        if fold_norms:
+            folds = norm_folds(model, example_inputs=example)
+            shipped = fold_batchnorm(model, example_inputs=example)
+        made = export(shipped, example, out, format=format, opset=opset, tolerance=tolerance, reference=model)
+    train = opened.data.train
+    body: dict[str, Any] = {
+        "command": NAME,
+        "run": str(run),
+        "file": str(out),
+        "format": made.format,
+        "opset": made.opset,
+        "bytes": made.bytes,
+        "params": count_params(shipped),
+        "torch": torch.__version__,
+        "input": {"shape": ["batch", *example.shape[1:]], "mean": list(train.mean), "std": list(train.std)},
+        "folded": [fold.norm for fold in folds if fold.reason is None],
+        "not_folded": {fold.norm: fold.reason for fold in folds if fold.reason is not None},
+        "check": {
+            "difference": {str(n): gap for n, gap in made.difference.items()},
+            "largest_output": made.magnitude,
+            "tolerance": tolerance,
+        },
+    }
+    return Outcome(body, _shown(made, body, folds))
+
+
+def _shown(made: Exported, body: dict[str, Any], folds: list[NormFold]) -> list[Any]:
+    runner = "ONNX Runtime" if made.format == "onnx" else "torch.export.load"
+    table = tables.table(("Batch", "Largest difference", "Largest output"))
+    for n, gap in made.difference.items():
+        table.add_row(str(n), f"{gap:.2e}", f"{made.magnitude:.3g}")
+    shown: list[Any] = [tables.titled(f"Checked in {runner} against torch, random images", table)]
+    if folds:
+        shown.append(f"Batch norms folded: {len(body['folded'])} of {len(folds)}")
+        shown += [f"Not folded, {name}: {reason}" for name, reason in body["not_folded"].items()]
+    about = f"{made.format}" if made.opset is None else f"ONNX, opset {made.opset}"
+    size = tables.short(made.bytes)
+    return [*shown, f"Written to {made.path}: {about}, {size} bytes, input {body['input']['shape']}"]

@@ -1,0 +1,81 @@
+"""``tenfold plan``: what ``compress`` would do, without doing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tenfold.cli import parse, runs, tables
+from tenfold.cli.options import DataRoot, Exclude, Fields, Force, Limits, MethodName, RunFolder, Target, check_file
+from tenfold.cli.stages import Steps, calibration
+from tenfold.cli.verb import Outcome, verb
+from tenfold.errors import ArgumentError
+from tenfold.files import atomic_file
+from tenfold.layers.cost import Cost
+from tenfold.methods.base import plan as make_plan
+
+NAME = "plan"
+EXAMPLES = (
+    "Examples:\n\n"
+    "tenfold plan runs/a --method alds --budget params=0.25\n\n"
+    "tenfold plan runs/a --method svd --set fold=spatial --budget macs=0.5 --exclude linear\n\n"
+    "tenfold plan runs/a --budget params=0.25 --out plan.json"
+)
+OutFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the plan, to be edited and built by tenfold compress --plan FILE."),
+]
+
+
+@verb
+def command(
+    run: RunFolder,
+    *,
+    method: MethodName = "alds",
+    fields: Fields = None,
+    budget: Limits = None,
+    target: Target = None,
+    exclude: Exclude = None,
+    data_root: DataRoot = None,
+    out: OutFile = None,
+    force: Force = False,
+) -> Outcome:
+    """Show what each layer of a run would become under a budget. A dry run: nothing is written, but for --out."""
+    made, limits = parse.method(method, fields or ()), parse.budget(budget or ())
+    parse.require_budget(made, limits)
+    if out is not None:
+        check_file(out, force=force)
+        if made.needs_data:
+            raise ArgumentError(
+                f"`--out` cannot hold a plan by {made.name}: its factors come from data. Compress at once."
+            )
+    source = runs.open_run(run, data_root)
+    with Steps(["planning"]).step():
+        planned = make_plan(
+            source.model,
+            made,
+            limits,
+            example_inputs=source.example,
+            data=calibration(source.data, runs.recipe_of(source.settings)) if made.needs_data else None,
+            target_modules=parse.selection(target or ()),
+            exclude_modules=parse.selection(exclude or ()),
+        )
+    if out is not None:
+        with atomic_file(out) as temporary:
+            temporary.write_text(planned.to_json(), encoding="utf-8")
+    dense, small = Cost(planned.dense_params, planned.dense_macs), Cost(planned.params, planned.macs)
+    body = {
+        "command": NAME,
+        "run": str(run),
+        "method": made.to_dict(),
+        "budget": planned.budget,
+        "cost": tables.cost_dict(dense, small),
+        "plan": tables.plan_dict(planned),
+        "file": None if out is None else str(out),
+    }
+    shown: list[Any] = [tables.plan(planned), tables.costs(dense, small)]
+    if out is not None:
+        shown.append(f"Written to {out}. Next: tenfold compress {run} --plan {out} --out FOLDER")
+    return Outcome(body, shown)

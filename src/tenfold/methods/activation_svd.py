@@ -1,0 +1,60 @@
+"""Activation-aware SVD: the smallest error in what each layer puts out, not in its weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tenfold.errors import check, is_count, is_share
+from tenfold.linalg.outputs import damped, output_basis
+from tenfold.methods.base import Method
+from tenfold.ranks.minmax import allocate
+from tenfold.ranks.options import settle
+from tenfold.ranks.outputs import OutputBasis, factors_of, output_options
+from tenfold.ranks.plan import Budget, Plan
+from tenfold.ranks.problem import Problem
+
+
+@dataclass(frozen=True)
+class ActivationSVD(Method):
+    """``min E ||W x - W_hat x||^2`` at each rank: the SVD of ``W S`` with ``S S^T = E[x x^T]``.
+
+    No root and no inverse is taken: the left singular vectors of ``W S`` are the eigenvectors of the output moment
+    ``E[y y^T]``, so rank-deficient calibration data is harmless. Ranks: the least common relative output error that
+    the budget allows, which is the plan's level.
+
+    Args:
+        samples: calibration examples used, >= 1.
+        damping: share of white inputs mixed into the moment, >= 0; what calibration never excites then counts a little.
+
+    Raises:
+        ArgumentError: a value out of range.
+
+    Source: the optimum is that of Zhang et al. 2015 (arXiv 1411.4229, equation 4) without the mean; as a weighted SVD
+    Wang et al. 2024 (SVD-LLM, arXiv 2403.07378). The min-max rank rule is ours.
+    """
+
+    samples: int = 1024
+    damping: float = 1e-3
+
+    name: ClassVar[str] = "activation-svd"
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
+        check(is_share(self.damping), "damping", "a number >= 0", self.damping)
+
+    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The least common output error within ``budget``, and the factors."""
+        assert budget is not None
+        moments = problem.moments(samples=self.samples)
+        bases = {}
+        for site in problem.sites:
+            w = site.matrices()[:, 0].cpu()
+            bases[site.name] = OutputBasis(*output_basis(damped(moments[site.name].second, w, self.damping)))
+        tables = output_options(problem, bases)
+        found = allocate(tables, problem.limits(budget))
+        choice, level = (None, None) if found is None else (found.choice, found.level)
+        factors = factors_of(problem, bases, tables, choice)
+        return settle(problem, self.name, tables, choice, budget, measure="output", level=level, factors=factors)

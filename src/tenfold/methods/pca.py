@@ -1,0 +1,62 @@
+"""PCA: keep the principal subspace of each layer's outputs.
+
+Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016,
+arXiv 1505.06798. The linear case: their correction for the ReLU that follows is not included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tenfold.errors import check, is_count
+from tenfold.linalg.outputs import output_basis
+from tenfold.methods.base import Method
+from tenfold.ranks.lagrange import allocate
+from tenfold.ranks.options import settle
+from tenfold.ranks.outputs import OutputBasis, factors_of, output_options
+from tenfold.ranks.plan import Budget, Plan
+from tenfold.ranks.problem import Problem
+
+
+@dataclass(frozen=True)
+class PCA(Method):
+    """``y -> mean + P P^T (y - mean)`` with P the top eigenvectors of the outputs' covariance.
+
+    In the weights that is ``W -> P (P^T W)``, ``b -> b + (I - P P^T) E[W x]``: a layer without bias gets one, and it is
+    counted. Ranks maximise ``prod_l (energy kept in layer l)`` under the budget; the plan's level is the multiplier.
+
+    Args:
+        samples: calibration examples used, >= 1.
+
+    Raises:
+        ArgumentError: a value out of range.
+
+    Source: arXiv 1505.06798, equations 2 to 4 and section 3.3 (rank selection). The greedy rule there is followed along
+    the lower convex hull of each layer, so that what cannot save is passed over.
+    """
+
+    samples: int = 1024
+
+    name: ClassVar[str] = "pca"
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
+
+    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The ranks of most kept energy within ``budget``, and their factors."""
+        assert budget is not None
+        bases = {}
+        for name, moments in problem.moments(samples=self.samples).items():
+            left, right, energy = output_basis(moments.covariance)
+            bases[name] = OutputBasis(left, right, energy, moments.mean)
+        tables = output_options(problem, bases)
+        # -log of the share kept; a layer that would keep nothing is as bad as can be, not infinitely so
+        losses = [-np.log(np.maximum(1 - t.error**2, 1e-12)) for t in tables]
+        choice, multiplier = allocate(tables, losses, problem.limits(budget)) or (None, None)
+        factors = factors_of(problem, bases, tables, choice)
+        return settle(problem, self.name, tables, choice, budget, measure="output", level=multiplier, factors=factors)

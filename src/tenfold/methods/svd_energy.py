@@ -1,0 +1,48 @@
+"""SVD-Energy: every layer gives up the same share of its energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tenfold.errors import check
+from tenfold.linalg.fold import NAMES
+from tenfold.methods.base import Method
+from tenfold.ranks.measures import MEASURES
+from tenfold.ranks.minmax import allocate
+from tenfold.ranks.options import options, settle
+from tenfold.ranks.plan import Budget, Plan
+from tenfold.ranks.problem import Problem
+
+
+@dataclass(frozen=True)
+class SVDEnergy(Method):
+    """``sum_{m>j} s_m^2 <= e sum_m s_m^2`` in every layer, with the least common ``e`` that the budget allows.
+
+    That is min-max allocation of the Frobenius error without slices; what a layer's ``e`` leaves unspent stays so. The
+    plan's level is ``sqrt(e)``.
+
+    Args:
+        fold: see `tenfold.linalg.fold`.
+
+    Raises:
+        ArgumentError: an unknown fold.
+
+    Source: the baseline of Liebenwein et al. 2021 (arXiv 2107.11442), section 4, after Alvarez & Salzmann 2017.
+    """
+
+    fold: str = "channel"
+
+    name: ClassVar[str] = "svd-energy"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
+
+    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The least common share of energy within ``budget``."""
+        assert budget is not None
+        tables = options(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
+        found = allocate(tables, problem.limits(budget), spend=False)
+        choice, level = (None, None) if found is None else (found.choice, found.level)
+        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level)

@@ -1,0 +1,56 @@
+"""VBMF: ranks that variational Bayes finds in the weights, no budget needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tenfold.errors import check
+from tenfold.linalg.fold import NAMES
+from tenfold.linalg.vbmf import vbmf_rank
+from tenfold.methods.base import Method
+from tenfold.ranks.measures import MEASURES
+from tenfold.ranks.options import options, settle
+from tenfold.ranks.plan import Budget, Plan
+from tenfold.ranks.problem import Problem
+from tenfold.ranks.uniform import allocate
+
+
+@dataclass(frozen=True)
+class VBMF(Method):
+    """Empirical variational Bayes ranks, at least 1; with a budget all are scaled, up or down, by one factor to fit.
+
+    Grouped layers take the largest rank over their groups. A rank that saves nothing leaves its layer dense. The plan's
+    level is the factor.
+
+    Args:
+        fold: see `tenfold.linalg.fold`.
+
+    Raises:
+        ArgumentError: an unknown fold.
+
+    Source: Nakajima et al. 2013 (JMLR 14); for the ranks of convolutions Kim et al. 2016 (arXiv 1511.06530), who apply
+    it to the two unfoldings of a Tucker format. Here it is applied to the matrix that is factorised.
+    """
+
+    fold: str = "channel"
+
+    name: ClassVar[str] = "vbmf"
+    needs_budget: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
+
+    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The Bayes ranks, scaled to ``budget`` where there is one."""
+        tables = options(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))
+        sides = [sorted(site.matrices(self.fold).shape[-2:]) for site in problem.sites]
+        spectra = [by_slices[1][:, 0] for by_slices in problem.spectra(self.fold, (1,))]
+        ranks = [max(1, *(vbmf_rank(s, *of) for s in groups)) for groups, of in zip(spectra, sides, strict=True)]
+        if budget is None:
+            choice, factor = [j if j < len(t.rank) else 0 for j, t in zip(ranks, tables, strict=True)], 1.0
+        else:
+            full = [short for short, _ in sides]
+            choice, factor = allocate(tables, ranks, full, problem.limits(budget)) or (None, None)
+        return settle(problem, self.name, tables, choice, budget, measure="max", level=factor)

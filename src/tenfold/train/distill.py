@@ -1,0 +1,55 @@
+"""Knowledge distillation: the dense network teaches the compressed one.
+
+With logits ``z`` of the student and ``t`` of the teacher, labels ``y`` and a temperature ``T``::
+
+    loss = (1 - a) CE(z, y) + a T^2 KL(softmax(t / T) || softmax(z / T))
+
+The factor ``T^2`` keeps the gradient of the second part, ``a T (softmax(z / T) - softmax(t / T))`` per example, of one
+size whatever the temperature.
+
+**Source:** Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tenfold.errors import check
+from tenfold.layers.copies import duplicate
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL(softmax(t / T) || softmax(z / T))``, the mean over the batch, in nats.
+
+    Args:
+        student: logits ``z (n, classes)``.
+        teacher: logits ``t (n, classes)``.
+        temperature: ``T > 0``.
+
+    Raises:
+        ArgumentError: logits of different shapes.
+    """
+    same = teacher.shape == student.shape
+    check(same, "teacher", f"a model with outputs {tuple(student.shape)}, as the student's", tuple(teacher.shape))
+    kind = torch.promote_types(student.dtype, torch.float32)
+    soft, wanted = (F.log_softmax(z / temperature, 1, dtype=kind) for z in (student, teacher))
+    return temperature**2 * F.kl_div(soft, wanted, reduction="batchmean", log_target=True)
+
+
+def frozen(teacher: nn.Module, device: torch.device | str) -> nn.Module:
+    """A copy of ``teacher`` on ``device``, in eval mode, of which nothing asks for a gradient."""
+    return duplicate(teacher).to(device).eval().requires_grad_(False)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, types and bytes of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

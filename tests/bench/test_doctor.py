@@ -1,0 +1,111 @@
+"""The doctor's counts are right, its reasons are given, and it leaves everything alone. No test looks at the clock."""
+
+import pytest
+import torch
+from torch import nn
+
+import tenfold
+from tenfold.bench import doctor
+from tenfold.errors import ArgumentError
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.depth = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.twice = nn.Conv2d(32, 32, 3, padding=1)
+        self.idle = nn.Linear(8, 8)
+        self.table = nn.Embedding(4, 4)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = self.depth(self.stem(x)).relu()
+        return self.head(self.twice(self.twice(x)[..., ::2, ::2]).mean((2, 3)))
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """A clock by which a module takes its parameters' number of milliseconds, and each odd rank above 8 twice that."""
+    asked = []
+
+    def times(models, x, *, threads, rounds):
+        asked.append((tuple(x.shape), list(models)))
+        slow = {n: 2.0 if n.isdigit() and int(n) % 2 and int(n) > 8 else 1.0 for n in models}
+        return {n: tenfold.cost(m).params * slow[n] for n, m in models.items()}
+
+    monkeypatch.setattr(doctor, "milliseconds", times)
+    return asked
+
+
+def by_name(found):
+    return {x.name: x for x in found.layers}
+
+
+def test_break_even_ranks_are_the_largest_that_are_cheaper(steady):
+    model, x = Net(), torch.randn(2, 3, 8, 8)
+    found = doctor.diagnose(model, x)
+    twice = by_name(found)["twice"]
+    problem = tenfold.survey(model, example_inputs=x)
+    cost = next(site.cost for site in problem.sites if site.name == "twice")
+    for name, rank in (("params", twice.even_params), ("macs", twice.even_macs)):
+        assert getattr(cost.low_rank(rank), name) < getattr(cost.dense(), name)
+        assert rank == twice.full_rank or getattr(cost.low_rank(rank + 1), name) >= getattr(cost.dense(), name)
+    # by that clock a pair takes 320 j + 32 ms, dense 9248, each use: rank 28 is the last that pays, 24 the last aligned
+    assert [t.rank for t in twice.timings] == [8, 16, 24]
+    assert (twice.even_params, twice.even_ms, twice.ms) == (28, 24, 2 * 9248)
+    assert twice.share == twice.ms / max(found.ms, sum(x.ms or 0 for x in found.layers))
+    assert [t.predicted for t in twice.timings] == pytest.approx(
+        [cost.dense().macs / cost.low_rank(j).macs for j in (8, 16, 24)]
+    )
+    assert twice.reason is None
+    assert (twice.step_rank, twice.uneven) == (16, True)
+    assert found.reachable == pytest.approx(sum(x.share for x in found.layers if x.reason is None))
+
+
+def test_layers_are_timed_on_the_shapes_that_they_see(steady):
+    doctor.diagnose(Net(), torch.randn(2, 3, 8, 8))
+    shapes = [shape for shape, ranks in steady if ranks == ["0", "8", "16", "24", "17"]]
+    assert sorted(shapes) == [(2, 32, 4, 4), (2, 32, 8, 8)]
+    assert steady[0] == ((2, 3, 8, 8), ["model"])
+
+
+def test_every_layer_that_cannot_pay_says_why(steady):
+    found = by_name(doctor.diagnose(Net(), torch.randn(2, 3, 8, 8), exclude_modules=["head"]))
+    assert found["idle"].reason == doctor.UNUSED
+    assert found["depth"].reason == doctor.NO_RANK
+    assert "Embedding" in found["table"].reason
+    assert found["head"].reason == "in exclude_modules"
+    assert list(found) == ["stem", "depth", "twice", "idle", "table", "head"]
+
+
+def test_a_layer_that_is_slower_at_every_rank_says_so(monkeypatch):
+    monkeypatch.setattr(doctor, "milliseconds", lambda models, x, **_: {n: 1.0 + (n != "0") for n in models})
+    found = by_name(doctor.diagnose(Net(), torch.randn(1, 3, 8, 8), target_modules=["twice"]))["twice"]
+    assert (found.reason, found.even_ms) == (doctor.SLOWER, 0)
+
+
+def test_it_measures_for_real_and_changes_nothing():
+    model, x = Net().train(), torch.randn(1, 3, 8, 8)
+    state, drawn = {k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state()
+    small = tenfold.apply(model, tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=0.8)))
+    seen = []
+    found = doctor.diagnose(
+        small.train(), x, rungs=2, rounds=3, fold="spatial", report=lambda *words: seen.append(words)
+    )
+    assert all(t.ms > 0 for layer in found.layers for t in layer.timings)
+    assert [name for _, _, name in seen] == ["stem", "depth", "twice", "idle", "head"]
+    assert small.training and all(not m._forward_pre_hooks for m in small.modules())  # noqa: PT018
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(drawn, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("field", "value"), [("rungs", 1), ("rounds", 2), ("threads", 0), ("fold", "channels")])
+def test_what_is_out_of_range_is_refused(field, value):
+    with pytest.raises(ArgumentError, match=f"`{field}`"):
+        doctor.diagnose(Net(), torch.randn(1, 3, 8, 8), **{field: value})
+
+
+def test_a_model_without_layers_has_nothing_to_examine():
+    found = doctor.diagnose(nn.Sequential(nn.ReLU()), torch.randn(1, 3))
+    assert (found.layers, found.reachable) == ((), 0)

@@ -1,0 +1,142 @@
+"""What comes out is deployable: compile, export, ONNX; quantities agree with eager mode."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from layer_stubs import Entry, TinyResNet, factorised, low_rank, relative
+from torch import Tensor, nn
+
+from tenfold.layers import swap
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(8, 6), (3, 8)),
+    "linear-3d": (lambda: nn.Linear(8, 6), (3, 5, 8)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3, padding="same", groups=2), (3, 4, 6, 5)),
+    "conv1d-circular": (lambda: nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), (3, 4, 9)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), (3, 4, 4, 5)),
+}
+cases = pytest.mark.parametrize(("layer", "slices"), [(name, s) for name in LAYERS for s in (1, 2)])
+
+
+@pytest.fixture
+def small_net() -> nn.Module:
+    net = TinyResNet().eval()
+    return swap.apply(net, low_rank(net, 2))
+
+
+@cases
+def test_export_with_a_dynamic_batch_agrees(layer: str, slices: int) -> None:
+    make, shape = LAYERS[layer]
+    small = factorised(make(), 1, slices)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(small, (torch.randn(shape),), dynamic_shapes=({0: batch},)).module()
+    for n in (2, 7):
+        x = torch.randn(n, *shape[1:])
+        assert relative(program(x), small(x)) < 1e-6
+
+
+@cases
+def test_compile_without_a_graph_break_agrees_with_gradients(layer: str, slices: int) -> None:
+    make, shape = LAYERS[layer]
+    small, x = factorised(make(), 1, slices), torch.randn(shape)
+    torch._dynamo.reset()
+    compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
+    small(x).square().sum().backward()
+    eager = [p.grad.clone() for p in small.parameters()]
+    small.zero_grad()
+    y = compiled(x)
+    y.square().sum().backward()
+    assert relative(y, small(x)) < 1e-6
+    for p, g in zip(small.parameters(), eager, strict=True):
+        assert relative(p.grad, g) < 1e-5
+
+
+def test_a_whole_network_exports_and_compiles(small_net: nn.Module) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    expected = small_net(x)
+    torch._dynamo.reset()
+    assert relative(torch.compile(small_net, fullgraph=True, backend="aot_eager")(x), expected) < 1e-5
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(small_net, (x,), dynamic_shapes=({0: batch},)).module()
+    x = torch.randn(5, 3, 8, 8)
+    assert relative(program(x), small_net(x)) < 1e-5
+
+
+class Reads(nn.Module):
+    """Reads its layer's weight, as transformers' models do."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.to(self.layer.weight.dtype)) + self.layer.weight.sum()
+
+
+def check_hosts() -> None:
+    for name, slices, fold in (("linear", 1, "channel"), ("conv2d", 2, "spatial"), ("transposed", 2, "spatial-t")):
+        make, shape = LAYERS[name]
+        small, x = Reads(factorised(make(), 1, slices, fold)), torch.randn(shape, dtype=torch.float64)
+        expected = small(x)
+        torch._dynamo.reset()
+        assert relative(torch.compile(small, fullgraph=True, backend="aot_eager")(x), expected) < 1e-5
+        assert relative(torch.export.export(small, (x,)).module()(x), expected) < 1e-5
+
+
+def test_hosts_that_read_the_weight_compile_and_export() -> None:
+    """In a process of its own: dynamo cannot see through the shape checker that tests install."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_deploy; test_deploy.check_hosts()"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_transformer_encoders_compile_in_eval_mode() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = nn.TransformerEncoder(layer, 2).eval()
+    names = [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
+    small, x = swap.apply(net, dict.fromkeys(names, Entry(2))), torch.randn(2, 5, 8)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert relative(torch.compile(small, fullgraph=True, backend="aot_eager")(x), small(x)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+def test_inductor_agrees(small_net: nn.Module) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert relative(torch.compile(small_net, fullgraph=True)(x), small_net(x)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_runtime_agrees(small_net: nn.Module, tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    x, file = torch.randn(2, 3, 8, 8), tmp_path / "small.onnx"
+    torch.onnx.export(small_net, (x,), str(file), dynamo=True, verbose=False)
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert relative(torch.from_numpy(found), small_net(x)) < 1e-4
+    weights = sum(p.numel() for p in small_net.parameters())
+    assert file.stat().st_size + sum(f.stat().st_size for f in tmp_path.glob("*.data")) < 8 * weights + 60_000
+
+
+def test_symbolic_tracing_keeps_the_factors(small_net: nn.Module) -> None:
+    traced = torch.fx.symbolic_trace(small_net)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(traced(x), small_net(x))
+    assert sum(p.numel() for p in traced.parameters()) == sum(p.numel() for p in small_net.parameters())
+
+
+def test_meta_device_and_dtype_moves_work(small_net: nn.Module) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    double = swap.apply(TinyResNet().eval(), low_rank(TinyResNet(), 2)).double()
+    assert double(x.double()).dtype == torch.float64
+    assert small_net.to("meta")(x.to("meta")).shape == (2, 5)
