@@ -13,6 +13,7 @@ from tenfold.layers.batchnorm import norm_after as norm_after
 from tenfold.layers.batchnorm import reestimate_ as reestimate_
 from tenfold.layers.cost import Cost as Cost
 from tenfold.layers.cost import cost as cost
+from tenfold.layers.fold_norm import fold_batchnorm as fold_batchnorm
 from tenfold.layers.matrix import LowRankConv as LowRankConv
 from tenfold.layers.matrix import LowRankLinear as LowRankLinear
 from tenfold.layers.swap import to_dense as to_dense
@@ -25,6 +26,7 @@ from tenfold.methods.base import compress as compress
 from tenfold.methods.base import plan as plan
 from tenfold.methods.dense import Dense as Dense
 from tenfold.methods.fisher_svd import FisherSVD as FisherSVD
+from tenfold.methods.l_rank import LRank as LRank
 from tenfold.methods.pca import PCA as PCA
 from tenfold.methods.svd import SVD as SVD
 from tenfold.methods.svd_energy import SVDEnergy as SVDEnergy
