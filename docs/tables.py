@@ -31,16 +31,15 @@ def first_path() -> str:
     """ResNet-20 on Fashion-MNIST: trained, compressed, recovered."""
     rows = []
     for result in results("first-path"):
-        stages = {stage["stage"].split(",")[0]: f"{stage['test']['accuracy']:.2%}" for stage in result["stages"]}
-        cost = result["cost"]
-        share = {name: cost[name]["kept"] / cost[name]["dense"] for name in ("params", "macs")}
+        stages = {stage["stage"].split(" (")[0]: f"{stage['test']['accuracy']:.2%}" for stage in result["stages"]}
+        kept, share = result["cost"]["kept"], result["cost"]["share"]
         method, budget = result["method"]["method"], result["budget"]
         name = "dense" if not budget else f"{method}, " + ", ".join(f"{k} {v:g}" for k, v in budget.items())
         rows.append(
             [
                 name,
-                f"{cost['params']['kept']:,} ({share['params']:.1%})",
-                f"{cost['macs']['kept'] / 1e6:.1f} M ({share['macs']:.1%})",
+                f"{kept['params']:,} ({share['params']:.1%})",
+                f"{kept['macs'] / 1e6:.1f} M ({share['macs']:.1%})",
                 stages.get("right after compression", ""),
                 stages.get("batch norm re-estimated", ""),
                 stages.get("recovered", stages.get("trained", "")),

@@ -24,6 +24,7 @@ BATCH = 64
 
 def main(out: Path, epochs: int, recovery: int) -> None:
     console = Console()
+    torch.set_num_threads(1)  # for batches this small more threads only get into each other's way
 
     # 1. A trained network. Any torch module will do; this one takes half a minute.
     console.print(f"dense: training for {epochs} epochs")
