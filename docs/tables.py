@@ -48,7 +48,23 @@ def first_path() -> str:
     return markdown(["", "parameters", "MACs", "right after", "re-estimated", "trained or recovered"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"first_path": first_path}
+def post_training() -> str:
+    """Every post-training method on one trained network."""
+    rows = []
+    for result in results("post-training"):
+        rows.append(["dense", "1.00", "", "", f"{result['dense']['accuracy']:.2%}", ""])
+        for row in result["rows"]:
+            fields = {k: v for k, v in row["method"].items() if k in ("measure", "slices") and v not in (None, "max")}
+            name = ", ".join([row["method"]["method"], *(f"{k}={v}" for k, v in fields.items())])
+            if "failure" in row:
+                rows.append([name, f"{row['budget']}", "", "", "not reached", ""])
+                continue
+            shares = [f"{row['params']:.3f}", f"{row['macs']:.3f}"]
+            rows.append([name, f"{row['budget']}", *shares, f"{row['right_after']:.2%}", f"{row['reestimated']:.2%}"])
+    return markdown(["method", "budget", "parameters", "MACs", "right after", "re-estimated"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"first_path": first_path, "post_training": post_training}
 
 
 def main() -> int:

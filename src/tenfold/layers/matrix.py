@@ -82,8 +82,11 @@ class LowRank(nn.Module, ABC):
         new.requires_grad_(weight.requires_grad)
         new.added_bias = spec.bias and layer.bias is None
         if new.bias is not None:
-            bias = new.bias.data.zero_() if layer.bias is None else cast("Tensor", layer.bias)
-            cast("nn.Linear", new.decoder).bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+            if layer.bias is None:
+                new.bias.data.zero_()
+            else:
+                bias = cast("Tensor", layer.bias)
+                cast("nn.Linear", new.decoder).bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
         return new.train(layer.training)
 
     @property

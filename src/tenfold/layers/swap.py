@@ -166,6 +166,7 @@ def _replace(model: nn.Module, structures: Mapping[str, Structure], factors: Giv
             left, right, shift = factors[name]
             new.set_factors(left, right)
             if shift is not None and new.bias is not None:
+                _refuse_shared_bias(name, old, modules)
                 new.bias.data += shift.to(new.bias)
         twins.setdefault(id(old.weight), new)
         if old.bias is not None:
@@ -194,6 +195,17 @@ def _check(model: nn.Module, modules: Mapping[str, nn.Module], todo: Mapping[str
                 )
 
 
+def _refuse_shared_bias(name: str, old: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """A bias that is to change must not be that of a layer with another weight as well."""
+    for other, module in modules.items():
+        own = module._parameters
+        if old.bias is not None and own.get("bias") is old.bias and own.get("weight") is not old.weight:
+            raise PlanError(
+                f"'{name}' and '{other}' share a bias but no weight, and the plan changes the bias of '{name}'. "
+                f"Name both in `exclude_modules`."
+            )
+
+
 def _build(name: str, old: nn.Module, structure: Structure, twin: LowRank | None, *, empty: bool) -> LowRank:
     spec, rank = spec_of(old), structure.rank
     assert spec is not None
@@ -217,7 +229,7 @@ def _build(name: str, old: nn.Module, structure: Structure, twin: LowRank | None
 
 
 def _written(structure: Structure) -> tuple[Any, ...]:
-    return (structure.decomposition, structure.rank, structure.groups, structure.fold, structure.bias)
+    return (structure.decomposition, structure.rank, structure.groups, structure.fold)
 
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:

@@ -71,8 +71,7 @@ def _noise(power: NDArray[np.float64], short: int, long: int, threshold: float) 
 
     def energy(log_noise: float) -> float:
         x = power / (long * math.exp(log_noise))
-        x = np.maximum(x, 1e-300)
-        total = float((x - np.log(x)).sum())
+        total = float(x.sum()) + len(x) * log_noise  # sum psi_0 less a constant, which zeros would make infinite
         on = x[x > threshold]
         shifted = on - (1 + alpha)
         tau = (shifted + np.sqrt(np.maximum(shifted**2 - 4 * alpha, 0))) / 2

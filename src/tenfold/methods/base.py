@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -102,6 +102,9 @@ class Method(ABC):
             target_modules: see `tenfold.plan`.
             exclude_modules: see `tenfold.plan`.
         """
+        if self.needs_data and isinstance(data, Iterator):
+            kind = type(data).__name__
+            raise ArgumentError(f"`data` is gone through twice; got a {kind}. Pass a list of batches or a DataLoader.")
         clock = time.perf_counter()
         problem = survey(
             model,

@@ -61,7 +61,7 @@ class FisherSVD(Method):
         for site in problem.sites:
             moments, w = seen[site.name], site.matrices()[:, 0].cpu()
             metric = moments.fisher * (moments.positions / moments.samples)  # a sample's loss sums over its positions
-            mean = metric.diagonal(dim1=-2, dim2=-1).mean(-1)
+            mean = metric.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)  # what the loss never sees: its outputs
             metric = metric.clone()
             metric.diagonal(dim1=-2, dim2=-1).add_(self.isotropic * mean[:, None])
             bases[site.name] = OutputBasis(*output_basis(damped(moments.second, w, self.damping), metric))

@@ -128,10 +128,13 @@ def plan_of(model: nn.Module) -> Plan:
     dense = sum(p.numel() for p in model.parameters())
     layers: dict[str, LayerPlan] = {}
     owner: dict[int, str] = {}
+    seen: set[int] = set()
     for name, layer in _low_rank(model).items():
         first = owner.setdefault(id(layer.encoder.weight), name)
         tied = None if first == name else first
-        bare = LayerPlan("low-rank", layer.rank, layer.slices, layer.fold, tied_to=tied, bias=layer.added_bias)
+        added = layer.added_bias and id(layer) not in seen
+        seen.add(id(layer))
+        bare = LayerPlan("low-rank", layer.rank, layer.slices, layer.fold, tied_to=tied, bias=added)
         layers[name] = replace(priced(name, replace(bare, layer=layer_cost(layer.spec))), error=None)
         dense += (0 if tied else layer.spec.params) - layers[name].params
     return Plan("unknown", layers, dense)

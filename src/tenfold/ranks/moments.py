@@ -84,25 +84,28 @@ def collect(
         seed: of those labels.
 
     Raises:
-        DataError: no example at all; or gradients of a model whose output is no tensor of logits.
+        DataError: no example at all; entries or outputs that are not finite; a layer that is never used; or gradients
+            of a model whose output is no tensor of logits.
     """
+    if isinstance(data, Tensor):
+        raise DataError(f"`data` must be batches, not one tensor {tuple(data.shape)}. Pass [x], or a DataLoader.")
     model = duplicate(model).eval().requires_grad_(False)
     device = next(model.parameters()).device
     found = {name: _empty(spec) for name, (spec, _) in layers.items()}
     handles = [
-        model.get_submodule(used).register_forward_hook(_recorder(found[name], spec, gradients))
+        model.get_submodule(used).register_forward_hook(_recorder(name, found[name], spec, gradients))
         for name, (spec, names) in layers.items()
         for used in names
     ]
     generator = torch.Generator().manual_seed(seed)
     seen = 0
     try:
-        for batch in data:
-            x = (batch[0] if isinstance(batch, (tuple, list)) else batch)[: samples - seen].to(device)
+        for number, batch in enumerate(data):
+            x = _inputs(batch, number)[: samples - seen].to(device)
             with torch.set_grad_enabled(gradients):
                 logits = model(x)
-            if gradients:
-                _backward(logits, generator)
+                if gradients:
+                    _backward(logits, generator)
             seen += len(x)
             if seen >= samples:
                 break
@@ -110,9 +113,16 @@ def collect(
         for handle in handles:
             handle.remove()
     if seen == 0:
-        raise DataError("`data` must hold at least one batch to calibrate on; it is empty.")
-    for moments in found.values():
+        raise DataError(
+            "`data` must hold at least one batch to calibrate on; it is empty. A generator is so once it has been gone "
+            "through: pass a list or a DataLoader."
+        )
+    for name, moments in found.items():
         moments.samples = seen
+        if moments.positions == 0:
+            raise DataError(f"`data` never reaches the layer '{name}' of the model. Name it in `exclude_modules`.")
+        if not torch.isfinite(moments.gradient).all():
+            raise DataError(f"the loss gradient in the outputs of '{name}' is NaN or infinite on `data`.")
     return found
 
 
@@ -122,7 +132,16 @@ def _empty(spec: LayerSpec) -> Moments:
     return Moments(0, 0, torch.zeros(g, f, dtype=torch.float64), zero, zero.clone())
 
 
-def _recorder(moments: Moments, spec: LayerSpec, gradients: bool) -> Callable[..., None]:
+def _inputs(batch: Any, number: int) -> Tensor:
+    x = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(x, Tensor):
+        raise DataError(f"`data` must hold batches x or (x, y) of tensors; batch {number} is a {type(x).__name__}.")
+    if not torch.isfinite(x).all():
+        raise DataError(f"`data` has NaN or infinite entries in batch {number}, shape {tuple(x.shape)}.")
+    return x
+
+
+def _recorder(name: str, moments: Moments, spec: LayerSpec, gradients: bool) -> Callable[..., Tensor]:
     def rows(values: Tensor) -> Tensor:
         """``(g, positions, f')`` in float64."""
         axis = -1 if spec.linear else values.ndim - 1 - len(spec.kernel_size)
@@ -133,25 +152,35 @@ def _recorder(moments: Moments, spec: LayerSpec, gradients: bool) -> Callable[..
         g = rows(gradient)
         moments.gradient += g.mT @ g
 
-    def record(module: nn.Module, _: Any, output: Tensor) -> None:
+    def record(module: nn.Module, _: Any, output: Tensor) -> Tensor:
         if gradients:
-            # The weights are frozen: the graph starts at the first layer that is looked at.
-            (output if output.requires_grad else output.requires_grad_()).register_hook(keep_gradient)
+            # The weights are frozen: the graph starts at the first layer that is looked at. A clone of that leaf goes
+            # on, as an activation that works in place may not write to a leaf.
+            if not output.requires_grad:
+                with torch.enable_grad():
+                    output = output.requires_grad_().clone()
+            output.register_hook(keep_gradient)
         y = rows(output)
+        if not torch.isfinite(y).all():
+            raise DataError(f"the outputs of '{name}' on `data` are NaN or infinite, though its weight is finite.")
         bias = cast("Tensor | None", module.bias)
         if bias is not None:
             y = y - bias.detach().double().cpu().reshape(spec.groups, 1, -1)
         moments.positions += y.shape[1]
         moments.total += y.sum(1)
         moments.outer += y.mT @ y
+        return output
 
     return record
 
 
 def _backward(logits: Any, generator: torch.Generator) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim < 2 or not logits.requires_grad:
+    if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[-1] < 2 or not logits.requires_grad:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DataError(f"loss gradients need a model whose output is logits (n, ..., classes); this one's is {shape}.")
+        raise DataError(
+            f"loss gradients need a model whose output is logits (n, ..., classes), two classes or more; this one's is "
+            f"{shape}."
+        )
     flat = logits.float().flatten(0, -2)
     drawn = torch.multinomial(flat.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
     F.cross_entropy(flat, drawn.to(flat.device), reduction="sum").backward()

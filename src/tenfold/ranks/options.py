@@ -34,7 +34,7 @@ class Options:
         rank: ``(n,)``; 0 for dense.
         error: in the measure asked for, ``(n,)``.
         costs: by name of the cost (``params``, and ``macs`` where known), each ``(n,)`` int64.
-        bias: whether a low-rank entry adds a bias that the layer lacks.
+        bias: whether a low-rank entry adds a bias where a layer lacks one.
     """
 
     name: str

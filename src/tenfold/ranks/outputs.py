@@ -46,17 +46,20 @@ class OutputBasis:
 def output_options(problem: Problem, bases: Mapping[str, OutputBasis]) -> list[Options]:
     """The unsliced options of every site; errors are ``sqrt(energy lost / energy)``. An added bias is counted."""
     tables = options(problem, MEASURES["fro"], slices=(1,))
-    return [_with_energy(t, s, bases[s.name]) for t, s in zip(tables, problem.sites, strict=True)]
+    return [
+        _with_energy(t, s, bases[s.name], _added(problem, s, bases[s.name]))
+        for t, s in zip(tables, problem.sites, strict=True)
+    ]
 
 
-def _with_energy(table: Options, site: Site, basis: OutputBasis) -> Options:
+def _with_energy(table: Options, site: Site, basis: OutputBasis, added: int) -> Options:
     lost = basis.lost()
     error = np.sqrt(lost[table.rank] / lost[0]) if lost[0] > 0 else np.zeros(len(table.rank))
     error[0] = 0.0  # dense
-    if not adds_bias(site, basis):
+    if not added:
         return replace(table, error=error)
     params = table.costs["params"].copy()
-    params[1:] += site.cost.shape[0] * (1 + len(site.target.aliases))
+    params[1:] += site.cost.shape[0] * added
     worth = params < params[0]
     worth[0] = True
     costs = {name: (params if name == "params" else cost)[worth] for name, cost in table.costs.items()}
@@ -64,9 +67,9 @@ def _with_energy(table: Options, site: Site, basis: OutputBasis) -> Options:
     return replace(table, **kept, error=error[worth], costs=costs, bias=True)
 
 
-def adds_bias(site: Site, basis: OutputBasis) -> bool:
-    """Whether the shift needs a bias that the layer does not have."""
-    return basis.shift is not None and site.target.spec is not None and not site.target.spec.bias
+def _added(problem: Problem, site: Site, basis: OutputBasis) -> int:
+    """How many biases the shift needs that the layers with this weight do not have."""
+    return 0 if basis.shift is None else len(problem.without_bias(site))
 
 
 def factors_of(

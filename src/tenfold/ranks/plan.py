@@ -262,7 +262,7 @@ def _read_layer(name: str, value: Any) -> LayerPlan:
 def _check_ties(layers: dict[str, LayerPlan]) -> None:
     for name, layer in layers.items():
         owner = layers.get(layer.tied_to or name)
-        if owner is None or (layer.tied_to and owner.tied_to) or _structure(owner) != _structure(layer):
+        if owner is None or (layer.tied_to and owner.tied_to) or not _alike(owner, layer):
             raise PlanError(
                 f"'{name}': it shares the weight of '{layer.tied_to}' (`tied_to`), which must be a layer of the plan "
                 f"that becomes the same. Give both the same entry."
@@ -281,8 +281,15 @@ def _structure(layer: LayerPlan | None) -> tuple[Any, ...] | None:
     return None if layer is None else (layer.decomposition, layer.rank, layer.groups, layer.fold, layer.bias)
 
 
+def _alike(a: LayerPlan, b: LayerPlan) -> bool:
+    """Whether both become the same, apart from a bias: of two layers with one weight, one may have its own."""
+    return _structure(replace(a, bias=b.bias)) == _structure(b)
+
+
 def _dense_params(layer: LayerPlan) -> int:
-    return layer.params if layer.tied_to or layer.layer is None else layer.layer.dense().params
+    if layer.layer is None:
+        return layer.params
+    return 0 if layer.tied_to else layer.layer.dense().params  # its own `params` may hold a bias that was added
 
 
 def _dense_macs(layer: LayerPlan) -> int | None:

@@ -93,6 +93,10 @@ class Problem:
             limits[name] = budget.allowed(name, dense) - (dense - sites)
         return limits
 
+    def without_bias(self, site: Site) -> list[str]:
+        """The modules that hold a site's weight and have no bias, each module under its first name."""
+        return [n for n in _modules_of(self.model, [site.target]) if self.model.get_submodule(n).bias is None]
+
     def require_sites(self) -> None:
         """Raise `UnsupportedLayer`, with all reasons, where no layer can be decomposed."""
         if not self.sites:
@@ -158,12 +162,15 @@ class Problem:
         """
         choice = {site.name: c for site, c in zip(self.sites, chosen, strict=True) if c is not None}
         holders = {name: target for target in self.targets for name in (target.name, *target.aliases)}
+        bare = {name for site in self.sites for name in self.without_bias(site)}
         layers: dict[str, LayerPlan] = {}
         for name, _ in self.model.named_modules(remove_duplicate=False):  # the model's order, ties where they stand
             if name in holders:
                 target = holders[name]
                 tied = None if name == target.name else target.name
-                layers[name] = self._layer(target, name, tied, choice.get(target.name))
+                one = choice.get(target.name)
+                one = None if one is None else replace(one, bias=one.bias and name in bare)
+                layers[name] = self._layer(target, name, tied, one)
         limits = {} if budget is None else budget.limits
         made = {} if factors is None else dict(factors)
         return Plan(

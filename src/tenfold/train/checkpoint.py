@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tenfold.errors import CheckpointError
-from tenfold.files import atomic_folder, write_json
+from tenfold.files import atomic_file, atomic_folder, write_json
 
 FORMAT = 1
 MODEL, STATE, RUN = "model.safetensors", "state.pt", "run.json"
@@ -49,7 +49,8 @@ def save_checkpoint(folder: Path | str, parts: Parts, record: dict[str, Any]) ->
     """
     tensors, tied, extra = _split_state(parts.model)
     with atomic_folder(folder) as new:
-        save_file(tensors, new / MODEL)
+        with atomic_file(new / MODEL) as file:  # safetensors writes for the owner alone: the user's umask decides
+            save_file(tensors, file)
         torch.save({"extra": extra, **{name: part.state_dict() for name, part in parts.others.items()}}, new / STATE)
         checksums = {name: _sha256(new / name) for name in (MODEL, STATE)}
         write_json(new / RUN, {"format": FORMAT, **record, "tied": tied, "sha256": checksums})
