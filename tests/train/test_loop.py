@@ -329,3 +329,10 @@ def test_the_small_network_learns_the_digits():
     model = build_model("cnn", data.classes, data.channels, data.size)
     result = fit(model, Plain(), data, Recipe(epochs=8, augment="crop"), **QUIET)
     assert evaluate(result.model, data.test).accuracy > 0.97
+
+
+def test_the_method_is_told_how_long_the_training_is() -> None:
+    method = Recorder()
+    fit(tiny(), method, blobs(), RECIPE, progress=False)
+    assert method.length.steps == len(method.made.rates)
+    assert method.length.steps_per_epoch * RECIPE.epochs == method.length.steps

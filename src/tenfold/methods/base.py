@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tenfold.errors import ArgumentError
+from tenfold.errors import ArgumentError, check, is_count
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.copies import duplicate
 from tenfold.layers.cost import Cost, cost
@@ -34,13 +34,32 @@ from tenfold.ranks.problem import Problem, survey
 
 
 @dataclass(frozen=True)
+class Length:
+    """How long a training is, for methods that act by epoch or only in a part of the run.
+
+    Args:
+        steps_per_epoch: optimizer steps of one epoch, >= 1.
+        steps: of the whole run, >= 1.
+
+    Raises:
+        ArgumentError: a number below 1.
+    """
+
+    steps_per_epoch: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(is_count(self.steps_per_epoch), "steps_per_epoch", "an integer >= 1", self.steps_per_epoch)
+        check(is_count(self.steps), "steps", "an integer >= 1", self.steps)
+
+
+@dataclass(frozen=True)
 class Method(ABC):
     """One published algorithm. Subclasses are final frozen dataclasses that check their ranges in `__post_init__`."""
 
     name: ClassVar[str]
     """What the command line and the plans call it."""
-    needs_closure: ClassVar[bool] = False
-    """Whether `step` must be given a closure that computes the loss anew."""
     needs_data: ClassVar[bool] = False
     """Whether `plan` needs calibration data."""
     needs_layers: ClassVar[bool] = True
@@ -48,21 +67,35 @@ class Method(ABC):
     needs_budget: ClassVar[bool] = True
     """Whether `plan` needs a budget; methods that choose ranks themselves do not."""
 
+    @property
+    def needs_closure(self) -> bool:
+        """Whether ``step`` must be given a closure that computes the loss anew; may depend on the fields."""
+        return False
+
     def begin(self, model: nn.Module) -> nn.Module:
         """The model to train: a copy; methods that train factors return a factorised one."""
         return duplicate(model)
 
-    def optimizer(self, model: nn.Module, *, base: type[Optimizer] = torch.optim.SGD, **hyper: Any) -> Optimizer:
+    def optimizer(
+        self,
+        model: nn.Module,
+        *,
+        base: type[Optimizer] = torch.optim.SGD,
+        length: Length | None = None,
+        **hyper: Any,
+    ) -> Optimizer:
         """A torch optimizer that does the method's work inside its ``step``.
 
         Args:
             model: from `begin`.
             base: the optimizer underneath.
+            length: of the training, for methods that act by epoch; None where nobody knows.
             hyper: its arguments: ``lr=0.1, momentum=0.9, weight_decay=1e-4``.
         """
-        return self.attach(model, base((p for p in model.parameters() if p.requires_grad), **hyper))
+        made = base((p for p in model.parameters() if p.requires_grad), **hyper)
+        return self.attach(model, made, length=length)
 
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> Optimizer:
+    def attach(self, model: nn.Module, optimizer: Optimizer, *, length: Length | None = None) -> Optimizer:
         """The same work hooked onto an optimizer that there is already; returns that optimizer.
 
         A method that is an optimizer of its own raises `ArgumentError` and says what to do instead.

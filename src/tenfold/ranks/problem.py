@@ -58,6 +58,7 @@ class Problem:
 
     Args:
         model: the dense model; it must not change while the problem is used.
+        given: the model as it was given, factorised where it was: what a method has trained stands here.
         targets: every layer with a weight matrix, those that stay dense included.
         sites: those that may be decomposed.
         dense: cost of the model as it is.
@@ -72,6 +73,7 @@ class Problem:
     dense: Cost
     calls: dict[str, tuple[Call, ...]]
     data: Iterable[Any] | None = None
+    given: nn.Module | None = None
     _spectra: dict[tuple[str, str, int], Tensor] = field(default_factory=dict, repr=False)
     tables: dict[Any, Any] = field(default_factory=dict, repr=False)
     _moments: dict[Any, dict[str, Moments]] = field(default_factory=dict, repr=False)
@@ -213,6 +215,7 @@ def survey(
         TenfoldError: a weight with NaN or infinite entries, by name.
         UnsupportedLayer: there is no layer to decompose, or one named in full cannot be.
     """
+    given = model
     if any(isinstance(m, LowRank) for m in model.modules()):
         model = to_dense(model)
     targets = tuple(find(model, target_modules, exclude_modules))
@@ -225,7 +228,7 @@ def survey(
     dense = Cost(count_params(model), traced.macs if traced else None)
     used = dict(traced.calls) if traced else {}
     sites = tuple(_site(model, t, used) for t in free)
-    return Problem(model, targets, sites, dense, used, data)
+    return Problem(model, targets, sites, dense, used, data, given)
 
 
 def _site(model: nn.Module, target: Target, used: dict[str, tuple[Call, ...]]) -> Site:

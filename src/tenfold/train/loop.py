@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import CheckpointError, TenfoldWarning, check
+from tenfold.methods.base import Length
 from tenfold.train.checkpoint import load_checkpoint, read_record, save_checkpoint
 from tenfold.train.data.augment import AUGMENTATIONS
 from tenfold.train.data.batches import Batches, batches
@@ -36,13 +37,16 @@ class Trainable(Protocol):
     ``tenfold.Method`` has it all. With ``needs_closure`` each step gets a closure that computes the gradient anew.
     """
 
-    needs_closure: ClassVar[bool]
+    @property
+    def needs_closure(self) -> bool:
+        """Whether steps need a closure."""
+        ...
 
     def begin(self, model: nn.Module) -> nn.Module:
         """The model that is trained: a copy."""
         ...
 
-    def optimizer(self, model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> Optimizer:
+    def optimizer(self, model: nn.Module, *, length: Length | None = None, **hyper: Any) -> Optimizer:
         """The optimizer that trains it."""
         ...
 
@@ -121,7 +125,9 @@ def _begin(
     check(fits, "precision", "no or bf16 for a method that needs a closure", recipe.precision)
     torch.manual_seed(stream(recipe.seed, "begin"))
     model = method.begin(model).to(accelerator.device)
-    optimizer = method.optimizer(model, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    length = Length(steps, steps * recipe.epochs)
+    hyper = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    optimizer = method.optimizer(model, length=length, **hyper)
     rates = scheduler(optimizer, recipe.factor(), steps)
     wrapped = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(optimizer, device_placement=False))
     asked = None if teacher is None else frozen(teacher, accelerator.device)
