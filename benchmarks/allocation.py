@@ -49,7 +49,7 @@ from benchmarks import nets, reference
 from benchmarks.record import interleaved, rounded
 
 BUDGET, SECOND = 0.5, 0.4
-ROUNDS = {"resnet20": 5, "resnet56": 5}  # of the others: 1, with ours before and after
+ROUNDS = {"resnet20": 5, "resnet56": 5}  # of the others: 1 of the reference, then 4 of ours
 AUTHORS = {  # seconds of the authors' code, one CPU thread of another machine: ratios to these only indicate
     "resnet20": 1.7,
     "resnet56": 5.8,

@@ -17,13 +17,12 @@ fill neither the registers nor the blocks of 8 channels that the kernels work in
 group is a small convolution of its own), and at 10 % of the MACs, where batch norm, ReLU and residual sums, which
 nobody compresses, take a growing part.
 
-What came (ResNet-18)
----------------------
-Batch 32, half of the MACs, one slice: quotient 0.89, wide layers 0.91. Batch 1: 0.88, wide layers 0.78; at a quarter of
-the MACs 0.57 (SVD: wide layers 0.71), at a tenth 0.28: there the ranks are 10 to 40 of 512 channels, the factors have
-3 to 5 MACs per byte, and a layer's time no longer falls with its rank. Slices cost more than they save: at batch 32
-half of the MACs in 4 to 16 groups take as long as the dense network (0.93 times its speed), 64 channels in 16 groups
-four times as long. Who wants speed on a CPU takes ``ALDS(slices=(1,))``.
+What came so far
+----------------
+Four cases of ResNet-18 at batch 1 stand in the result file; batch 32 and VGG-16-BN are still to be run to the end.
+Half of the MACs: quotient 0.87 with one slice (wide layers 0.83), 0.75 for SVD (wide 0.87), 0.66 for ALDS with slices
+(wide 0.71). A quarter with one slice: 0.56 (wide 0.46): there the factors of the wide layers have 2 to 14 MACs per
+byte, and a layer's time no longer falls with its rank. Who wants speed on a CPU takes ``ALDS(slices=(1,))``.
 """
 
 import copy
