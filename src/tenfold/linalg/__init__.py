@@ -1,6 +1,8 @@
 """Pure mathematics: tensors in, tensors out. No modules, no optimizers, nothing in place."""
 
 from tenfold.linalg.fold import Fold as Fold
+from tenfold.linalg.project import nuclear_subgradient as nuclear_subgradient
+from tenfold.linalg.project import project as project
 from tenfold.linalg.slices import slice_spectra as slice_spectra
 from tenfold.linalg.svd import energy_rank as energy_rank
 from tenfold.linalg.svd import low_rank_factors as low_rank_factors
