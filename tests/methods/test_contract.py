@@ -297,3 +297,15 @@ def test_any_methods_plan_can_be_applied_after_anothers_training():
     small = tenfold.apply(model, plan)
     x, _ = batch(99)
     torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [tenfold.ALDS(), tenfold.PCA()], ids=lambda m: m.name)
+def test_what_a_method_needs_is_asked_for_whichever_way_it_is_called(method) -> None:
+    problem = tenfold.survey(torch.nn.Linear(6, 6))
+    with pytest.raises(tenfold.ArgumentError, match="`budget`"):
+        method.plan(problem)
+    if method.needs_data:
+        with pytest.raises(tenfold.ArgumentError, match="`data`"):
+            method.plan(problem, tenfold.Budget(params=0.9))
+    with pytest.raises(tenfold.UnsupportedLayer):
+        tenfold.ALDS().plan(tenfold.survey(torch.nn.ReLU()), tenfold.Budget(params=0.5))

@@ -67,7 +67,7 @@ class Clip(Method):
                     u, s, v = truncated_svd(fold.matrices(kernel), self.rank)
                     kernel.copy_(fold.kernel((u * s[:, None]) @ v.mT))
 
-    def plan(self, problem, budget):
+    def choose(self, problem, budget):
         chosen = []
         for table in options(problem, MEASURES["max"], slices=(1,)):
             at = (table.rank == self.rank).nonzero()[0]
@@ -118,7 +118,7 @@ class Pull(Method):
     def attach(self, model, optimizer, *, length=None):
         raise ArgumentError("`pull` is an optimizer of its own: call method.optimizer(model, lr=...) instead.")
 
-    def plan(self, problem, budget):
+    def choose(self, problem, budget):
         return problem.plan(self.name, [None for _ in problem.sites], budget=budget)
 '''
 
@@ -159,7 +159,7 @@ class Pair(Method):
         fixed = {id(m.encoder.weight) for m in model.modules() if isinstance(m, LowRank)}
         return base([p for p in model.parameters() if id(p) not in fixed], **hyper)
 
-    def plan(self, problem, budget):
+    def choose(self, problem, budget):
         # What was trained is a product by now: its rank is where the spectrum ends.
         def rank_of(table, site):
             s = problem.spectra("channel", (1,))[site][1]

@@ -45,7 +45,7 @@ class ActivationSVD(Method):
         check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
         check(is_share(self.damping), "damping", "a number >= 0", self.damping)
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The least common output error within ``budget``, and the factors."""
         assert budget is not None
         moments = problem.moments(samples=self.samples)

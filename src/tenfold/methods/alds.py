@@ -59,7 +59,7 @@ class ALDS(Method):
         """The candidates of every layer, with error and cost."""
         return options(problem, MEASURES[self.measure], folds=self.folds, slices=self.slices)
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The min-max optimal plan within ``budget``; see `tenfold.ranks.minmax`."""
         assert budget is not None
         tables = self.options(problem)

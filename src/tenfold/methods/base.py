@@ -8,7 +8,7 @@ three calls serve every method::
     optimizer = method.optimizer(model, lr=0.1)           # a torch Optimizer; or method.attach(model, your_optimizer)
     result = method.finish(model, budget)                 # the compressed model, its plan, its report
 
-A post-training method overrides only `plan`.
+A post-training method overrides only `choose`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,10 @@ class Method(ABC):
         return optimizer
 
     @abstractmethod
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
+        """What each layer becomes; `plan` has seen to it that all that the method needs is there."""
+
+    def plan(self, problem: Problem, budget: Budget | None = None) -> Plan:
         """What each layer becomes. Reads the weights, touches nothing.
 
         Args:
@@ -111,8 +114,17 @@ class Method(ABC):
             budget: what may be kept; None only where `needs_budget` is False.
 
         Raises:
+            ArgumentError: no budget or no data, where the method needs them.
+            UnsupportedLayer: no layer can be decomposed.
             BudgetError: the budget cannot be reached; the message names what can.
         """
+        if budget is None and self.needs_budget:
+            raise ArgumentError(f"`budget` must be given for {self.name}: e.g. tenfold.Budget(params=0.25).")
+        if problem.data is None and self.needs_data:
+            raise ArgumentError(f"`data` must be given for {self.name}: calibration batches x or (x, y).")
+        if self.needs_layers:
+            problem.require_sites()
+        return self.choose(problem, budget)
 
     def finish(
         self,
@@ -146,7 +158,7 @@ class Method(ABC):
             target_modules=target_modules,
             exclude_modules=exclude_modules,
         )
-        made = self._checked_plan(problem, budget)
+        made = self.plan(problem, budget)
         planned = time.perf_counter()
         small = apply(problem.model, made)
         applied = time.perf_counter()
@@ -160,15 +172,6 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The name and the fields, for JSON."""
         return {"method": self.name} | asdict(self)
-
-    def _checked_plan(self, problem: Problem, budget: Budget | None) -> Plan:
-        if budget is None and self.needs_budget:
-            raise ArgumentError(f"`budget` must be given for {self.name}: e.g. tenfold.Budget(params=0.25).")
-        if problem.data is None and self.needs_data:
-            raise ArgumentError(f"`data` must be given for {self.name}: calibration batches x or (x, y).")
-        if self.needs_layers:
-            problem.require_sites()
-        return self.plan(problem, budget)
 
 
 def plan(
@@ -209,7 +212,7 @@ def plan(
         target_modules=target_modules,
         exclude_modules=exclude_modules,
     )
-    return method._checked_plan(problem, budget)
+    return method.plan(problem, budget)
 
 
 def compress(model: nn.Module, method: Method, budget: Budget | None = None, **options: Any) -> Result:

@@ -18,6 +18,6 @@ class Dense(Method):
     needs_budget: ClassVar[bool] = False
     needs_layers: ClassVar[bool] = False
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """Every layer dense."""
         return problem.plan(self.name, [LayerPlan("dense", reason="the method is dense") for _ in problem.sites])

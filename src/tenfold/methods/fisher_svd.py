@@ -53,7 +53,7 @@ class FisherSVD(Method):
         check(is_share(self.isotropic), "isotropic", "a number >= 0", self.isotropic)
         check(is_count(self.seed, 0), "seed", "an integer >= 0", self.seed)
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The ranks of least estimated loss within ``budget``, and their factors."""
         assert budget is not None
         seen = problem.moments(samples=self.samples, gradients=True, seed=self.seed)

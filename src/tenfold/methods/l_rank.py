@@ -66,7 +66,7 @@ class LRank(Method):
         check(is_share(self.growth), "growth", "a number >= 0", self.growth)
         check(is_count(self.every), "every", "an integer >= 1", self.every)
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The C step: the ranks of one multiplier within ``budget``."""
         assert budget is not None
         tables = options(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
@@ -105,7 +105,7 @@ class LRank(Method):
     def _c_step(self, model: nn.Module) -> dict[str, Tensor]:
         """Theta by layer: each weight at the rank that the C step gives it; layers that stay dense are absent."""
         problem = survey(model)
-        plan = self._checked_plan(problem, Budget(params=float(self.keep)))
+        plan = self.plan(problem, Budget(params=float(self.keep)))
         targets = {}
         for site in problem.sites:
             rank, spec = plan.layers[site.name].rank, site.target.spec

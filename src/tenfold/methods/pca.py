@@ -47,7 +47,7 @@ class PCA(Method):
         """Check the ranges."""
         check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The ranks of most kept energy within ``budget``, and their factors."""
         assert budget is not None
         bases = {}

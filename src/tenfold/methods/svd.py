@@ -39,7 +39,7 @@ class SVD(Method):
         """Check the ranges."""
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The largest common fraction within ``budget``."""
         assert budget is not None
         tables = options(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))

@@ -39,7 +39,7 @@ class SVDEnergy(Method):
         """Check the ranges."""
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The least common share of energy within ``budget``."""
         assert budget is not None
         tables = options(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))

@@ -42,7 +42,7 @@ class VBMF(Method):
         """Check the ranges."""
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
 
-    def plan(self, problem: Problem, budget: Budget | None) -> Plan:
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The Bayes ranks, scaled to ``budget`` where there is one."""
         tables = options(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))
         sides = [sorted(site.matrices(self.fold).shape[-2:]) for site in problem.sites]
