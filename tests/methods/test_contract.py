@@ -305,7 +305,7 @@ def test_what_a_method_needs_is_asked_for_whichever_way_it_is_called(method) -> 
     with pytest.raises(tenfold.ArgumentError, match="`budget`"):
         method.plan(problem)
     if method.needs_data:
-        with pytest.raises(tenfold.ArgumentError, match="`data`"):
+        with pytest.raises(tenfold.ArgumentError, match=f"`data` must be given for {method.name}"):
             method.plan(problem, tenfold.Budget(params=0.9))
     with pytest.raises(tenfold.UnsupportedLayer):
         tenfold.ALDS().plan(tenfold.survey(torch.nn.ReLU()), tenfold.Budget(params=0.5))
