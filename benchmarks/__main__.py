@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.record import record
 
-NAMES = ("allocation", "inference")
+NAMES = ("allocation", "inference", "projection")
 
 
 def main() -> None:

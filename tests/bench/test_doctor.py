@@ -85,14 +85,14 @@ def test_a_layer_that_is_slower_at_every_rank_says_so(monkeypatch):
     assert (found.reason, found.even_ms) == (doctor.SLOWER, 0)
 
 
-def test_it_measures_for_real_and_changes_nothing():
+@pytest.mark.parametrize("fold", ["spatial", "decoupled"])
+def test_it_measures_for_real_and_changes_nothing(fold):
     model, x = Net().train(), torch.randn(1, 3, 8, 8)
     state, drawn = {k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state()
     small = tenfold.apply(model, tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=0.8)))
     seen = []
-    found = doctor.diagnose(
-        small.train(), x, rungs=2, rounds=3, fold="spatial", report=lambda *words: seen.append(words)
-    )
+    found = doctor.diagnose(small.train(), x, rungs=2, rounds=3, fold=fold, report=lambda *words: seen.append(words))
+    assert any(layer.timings for layer in found.layers)
     assert all(t.ms > 0 for layer in found.layers for t in layer.timings)
     assert [name for _, _, name in seen] == ["stem", "depth", "twice", "idle", "head"]
     assert small.training and all(not m._forward_pre_hooks for m in small.modules())  # noqa: PT018

@@ -73,7 +73,11 @@ def test_the_run_teaches_its_recovery(tenfold, runs):
 def test_data_aware_methods_get_training_data(tenfold, runs):
     words = (runs / "a", "--method", "pca", "--budget", "params=0.5")
     assert tenfold("plan", *words).exit_code == 0
-    assert tenfold("compress", *words, "--out", runs / "c").exit_code == 0
+    made = tenfold("compress", *words, "--out", runs / "c")
+    assert made.exit_code == 0
+    held = json.loads((runs / "c" / "results.json").read_text())["plan"]["calibration_bytes"]
+    assert f"Calibration: its moments took {held / 1e6:.1f} MB of memory." in made.stdout
+    assert held > 0
     assert tenfold("eval", runs / "c").exit_code == 0
     refused(tenfold("plan", *words, "--out", runs / "plan.json"), "`--out`", "pca", "data")
 

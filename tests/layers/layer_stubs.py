@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.spec import spec_of
-from tenfold.linalg.fold import Fold
+from tenfold.linalg.fold import Fold, slice_counts
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ def factorised(layer: nn.Module, rank: int | None = None, slices: int = 1, fold:
     return low_rank_class(spec).from_layer(layer, spec, full if rank is None else rank, slices, fold)
 
 
+def sliced(layer: nn.Module, fold: str, *wanted: int) -> list[int]:
+    """Which of the wanted numbers of slices ``fold`` takes for ``layer``."""
+    spec = spec_of(layer)
+    assert spec is not None
+    possible = slice_counts(spec.shape, fold)
+    return [s for s in wanted if s in possible]
+
+
 def entry_for(layer: nn.Module, rank: int | None = None, slices: int = 1, fold: str = "channel") -> Entry:
     """A structure that fits ``layer``, at full rank by default."""
     spec = spec_of(layer)
@@ -40,16 +48,15 @@ def entry_for(layer: nn.Module, rank: int | None = None, slices: int = 1, fold: 
     return Entry(Fold(spec.shape, spec.groups, slices, fold).full_rank if rank is None else rank, slices, fold)
 
 
-def full_rank(model: nn.Module, *, slices: int = 1) -> dict[str, Entry]:
+def full_rank(model: nn.Module, *, slices: int = 1, fold: str = "channel") -> dict[str, Entry]:
     """Every plain layer of ``model`` at full rank, under all its names."""
     named = model.named_modules(remove_duplicate=False)
-    return {name: entry_for(m, slices=slices) for name, m in named if spec_of(m) is not None}
+    return {name: entry_for(m, slices=slices, fold=fold) for name, m in named if spec_of(m) is not None}
 
 
-def low_rank(model: nn.Module, rank: int = 1) -> dict[str, Entry]:
-    """Every plain layer of ``model`` at one rank, under all its names."""
-    named = model.named_modules(remove_duplicate=False)
-    return {name: Entry(rank) for name, m in named if spec_of(m) is not None}
+def low_rank(model: nn.Module, rank: int = 1, fold: str = "channel") -> dict[str, Entry]:
+    """Every plain layer of ``model`` at one rank, or at full rank where that is less, under all its names."""
+    return {name: Entry(min(rank, full.rank or 1), 1, fold) for name, full in full_rank(model, fold=fold).items()}
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

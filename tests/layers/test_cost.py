@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from layer_stubs import Entry, Tied, TinyResNet, factorised, low_rank, state
+from layer_stubs import Entry, Tied, TinyResNet, factorised, low_rank, sliced, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -242,11 +242,28 @@ def test_the_cost_of_an_option_is_that_of_the_built_layer(kind: str) -> None:
     x = torch.zeros(shape)
     priced = layer_cost(spec_of(layer), trace(layer, x, [""]).calls[""])
     assert priced.dense() == Cost(layer.weight.numel(), counted(layer, x))
-    full = {(fold, slices): factorised(layer, None, slices, fold).rank for fold in NAMES for slices in (1, 2)}
+    structures = [(fold, slices) for fold in NAMES for slices in sliced(layer, fold, 1, 2)]
+    full = {(fold, slices): factorised(layer, None, slices, fold).rank for fold, slices in structures}
     for (fold, slices), rank in [(key, rank) for key, top in full.items() for rank in range(1, top + 1)]:
         small = factorised(layer, rank, slices, fold)
         weights = count_params(small) - layer.bias.numel()
         assert priced.low_rank(rank, slices, fold) == Cost(weights, counted(small, x)), (fold, slices, rank)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_decoupled_fold_by_hand(groups: int) -> None:
+    """The pointwise encoder works where the input is, the depthwise decoder where the output is."""
+    layer, x = nn.Conv2d(8, 6, (3, 2), stride=2, padding=1, groups=groups), torch.zeros(2, 8, 9, 7)
+    priced = layer_cost(spec_of(layer), trace(layer, x, [""]).calls[""])
+    for r in range(1, 8 // groups if groups == 2 else 7):
+        encoder, decoder = r * 6 * (8 // groups), r * 6 * (3 * 2)
+        expected = Cost(encoder + decoder, 2 * (encoder * 9 * 7 + decoder * 5 * 4))
+        assert priced.low_rank(r, 1, "decoupled") == expected
+        assert cost(factorised(layer, r, 1, "decoupled"), x) == Cost(expected.params + 6, expected.macs)
+    transposed, x = nn.ConvTranspose2d(8, 6, (3, 2), stride=2, groups=groups), torch.zeros(2, 8, 4, 5)
+    priced = layer_cost(spec_of(transposed), trace(transposed, x, [""]).calls[""])
+    params = 6 * (8 // groups) + 6 * (3 * 2)
+    assert priced.low_rank(1, 1, "decoupled") == Cost(params, 2 * params * 4 * 5)
 
 
 def test_a_layer_used_at_several_sizes_is_charged_for_each() -> None:

@@ -19,19 +19,26 @@ LAYERS = {
     "conv1d-circular": (lambda: nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), (3, 4, 9)),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), (3, 4, 4, 5)),
 }
-cases = pytest.mark.parametrize(("layer", "slices"), [(name, s) for name in LAYERS for s in (1, 2)])
+cases = pytest.mark.parametrize(
+    ("layer", "slices", "fold"),
+    [
+        *((name, s, "channel") for name in LAYERS for s in (1, 2)),
+        ("conv2d", 1, "decoupled"),
+        ("transposed", 1, "decoupled"),
+    ],
+)
 
 
-@pytest.fixture
-def small_net() -> nn.Module:
+@pytest.fixture(params=["channel", "decoupled"])
+def small_net(request: pytest.FixtureRequest) -> nn.Module:
     net = TinyResNet().eval()
-    return swap.apply(net, low_rank(net, 2))
+    return swap.apply(net, low_rank(net, 2, request.param))
 
 
 @cases
-def test_export_with_a_dynamic_batch_agrees(layer: str, slices: int) -> None:
+def test_export_with_a_dynamic_batch_agrees(layer: str, slices: int, fold: str) -> None:
     make, shape = LAYERS[layer]
-    small = factorised(make(), 1, slices)
+    small = factorised(make(), 1, slices, fold)
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(small, (torch.randn(shape),), dynamic_shapes=({0: batch},)).module()
     for n in (2, 7):
@@ -40,9 +47,9 @@ def test_export_with_a_dynamic_batch_agrees(layer: str, slices: int) -> None:
 
 
 @cases
-def test_compile_without_a_graph_break_agrees_with_gradients(layer: str, slices: int) -> None:
+def test_compile_without_a_graph_break_agrees_with_gradients(layer: str, slices: int, fold: str) -> None:
     make, shape = LAYERS[layer]
-    small, x = factorised(make(), 1, slices), torch.randn(shape)
+    small, x = factorised(make(), 1, slices, fold), torch.randn(shape)
     torch._dynamo.reset()
     compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
     small(x).square().sum().backward()
@@ -77,8 +84,16 @@ class Reads(nn.Module):
         return self.layer(x.to(self.layer.weight.dtype)) + self.layer.weight.sum()
 
 
+HOSTS = (
+    ("linear", 1, "channel"),
+    ("conv2d", 2, "spatial"),
+    ("conv2d", 1, "decoupled"),
+    ("transposed", 2, "spatial-t"),
+)
+
+
 def check_hosts() -> None:
-    for name, slices, fold in (("linear", 1, "channel"), ("conv2d", 2, "spatial"), ("transposed", 2, "spatial-t")):
+    for name, slices, fold in HOSTS:
         make, shape = LAYERS[name]
         small, x = Reads(factorised(make(), 1, slices, fold)), torch.randn(shape, dtype=torch.float64)
         expected = small(x)

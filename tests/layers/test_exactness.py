@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from layer_stubs import factorised, relative
+from layer_stubs import factorised, relative, sliced
 from torch import Tensor, nn
 
-from tenfold.linalg.fold import NAMES, Fold
+from tenfold.linalg.fold import NAMES, Fold, folds_for
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -58,18 +58,27 @@ def transposed_options(axes: int) -> Iterator[dict[str, Any]]:
 
 
 def differences(layer: nn.Module, x: Tensor, folds: Any, slices: Any, **call: Any) -> Iterator[str]:
-    """Where a full-rank factorisation of ``layer`` is not ``layer``; empty where it is."""
+    """Where a full-rank factorisation of ``layer`` is not ``layer``; empty where it is.
+
+    Numbers of slices that a fold does not take are left out.
+    """
     try:
         expected = layer(x, **call)
     except RuntimeError:
         return  # torch itself refuses this combination
-    for fold, s in itertools.product(folds, slices):
+    for fold, s in [(name, s) for name in folds for s in sliced(layer, name, *slices)]:
         small = factorised(layer, slices=s, fold=fold)
         found = small(x, **call)
         if found.shape != expected.shape:
             yield f"{layer} {fold} {s}: {tuple(found.shape)} for {tuple(expected.shape)}"
         elif found.dtype != expected.dtype or relative(found, expected) > TOLERANCE[x.dtype]:
             yield f"{layer} {fold} {s}: off by {relative(found, expected):.1e}"
+
+
+def two(i: int) -> tuple[str, str]:
+    """Two of the folds, by turns."""
+    n = len(NAMES)
+    return NAMES[i % n], NAMES[(i // n + 1) % n]
 
 
 def make(kind: Any, *args: Any, dtype: torch.dtype, **kwargs: Any) -> nn.Module:
@@ -83,11 +92,8 @@ def test_convolution_is_exact_over_the_product_of_options(axes: int) -> None:
     wrong, turn = [], random.Random(0)
     for i, option in enumerate(options(axes, thin=axes == 3)):
         layer = make(CONVS[axes], 4, 6, KERNELS[axes], dtype=x.dtype, **option)
-        if axes == 2:  # every fold
-            for fold in NAMES:
-                wrong += differences(layer, x, (fold,), (turn.choice((1, 2)),))
-        else:  # two of them
-            wrong += differences(layer, x, (NAMES[i % 4], NAMES[(i // 4 + 1) % 4]), (turn.choice((1, 2)),))
+        for fold in {*two(i), "decoupled"} if axes == 3 else folds_for(axes):
+            wrong += differences(layer, x, (fold,), sliced(layer, fold, turn.choice((1, 2))) or (1,))
     assert wrong == []
 
 
@@ -98,8 +104,8 @@ def test_transposed_convolution_is_exact_over_the_product_of_options(axes: int) 
     wrong, turn = [], random.Random(0)
     for i, option in enumerate(transposed_options(axes)):
         layer = make(TRANSPOSED[axes], 4, 6, KERNELS[axes], dtype=x.dtype, **option)
-        folds = NAMES if axes == 2 else (NAMES[i % 4], NAMES[(i // 4 + 1) % 4])
-        wrong += differences(layer, x, folds, (turn.choice((1, 2)),))
+        for fold in {*two(i), "decoupled"} if axes == 3 else folds_for(axes):
+            wrong += differences(layer, x, (fold,), sliced(layer, fold, turn.choice((1, 2))) or (1,))
     assert wrong == []
 
 
@@ -112,7 +118,8 @@ def test_lower_precision_is_exact_to_its_rounding(dtype: torch.dtype, transposed
     wrong, turn = [], random.Random(0)
     for i, option in enumerate(transposed_options(2) if transposed else options(2, thin=True)):
         layer = make(kind, 4, 6, KERNELS[2], dtype=dtype, **option)
-        wrong += differences(layer, x, (NAMES[i % 4], NAMES[(i // 4 + 1) % 4]), (turn.choice((1, 2)),))
+        for fold in two(i):
+            wrong += differences(layer, x, (fold,), sliced(layer, fold, turn.choice((1, 2))) or (1,))
     assert wrong == []
 
 
@@ -168,7 +175,7 @@ def test_linear_is_exact_for_any_leading_dimensions(dtype: torch.dtype, bias: bo
         slices = [s for s in (1, 2, 3, inner) if inner % s == 0]
         for leading in ((), (1,), (5,), (0,), (2, 3), (2, 0, 3), (2, 1, 3, 2)):
             x = torch.randn(*leading, inner).to(dtype)
-            assert list(differences(layer, x, ("channel",), slices)) == []
+            assert list(differences(layer, x, ("channel", "decoupled"), slices)) == []
         strided = torch.randn(inner, 4).to(dtype).mT
         assert list(differences(layer, strided, ("channel",), slices)) == []
 
@@ -192,12 +199,12 @@ def test_any_convolution_is_exact(
     mode: str, fold: str, data: st.DataObject,
 ) -> None:  # fmt: skip
     inner, outer, groups = channels  # the first two of each group
-    slices = data.draw(st.sampled_from([s for s in range(1, inner + 1) if inner % s == 0]))
     layer = (TRANSPOSED if transposed else CONVS)[axes](
         inner * groups, outer * groups, kernel[:axes], stride=stride[:axes], padding=padding[:axes],
         dilation=dilation[:axes], groups=groups, padding_mode="zeros" if transposed else mode,
     ).double()  # fmt: skip
     x = torch.randn(2, inner * groups, *SIZES[axes], dtype=torch.float64)
+    slices = data.draw(st.sampled_from(sliced(layer, fold, *range(1, inner + 1))))
     try:
         layer(x)
     except RuntimeError:
@@ -218,6 +225,9 @@ def test_weights_are_exactly_as_many_as_the_formula_says(groups: int, transposed
         for j in range(1, full + 1):
             small = factorised(layer, j, slices, fold)
             assert sum(p.numel() for p in small.parameters()) == j * (slices * f * decoder + c * encoder)
+    for j in range(1, min(c // groups, k1 * k2) + 1):
+        small = factorised(layer, j, 1, "decoupled")
+        assert sum(p.numel() for p in small.parameters()) == j * f * (c // groups + k1 * k2)
     linear = nn.Linear(c, f, bias=False)
     for j, slices in itertools.product((1, 2), (1, 2, 4)):
         assert sum(p.numel() for p in factorised(linear, j, slices).parameters()) == j * (slices * f + c)

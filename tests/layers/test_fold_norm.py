@@ -62,8 +62,9 @@ def test_transposed_convolutions(axes, groups, bias):
     exact(pair(layer, NORMS[axes - 1](6)), torch.randn(2, 4, *[4, 3, 2][:axes], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("fold", ["channel", "spatial", "input"])
-@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize(
+    ("fold", "slices"), [*itertools.product(["channel", "spatial", "input"], [1, 2]), ("decoupled", 1)]
+)
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
 def test_factor_pairs_take_it_into_the_decoder(fold, slices, kind):
     net = pair(kind(8, 6, 3, padding=1, bias=False, groups=2), NORMS[1](6))
@@ -85,13 +86,13 @@ def test_a_linear_layer_needs_inputs_as_proof(compressed):
     assert "do not bear out" in norm_folds(net, example_inputs=sequence)[0].reason
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_a_whole_network(compressed):
+@pytest.mark.parametrize("fold", [None, "channel", "decoupled"])
+def test_a_whole_network(fold):
     net = TinyResNet().double()
     for norm in net.modules():
         if isinstance(norm, NORMS):
             lived(norm)
-    net = swap.apply(net, low_rank(net, 2)) if compressed else net
+    net = swap.apply(net, low_rank(net, 2, fold)) if fold else net
     exact(net, torch.randn(2, 3, 8, 8, dtype=torch.float64))
 
 

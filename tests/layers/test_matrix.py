@@ -7,13 +7,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from layer_stubs import factorised, relative
+from layer_stubs import factorised, relative, sliced
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.layers.matrix import LowRankConv, LowRankLinear
+from tenfold.layers.matrix import LowRank, LowRankConv, LowRankLinear
 from tenfold.layers.spec import spec_of
 from tenfold.linalg.fold import NAMES
 
@@ -23,9 +23,11 @@ CASES = {
     "conv2d": (nn.Conv2d(4, 6, (3, 2), padding=1, groups=2), (2, 4, 6, 5), "channel"),
     "conv2d-spatial": (nn.Conv2d(4, 6, 3, padding=(1, 2), dilation=2), (2, 4, 8, 7), "spatial"),
     "conv2d-reflect": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 6, 5), "spatial-t"),
+    "conv2d-decoupled": (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 6, 5), "decoupled"),
     "conv3d": (nn.Conv3d(4, 6, 3), (1, 4, 5, 4, 4), "spatial"),
     "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 4, 5), "channel"),
     "transposed-spatial": (nn.ConvTranspose2d(4, 6, 3, stride=2), (2, 4, 4, 5), "spatial"),
+    "transposed-decoupled": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 4, 5), "decoupled"),
 }
 
 
@@ -33,6 +35,11 @@ CASES = {
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, str]:
     layer, shape, fold = CASES[request.param]
     return copy.deepcopy(layer).double(), torch.randn(shape, dtype=torch.float64), fold
+
+
+def cut(layer: nn.Module, fold: str, slices: int = 2) -> LowRank:
+    """``layer`` at rank 1 in so many slices, or in one where the fold takes no more."""
+    return factorised(layer, 1, max(sliced(layer, fold, 1, slices)), fold)
 
 
 def with_weight(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
@@ -43,14 +50,14 @@ def with_weight(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("slices", [1, 2])
 def test_output_is_that_of_the_dense_layer_with_the_equivalent_weight(case, slices: int) -> None:
     layer, x, fold = case
-    small = factorised(layer, 1, slices, fold)
+    small = cut(layer, fold, slices)
     assert small.weight.shape == layer.weight.shape
     assert relative(small(x), with_weight(layer, small.weight, x)) < 1e-12
 
 
 def test_asking_for_the_form_of_the_equivalent_weight_multiplies_nothing(case) -> None:
     layer, _, fold = case
-    small = factorised(layer, 1, 2, fold)
+    small = cut(layer, fold)
     with FlopCounterMode(display=False) as counter:
         weight = small.weight
         assert isinstance(weight, Tensor)
@@ -68,7 +75,7 @@ def test_asking_for_the_form_of_the_equivalent_weight_multiplies_nothing(case) -
 
 def test_the_equivalent_weight_is_a_tensor_like_any_other(case) -> None:
     layer, _, fold = case
-    small = factorised(layer, 1, 2, fold)
+    small = cut(layer, fold)
     plain = small.to_layer().weight.detach()
     weight = small.weight
     assert weight.requires_grad
@@ -100,7 +107,7 @@ def test_the_equivalent_weight_is_the_best_of_its_rank(layer: nn.Module) -> None
 @pytest.mark.parametrize("slices", [1, 2])
 def test_factor_gradients_are_the_chain_rule_through_the_equivalent_weight(case, slices: int) -> None:
     layer, x, fold = case
-    small = factorised(layer, 1, slices, fold)
+    small = cut(layer, fold, slices)
     target = torch.randn_like(small(x))
     ((small(x) * target).sum() + small(x).square().sum()).backward()
     factors = [small.encoder.weight, small.decoder.weight]
@@ -130,7 +137,7 @@ def test_the_options_that_host_code_reads_are_those_of_the_dense_layer(case) -> 
 
 def test_only_plain_torch_layers_are_inside(case) -> None:
     layer, _, fold = case
-    small = factorised(layer, 1, 2, fold)
+    small = cut(layer, fold)
     kinds = {type(m) for m in small.modules()} - {type(small)}
     assert kinds <= {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d}
     assert small.encoder.bias is None
@@ -139,7 +146,7 @@ def test_only_plain_torch_layers_are_inside(case) -> None:
 
 def test_back_to_dense_is_the_product_of_the_factors(case) -> None:
     layer, x, fold = case
-    small = factorised(layer, 1, 2, fold)
+    small = cut(layer, fold)
     dense = small.to_layer()
     assert type(dense) is type(layer)
     assert spec_of(dense) == spec_of(layer)
@@ -149,14 +156,14 @@ def test_back_to_dense_is_the_product_of_the_factors(case) -> None:
 
 def test_copies_and_saved_states_compute_bitwise_the_same(case) -> None:
     layer, x, fold = case
-    small = factorised(layer, 1, 2, fold)
+    small = cut(layer, fold)
     expected = small(x)
     assert torch.equal(copy.deepcopy(small)(x), expected)
     assert torch.equal(pickle.loads(pickle.dumps(small))(x), expected)
     buffer = io.BytesIO()
     torch.save(small.state_dict(), buffer)
     buffer.seek(0)
-    other = factorised(layer, 1, 2, fold)
+    other = cut(layer, fold)
     for p in other.parameters():
         nn.init.normal_(p)
     other.load_state_dict(torch.load(buffer, weights_only=True))
@@ -189,7 +196,8 @@ def test_factorising_leaves_the_layer_and_the_random_state_alone(case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "slices", "fold"), [(0, 1, "channel"), (9, 1, "channel"), (1, 3, "channel"), (1, 1, "x")]
+    ("rank", "slices", "fold"),
+    [(0, 1, "channel"), (9, 1, "channel"), (1, 3, "channel"), (1, 1, "x"), (5, 1, "decoupled"), (1, 2, "decoupled")],
 )
 def test_a_structure_that_does_not_fit_is_refused(rank: int, slices: int, fold: str) -> None:
     layer = nn.Conv2d(4, 6, 3)
@@ -210,7 +218,7 @@ def test_zero_weights_factorise_to_zero() -> None:
     layer = nn.Conv2d(4, 4, 3)
     nn.init.zeros_(layer.weight)
     for fold in NAMES:
-        small = factorised(layer, 2, 2, fold)
+        small = factorised(layer, 2, sliced(layer, fold, 1, 2)[-1], fold)
         assert torch.equal(small.weight, torch.zeros_like(layer.weight))
 
 

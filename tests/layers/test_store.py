@@ -14,7 +14,9 @@ from torch import nn
 import tenfold
 from tenfold.errors import CheckpointError, PlanError
 from tenfold.layers import swap
+from tenfold.layers.cost import Cost
 from tenfold.layers.matrix import LowRank
+from tenfold.linalg.fold import NAMES
 from tenfold.ranks import store
 
 
@@ -52,6 +54,26 @@ def test_a_fresh_dense_model_becomes_the_saved_one_bitwise(small: nn.Module, sav
     for name, tensor in fresh.state_dict().items():  # which is itself untouched
         assert torch.equal(tensor, before[name])
     torch.set_rng_state(random)
+
+
+@pytest.mark.parametrize("fold", NAMES)
+def test_every_fold_survives_json_building_saving_loading_and_the_way_back(fold: str, tmp_path: Path) -> None:
+    net, x = TinyResNet().eval(), torch.randn(2, 3, 8, 8)
+    plan = tenfold.plan(net, tenfold.SVD(fold=fold), tenfold.Budget(params=0.6), example_inputs=x)
+    assert fold in {layer.fold for layer in plan.layers.values()}
+    read = tenfold.Plan.from_json(plan.to_json())
+    assert read == plan
+    built = tenfold.apply(net, read)
+    assert tenfold.cost(built, x) == Cost(plan.params, plan.macs)
+    tenfold.save(built, tmp_path / "saved", read)
+    loaded = tenfold.load(tmp_path / "saved", TinyResNet().eval())
+    assert_same(loaded, built)
+    assert torch.equal(loaded(x), built(x))
+    dense = tenfold.to_dense(loaded)
+    assert not swap.structure_of(dense)
+    torch.testing.assert_close(dense(x), loaded(x), rtol=1e-4, atol=1e-5)
+    again = tenfold.apply(dense, read)
+    torch.testing.assert_close(again(x), loaded(x), rtol=1e-4, atol=1e-5)
 
 
 def test_two_files_and_no_pickle(saved: Path) -> None:

@@ -1,5 +1,8 @@
 """PCA, activation-aware and Fisher SVD on real layers: what they compute, what they keep, and what they refuse."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -321,6 +324,55 @@ def test_an_edit_drops_the_factors_of_its_layer_alone(method):
         tenfold.apply(model, edited)
     small = tenfold.apply(model, plan.edit(name, decomposition="dense"))
     assert type(small.get_submodule(name)) is type(model.get_submodule(name))
+
+
+def test_a_plan_is_not_applied_to_weights_that_changed_after_it(method):
+    """Its factors would put the old ones back."""
+    model, data = net(), images()
+    plan = tenfold.plan(model, method, tenfold.Budget(params=0.6), data=data)
+    name = next(n for n, x in plan.layers.items() if x.rank)
+    trained = copy.deepcopy(model)
+    with torch.no_grad():
+        trained.get_submodule(name).weight.view(-1)[3] += 1e-3
+    with pytest.raises(tenfold.PlanError, match=f"the weight of '{name}' is not the one.*Plan again on the model"):
+        tenfold.apply(trained, plan)
+    with pytest.raises(tenfold.PlanError, match="Plan again"):
+        tenfold.apply(trained, dataclasses.replace(plan, level=None))
+    tenfold.apply(trained, plan.edit(name, decomposition="dense"))  # what stays dense may have changed
+
+
+def test_a_plan_fits_the_same_weights_elsewhere(method):
+    """A copy, a wider dtype, another memory format; and a factorised model, which is multiplied back each time."""
+    model, data = net(), images()
+    plan = tenfold.plan(model, method, tenfold.Budget(params=0.6), data=data)
+    for same in (copy.deepcopy(model), copy.deepcopy(model).double(), net().to(memory_format=torch.channels_last)):
+        same.load_state_dict(model.state_dict())
+        tenfold.apply(same, plan)
+    small = tenfold.compress(model, tenfold.SVD(), tenfold.Budget(params=0.9)).model
+    tenfold.apply(small, tenfold.plan(small, method, tenfold.Budget(params=0.6), data=data))
+
+
+def test_a_plan_says_what_the_moments_of_the_data_took_in_memory(method):
+    model, data = net(), images()
+    problem = tenfold.survey(model, data=data)
+    plan = method.plan(problem, tenfold.Budget(params=0.6))
+    (moments,) = problem._moments.values()
+    # groups x (outputs + 2 outputs^2) float64 each: two convolutions, one of two groups, a transposed one, two linear
+    numbers = sum(g * (f + 2 * f * f) for g, f in ((1, 12), (2, 6), (1, 8), (1, 20), (1, 10)))
+    assert plan.calibration_bytes == sum(m.bytes for m in moments.values()) == 8 * numbers
+    assert tenfold.Plan.from_json(plan.to_json()).calibration_bytes == plan.calibration_bytes
+    assert tenfold.SVD().plan(problem, tenfold.Budget(params=0.6)).calibration_bytes == 0
+
+
+def test_the_dense_equivalent_computes_what_the_compressed_model_does_added_biases_included(method):
+    model, data = net().double(), [x.double() for x in images()]
+    small, plan, _ = tenfold.compress(model, method, tenfold.Budget(params=0.5), data=data)
+    dense = tenfold.to_dense(small)
+    torch.testing.assert_close(dense(data[0]), small(data[0]), rtol=1e-10, atol=1e-10)
+    for name, layer in plan.layers.items():
+        had = model.get_submodule(name).bias is not None
+        assert (dense.get_submodule(name).bias is not None) == (had or layer.bias)
+    assert any(layer.bias for layer in plan.layers.values()) == (method.name == "pca")
 
 
 def test_a_built_model_is_saved_and_loaded_to_the_same_bits(method, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 import tenfold
 from ranks.nets import chain, counted, image, small_image, unlike
 
-FOLDS = ("channel", "spatial", "spatial-t", "input")
+FOLDS = ("channel", "spatial", "spatial-t", "input", "decoupled")
 
 
 def shapes(model: nn.Module, fold: str) -> dict[str, tuple[int, int]]:
@@ -22,11 +22,13 @@ def shapes(model: nn.Module, fold: str) -> dict[str, tuple[int, int]]:
         g = getattr(layer, "groups", 1)
         f, c = (w.shape[1] * g, w.shape[0] // g) if isinstance(layer, nn.ConvTranspose2d) else w.shape[:2]
         h, v = w.shape[2:] if w.ndim == 4 else (1, 1)
+        g = f if fold == "decoupled" and w.ndim == 4 else g
         rows, columns = {
             "channel": (f // g, c * h * v),
             "spatial": (f // g * v, c * h),
             "spatial-t": (f // g * h, c * v),
             "input": (f // g * h * v, c),
+            "decoupled": (f // g * h * v, c),
         }[fold]
         found[name] = (min(rows, columns), g * (rows + columns))
     return found
@@ -83,6 +85,23 @@ def test_no_layer_is_kept_at_a_rank_that_saves_nothing():
             dense = layer.layer.dense()
             assert layer.decomposition == "dense" or (layer.params < dense.params and layer.macs < dense.macs)
     assert {layer.decomposition for layer in plan.layers.values()} == {"dense"}
+
+
+def test_a_dense_layer_says_whether_nothing_saves_its_rank_does_not_or_the_budget_allows_it():
+    model = nn.Sequential(nn.Linear(1, 10), nn.Linear(10, 10), nn.Linear(10, 200), nn.Linear(200, 200))
+    reasons = {n: x.reason for n, x in tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=0.92)).layers.items()}
+    assert reasons == {
+        "0": "no decomposition of it saves anything",
+        "1": "at the rank that the method gives it nothing would be saved",  # 5 x 20 of 100
+        "2": None,
+        "3": None,
+    }
+    whole = tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=1.0)).layers
+    assert [x.reason for x in whole.values()] == [reasons["0"], *["the budget allows it"] * 3]
+    for method in (tenfold.LRank(), tenfold.ALDS(), tenfold.SVDEnergy()):
+        layers = tenfold.plan(model, method, tenfold.Budget(params=0.98)).layers
+        assert layers["0"].reason == reasons["0"]
+        assert {x.reason for x in layers.values() if x.rank is None} <= {reasons["0"], "the budget allows it"}
 
 
 @pytest.mark.parametrize("kind", [float, int])

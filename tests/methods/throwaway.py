@@ -40,7 +40,7 @@ class Clip(Method):
         check(self.rank >= 1, "rank", ">= 1", self.rank)
         check(self.every >= 1, "every", ">= 1", self.every)
 
-    def attach(self, model, optimizer, *, length=None):
+    def attach(self, model, optimizer, *, goal=None):
         # The count is run state: in the optimizer's groups it is saved and loaded with the rest.
         optimizer.param_groups[0].setdefault("clip_steps", 0)
         optimizer.register_step_post_hook(lambda opt, args, kwargs: self._stepped(model, opt))
@@ -112,10 +112,10 @@ class Pull(Method):
     name: ClassVar[str] = "pull"
     needs_budget: ClassVar[bool] = False
 
-    def optimizer(self, model, *, base=None, length=None, **hyper):
+    def optimizer(self, model, *, base=None, goal=None, **hyper):
         return Puller(model.parameters(), **hyper)
 
-    def attach(self, model, optimizer, *, length=None):
+    def attach(self, model, optimizer, *, goal=None):
         raise ArgumentError("`pull` is an optimizer of its own: call method.optimizer(model, lr=...) instead.")
 
     def choose(self, problem, budget):
@@ -155,7 +155,7 @@ class Pair(Method):
         problem = survey(model)
         return apply(model, self._at(problem, lambda table, site: self.rank))
 
-    def optimizer(self, model, *, base=torch.optim.SGD, length=None, **hyper):
+    def optimizer(self, model, *, base=torch.optim.SGD, goal=None, **hyper):
         fixed = {id(m.encoder.weight) for m in model.modules() if isinstance(m, LowRank)}
         return base([p for p in model.parameters() if id(p) not in fixed], **hyper)
 

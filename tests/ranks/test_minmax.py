@@ -229,7 +229,7 @@ def test_limits_below_the_cheapest_options_give_none():
 
 def test_unused_layers_need_no_integer_programme(monkeypatch):
     """A layer that the example inputs never reach costs no MACs at any rank: no conflict between the limits."""
-    monkeypatch.setattr("tenfold.ranks.minmax.milp", None)
+    monkeypatch.setattr("tenfold.ranks.minmax.cheapest", None)
     tables = [
         table([0, 0.5, 0.3], params=[10, 4, 6], macs=[0, 0, 0]),
         table([0, 0.5, 0.3], params=[10, 4, 6], macs=[20, 8, 12]),

@@ -8,11 +8,11 @@ from torch.nn.utils import parameters_to_vector
 
 import tenfold
 from ranks.nets import chain, counted, image, small_image, unlike
-from tenfold.linalg.fold import divisors
+from tenfold.linalg.fold import NAMES, divisors
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.options import options
+from tenfold.ranks.options import options, settle
 
-FOLDS = ("channel", "spatial", "input")
+FOLDS = ("channel", "spatial", "input", "decoupled")
 
 
 def tables(model, inputs=None, **how):
@@ -104,17 +104,59 @@ def test_a_layer_with_nothing_to_save_is_dense_and_says_so():
     assert plan.layers["2"].rank is not None
 
 
-def test_depthwise_layers_have_no_option():
-    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 20, 1))
-    _, (depthwise, _) = tables(model)
-    assert depthwise.rank.tolist() == [0]
+@pytest.mark.parametrize("fold", ["channel", "input", "decoupled"])
+def test_depthwise_layers_have_no_option(fold):
+    """But in the spatial folds, which split the kernel itself."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1, groups=8))
+    _, found = tables(model, folds=(fold,))
+    assert [t.rank.tolist() for t in found] == [[0], [0]]
+
+
+def test_decoupled_options_are_all_that_save_and_cost_r_times_f_times_c_plus_k():
+    model = nn.Sequential(nn.Conv2d(12, 10, 3), nn.Conv2d(10, 6, 5, groups=2), nn.Conv2d(6, 9, 1))
+    _, (conv, grouped, pointwise) = tables(model, folds=("decoupled",))
+    for t, f, c, k in ((conv, 10, 12, 9), (grouped, 6, 5, 25)):
+        expected = [r * f * (c + k) for r in range(1, min(c, k) + 1) if r * (c + k) < c * k]
+        assert t.costs["params"][1:].tolist() == expected
+        assert t.rank[1:].tolist() == [*range(1, len(expected) + 1)]
+        assert set(t.slices.tolist()) == {1}
+    assert pointwise.rank.tolist() == [0]
+    _, (sliced, _, _) = tables(model, folds=("decoupled",), slices=(2, 3))
+    assert sliced.rank.tolist() == [0]
+
+
+def test_the_decoupled_encoder_pays_for_the_inputs_resolution():
+    """With stride 2 the encoder sees four times as many places as the decoder."""
+    model, x = nn.Conv2d(16, 16, 3, stride=2, padding=1), torch.randn(1, 16, 8, 8)
+    _, (without,) = tables(model, folds=("decoupled",))
+    _, (with_inputs,) = tables(model, x, folds=("decoupled",))
+    assert len(without.rank) == 1 + 5  # r (16 + 9) < 144
+    assert with_inputs.costs["macs"].tolist() == [16 * 144 * 16, 16 * (16 * 64 + 9 * 16)]
+
+
+def test_a_linear_layer_has_the_options_of_the_channel_fold_in_every_fold():
+    model = nn.Linear(12, 9)
+    _, (expected,) = tables(model)
+    for fold in NAMES:
+        _, (t,) = tables(model, folds=(fold,))
+        for a, b in ((t.rank, expected.rank), (t.slices, expected.slices), (t.error, expected.error)):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_where_every_layer_is_dense_the_budget_allows_it_but_no_budget_is_no_reason():
+    problem, found = tables(nn.Sequential(nn.Linear(12, 10), nn.Linear(1, 10)))
+    for budget, reason in ((tenfold.Budget(params=1.0), "the budget allows it"), (None, "its rank saves nothing")):
+        plan = settle(problem, "made up", found, [0, 0], budget, why="its rank saves nothing")
+        assert [x.reason for x in plan.layers.values()] == [reason, "no decomposition of it saves anything"]
+    plan = settle(problem, "made up", found, [1, 0], None, why="its rank saves nothing")
+    assert plan.layers["0"].reason is None
 
 
 def test_several_folds_compete_under_their_own_names():
     _, (t,) = tables(nn.Conv2d(6, 8, 3), folds=("channel", "spatial"))
     names = {t.layer_plan(i).fold for i in range(1, len(t.rank))}
     assert names == {"channel", "spatial"}
-    assert t.layer_plan(0) is None
+    assert t.layer_plan(0).decomposition == "dense"
 
 
 def test_options_read_the_weights_and_touch_nothing():

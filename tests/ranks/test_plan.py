@@ -15,12 +15,14 @@ from torch import nn
 import tenfold
 from ranks.nets import Tied, chain, counted, image, small_image, tokens, unlike
 from tenfold.errors import TenfoldWarning
+from tenfold.linalg.fold import NAMES, slice_counts
 
 MODELS = {"chain": (chain, image), "unlike": (unlike, small_image), "tied": (Tied, tokens)}
 METHODS = (
     tenfold.ALDS(),
     tenfold.ALDS(measure="spectral", folds=("channel", "spatial")),
     tenfold.SVD(fold="input"),
+    tenfold.ALDS(measure="fro", folds=("channel", "decoupled")),
     tenfold.Dense(),
 )
 
@@ -134,9 +136,8 @@ def test_a_plan_survives_json(model, method, with_inputs):
 def test_any_edit_survives_json(data):
     plan = plan_for("unlike")
     for name, layer in plan.layers.items():
-        c = layer.layer.shape[1]
-        fold = data.draw(st.sampled_from(["channel", "spatial", "spatial-t", "input"]))
-        groups = data.draw(st.sampled_from([k for k in range(1, c + 1) if c % k == 0]))
+        fold = data.draw(st.sampled_from(NAMES))
+        groups = data.draw(st.sampled_from(slice_counts(layer.layer.shape, fold)))
         full = tenfold.linalg.Fold(layer.layer.shape, layer.layer.groups, groups, fold).full_rank
         rank = data.draw(st.integers(1, full))
         plan = plan.edit(name, decomposition="low-rank", rank=rank, groups=groups, fold=fold)
@@ -237,6 +238,8 @@ def test_diff_names_what_differs_and_what_is_missing():
         ("0", {"rank": 2.0}, "'0': `rank` must be of type int | None; got 2.0"),
         ("0", {"rank": 2, "groups": 2}, "`slices` must be a divisor of 3 input channels; got 2"),
         ("0", {"rank": 2, "groups": 0}, "`slices` must be a divisor"),
+        ("0", {"rank": 2, "groups": 3, "fold": "decoupled"}, "`slices` must be 1 in the decoupled fold; got 3"),
+        ("0", {"rank": 4, "fold": "decoupled"}, "`rank` must be an integer in 1..3"),
         ("0", {"rank": 2, "groups": "1"}, "'0': `groups` must be of type int; got '1'"),
         ("0", {"rank": 2, "fold": "sideways"}, "`fold` must be one of channel"),
         ("0", {"decomposition": "tucker"}, "`decomposition` must be 'dense' or 'low-rank'; got 'tucker'"),

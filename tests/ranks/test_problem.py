@@ -7,10 +7,15 @@ from torch.nn.utils import parametrizations
 
 import tenfold
 from ranks.nets import Tied, chain, counted, image, tokens
-from tenfold.linalg.fold import divisors
+from tenfold.linalg.fold import slice_counts
 from tenfold.ranks import problem as module
 
-METHODS = (tenfold.ALDS(), tenfold.ALDS(folds=("channel", "spatial"), measure="fro"), tenfold.SVD())
+METHODS = (
+    tenfold.ALDS(),
+    tenfold.ALDS(folds=("channel", "spatial"), measure="fro"),
+    tenfold.SVD(),
+    tenfold.SVD("decoupled"),
+)
 
 
 class Reused(nn.Module):
@@ -202,11 +207,11 @@ def test_layers_of_one_shape_are_factorised_together_and_as_if_alone(factorised)
 
 def test_spectra_of_some_slices_are_those_of_all():
     model = chain()
-    for fold in ("channel", "spatial", "input"):
+    for fold in ("channel", "spatial", "input", "decoupled"):
         every = tenfold.survey(model).spectra(fold)
         some = tenfold.survey(model).spectra(fold, (1, 2))
         for site, a, b in zip(tenfold.survey(model).sites, every, some, strict=True):
-            assert set(a) == set(divisors(site.cost.shape[1]))
+            assert set(a) == set(slice_counts(site.cost.shape, fold))
             assert set(b) == {1, 2} & set(a)
             for k in b:
                 torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-7)

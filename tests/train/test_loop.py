@@ -334,5 +334,5 @@ def test_the_small_network_learns_the_digits():
 def test_the_method_is_told_how_long_the_training_is() -> None:
     method = Recorder()
     fit(tiny(), method, blobs(), RECIPE, progress=False)
-    assert method.length.steps == len(method.made.rates)
-    assert method.length.steps_per_epoch * RECIPE.epochs == method.length.steps
+    assert method.goal.steps == len(method.made.rates)
+    assert method.goal.steps_per_epoch * RECIPE.epochs == method.goal.steps

@@ -20,7 +20,7 @@ class Plain:
     def begin(self, model):
         return copy.deepcopy(model)
 
-    def optimizer(self, model, *, length, lr, momentum, weight_decay):
+    def optimizer(self, model, *, goal, lr, momentum, weight_decay):
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
@@ -50,10 +50,10 @@ class Recorder(Plain):
         object.__setattr__(self, "needs_closure", needs_closure)
         object.__setattr__(self, "fail_at", fail_at)
 
-    def optimizer(self, model, *, length, lr, momentum, weight_decay):
+    def optimizer(self, model, *, goal, lr, momentum, weight_decay):
         made = Counting(model.parameters(), fail_at=self.fail_at, lr=lr, momentum=momentum, weight_decay=weight_decay)
         object.__setattr__(self, "made", made)
-        object.__setattr__(self, "length", length)
+        object.__setattr__(self, "goal", goal)
         return made
 
     def __repr__(self):

@@ -74,6 +74,8 @@ def plan(made: Plan) -> Group:
     shown.add_row("all", "", share, "", "", *costs, "")
     title = f"Plan by {made.method}" + ("" if made.level is None else f", level {made.level:.4g}")
     notes = [Text(f"Dense, {reason}: {', '.join(names)}") for reason, names in reasons.items()]
+    if made.calibration_bytes:
+        notes.append(Text(f"Calibration: its moments took {made.calibration_bytes / 1e6:.1f} MB of memory."))
     return Group(Text(title, style="bold"), shown, *notes, "")
 
 
@@ -125,7 +127,8 @@ def plan_dict(made: Plan) -> dict[str, Any]:
         }
         for name, x in made.layers.items()
     }
-    return {"level": made.level, "measure": made.measure, "layers": layers}
+    about = {"level": made.level, "measure": made.measure, "calibration_bytes": made.calibration_bytes}
+    return about | {"layers": layers}
 
 
 def cost_dict(dense: Cost, small: Cost) -> dict[str, Any]:

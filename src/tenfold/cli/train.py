@@ -19,7 +19,7 @@ from tenfold.errors import CheckpointError
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost
 from tenfold.layers.swap import structure_of
-from tenfold.methods.base import Method
+from tenfold.methods.base import Goal, Method
 from tenfold.methods.base import plan as make_plan
 from tenfold.ranks.build import Result
 from tenfold.ranks.plan import Budget
@@ -105,6 +105,11 @@ class _Job:
         data = calibration(self.data, self.recipe) if self.method.needs_data else None
         return {"data": data, "target_modules": self.settings.target, "exclude_modules": self.settings.exclude}
 
+    def goal(self) -> Goal:
+        """What the training leads to; the network is on the CPU when it begins."""
+        example = self.example(torch.device("cpu"))
+        return Goal(self.budget, example, self.settings.target, self.settings.exclude)
+
     def example(self, device: torch.device) -> torch.Tensor:
         return torch.zeros(1, self.data.channels, self.data.size, self.data.size, device=device)
 
@@ -149,7 +154,16 @@ def _fit(job: _Job, out: Path, *, resume: bool, tensorboard: bool) -> Fit:
     checkpoint = out / runs.CHECKPOINT
     resume = resume and checkpoint.exists()  # a run that was stopped before its first epoch was whole starts anew
     try:
-        return fit(job.network, job.method, job.data, job.recipe, out=out, resume=resume, tensorboard=tensorboard)
+        return fit(
+            job.network,
+            job.method,
+            job.data,
+            job.recipe,
+            goal=job.goal(),
+            out=out,
+            resume=resume,
+            tensorboard=tensorboard,
+        )
     except KeyboardInterrupt:
         if not checkpoint.exists():
             raise

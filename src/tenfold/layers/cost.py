@@ -69,7 +69,10 @@ class LayerCost:
         return Cost(weights, uses * weights)
 
     def low_rank(self, rank: int, slices: int = 1, fold: str = "channel") -> Cost:
-        """Of the factor pair: ``j (k f + n)`` weights for ``k`` slices at rank ``j`` in the channel fold."""
+        """Of the factor pair: ``j (k f + n)`` weights for ``k`` slices at rank ``j`` in the channel fold.
+
+        An axis that goes to the decoder has the encoder work at the input's resolution along it.
+        """
         per_rank, macs_per_rank = self.per_rank(slices, fold)
         return Cost(per_rank * rank, None if macs_per_rank is None else macs_per_rank * rank)
 

@@ -1,8 +1,9 @@
 """Low-rank layers: two plain torch layers in place of one, given a fold.
 
-``encoder`` maps the input to ``slices x rank`` channels per group and carries no bias; ``decoder`` maps them to the
-output and carries it. Which of the two carries which part of the kernel, the stride, the padding and the dilation is
-the fold's choice (`tenfold.linalg.fold`). At full rank the pair equals the layer it replaced, for every option.
+``encoder`` maps the input to ``rank`` channels for each matrix of the fold and carries no bias; ``decoder`` maps them
+to the output and carries it. Which of the two carries which part of the kernel, the stride, the padding and the
+dilation, and in how many groups each of them works, is the fold's choice (`tenfold.linalg.fold`). At full rank the pair
+equals the layer it replaced, for every option.
 """
 
 from __future__ import annotations
@@ -190,8 +191,8 @@ class LowRankConv(LowRank):
         self.transposed, self.output_padding = spec.transposed, spec.output_padding
         shape = self._fold
         inner = shape.batch * rank
-        self.encoder = _part(spec, spec.in_channels, inner, shape.batch, shape.encoder_axes, bias=False)
-        self.decoder = _part(spec, inner, spec.out_channels, spec.groups, shape.decoder_axes, bias=spec.bias)
+        self.encoder = _part(spec, spec.in_channels, inner, shape.encoder_groups, shape.encoder_axes, bias=False)
+        self.decoder = _part(spec, inner, spec.out_channels, shape.decoder_groups, shape.decoder_axes, bias=spec.bias)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``(N, in, *spatial) -> (N, out, *spatial')``; ``output_size`` as in `torch.nn.ConvTranspose2d`."""

@@ -129,6 +129,8 @@ def skeleton(model: nn.Module, structures: Mapping[str, Structure]) -> nn.Module
 def to_dense(model: nn.Module) -> nn.Module:
     """A new model in which every factorised layer is one plain dense layer again, its factors multiplied.
 
+    It computes what the factorised model computes: a bias that was added, as `PCA` adds one, stays.
+
     Raises:
         ArgumentError: a wrapped model.
     """

@@ -17,8 +17,18 @@ A factor pair ``left (g s, f' k_D, r)``, ``right (g s, r, c' k_E)`` is then two 
 | spatial     | the first     | ``(f k2) x (c k1)``      |
 | spatial-t   | all but first | ``(f k1) x (c k2)``      |
 | input       | none          | ``(f k1 k2) x c``        |
+| decoupled   | none          | ``(k1 k2) x c``, f times |
 
 With ``s > 1`` the input channels are sliced *first* and each slice is folded (Liebenwein et al. 2021, section 3.1).
+
+The decoupled fold (Xu et al. 2020, arXiv 2004.14566) takes every output channel for a group of its own, with ``s = 1``:
+``f`` matrices, of which all in one group of the layer read the same ``c`` channels. Output channel ``n`` owns ``r``
+consecutive channels between the two convolutions, which are a pointwise and a depthwise one, ``r`` times in parallel::
+
+    encoder (f r, c, 1)    g groups, kernel 1, no bias
+    decoder (f, r, k)      f groups, kernel k, bias
+
+A linear layer has no axis to decouple: there it is the channel fold, as every other one.
 """
 
 from __future__ import annotations
@@ -31,18 +41,27 @@ from torch import Tensor
 
 from tenfold.errors import check
 
-NAMES = ("channel", "spatial", "spatial-t", "input")
+NAMES = ("channel", "spatial", "spatial-t", "input", "decoupled")
 
 
 def folds_for(spatial: int) -> tuple[str, ...]:
     """The folds that differ from each other for a kernel with ``spatial`` spatial axes."""
-    return {0: ("channel",), 1: ("channel", "input")}.get(spatial, NAMES)
+    return {0: ("channel",), 1: ("channel", "input", "decoupled")}.get(spatial, NAMES)
 
 
 def divisors(c: int) -> tuple[int, ...]:
     """The divisors of ``c``, ascending: the numbers of slices that leave no remainder."""
     small = [d for d in range(1, math.isqrt(c) + 1) if c % d == 0]
     return tuple(sorted({*small, *(c // d for d in small)}))
+
+
+def slice_counts(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """The numbers of slices that a fold of a kernel ``(f, c, *k)`` can have, ascending: divisors of ``c``, or 1."""
+    return (1,) if _decouples(shape, name) else divisors(shape[1])
+
+
+def _decouples(shape: tuple[int, ...], name: str) -> bool:
+    return name == "decoupled" and len(shape) > 2
 
 
 @dataclass(frozen=True)
@@ -52,11 +71,11 @@ class Fold:
     Args:
         shape: of the kernel, ``(f, c, *k)`` with ``c`` the input channels per group.
         groups: of the layer, dividing ``f``.
-        slices: runs of consecutive input channels, dividing ``c``.
+        slices: runs of consecutive input channels, dividing ``c``; 1 in the decoupled fold.
         name: which spatial axes stay with the encoder; see the table above.
 
     Raises:
-        ArgumentError: a number that does not divide, or an unknown name.
+        ArgumentError: a number that does not divide, slices of the decoupled fold, or an unknown name.
     """
 
     shape: tuple[int, ...]
@@ -70,6 +89,7 @@ class Fold:
         check(self.groups >= 1 and f % self.groups == 0, "groups", f"a divisor of {f} output channels", self.groups)
         check(self.slices >= 1 and c % self.slices == 0, "slices", f"a divisor of {c} input channels", self.slices)
         check(self.name in NAMES, "fold", f"one of {', '.join(NAMES)}", self.name)
+        check(self.slices == 1 or not self._decoupled, "slices", "1 in the decoupled fold", self.slices)
 
     @property
     def kernel_size(self) -> tuple[int, ...]:
@@ -80,7 +100,7 @@ class Fold:
     def encoder_axes(self) -> tuple[int, ...]:
         """Indices of the spatial axes that stay with the encoder."""
         axes = tuple(range(len(self.kernel_size)))
-        return {"channel": axes, "spatial": axes[:1], "spatial-t": axes[1:], "input": ()}[self.name]
+        return {"channel": axes, "spatial": axes[:1], "spatial-t": axes[1:]}.get(self.name, ())
 
     @property
     def decoder_axes(self) -> tuple[int, ...]:
@@ -88,14 +108,24 @@ class Fold:
         return tuple(a for a in range(len(self.kernel_size)) if a not in self.encoder_axes)
 
     @property
-    def batch(self) -> int:
-        """How many matrices: ``g s``."""
+    def encoder_groups(self) -> int:
+        """Groups of the encoder: ``g s``; decoupled: ``g``."""
         return self.groups * self.slices
 
     @property
+    def decoder_groups(self) -> int:
+        """Groups of the decoder: ``g``; decoupled: ``f``."""
+        return self.shape[0] if self._decoupled else self.groups
+
+    @property
+    def batch(self) -> int:
+        """How many matrices: ``g s``; decoupled: ``f``."""
+        return self.decoder_groups * self.slices
+
+    @property
     def rows(self) -> int:
-        """Rows of each matrix: ``f' k_D``."""
-        return self.shape[0] // self.groups * math.prod([self.kernel_size[a] for a in self.decoder_axes])
+        """Rows of each matrix: ``f' k_D``; decoupled: ``k``."""
+        return self.shape[0] // self.decoder_groups * math.prod([self.kernel_size[a] for a in self.decoder_axes])
 
     @property
     def columns(self) -> int:
@@ -108,7 +138,7 @@ class Fold:
         return min(self.rows, self.columns)
 
     def encoder_params(self, rank: int) -> int:
-        """Weights of the encoder at ``rank``: ``g s r c' k_E``."""
+        """Weights of the encoder at ``rank``: ``g s r c' k_E``; decoupled: ``f r c``."""
         return self.batch * rank * self.columns
 
     def decoder_params(self, rank: int) -> int:
@@ -126,19 +156,19 @@ class Fold:
         inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
         return matrices.reshape(permuted).permute(inverse).reshape(self.shape)
 
-    def encoder(self, right: Float[Tensor, "b r columns"]) -> Float[Tensor, "gsr c1 *kE"]:
-        """The right factors as the encoder's kernel ``(g s r, c', *k)``, size 1 on the decoder's axes."""
+    def encoder(self, right: Float[Tensor, "b r columns"]) -> Float[Tensor, "br c1 *kE"]:
+        """The right factors as the encoder's kernel ``(b r, c', *k)``, size 1 on the decoder's axes."""
         return right.reshape(-1, self.shape[1] // self.slices, *self._kernel_on(self.encoder_axes))
 
     def decoder(self, left: Float[Tensor, "b rows r"]) -> Float[Tensor, "f sr *kD"]:
         """The left factors as the decoder's kernel ``(f, s r, *k)``, size 1 on the encoder's axes."""
-        g, s, r = self.groups, self.slices, left.shape[-1]
+        g, s, r = self.decoder_groups, self.slices, left.shape[-1]
         split = left.reshape(g, s, self.shape[0] // g, -1, r).permute(0, 2, 1, 4, 3)
         return split.reshape(self.shape[0], s * r, *self._kernel_on(self.decoder_axes))
 
-    def product(self, encoder: Float[Tensor, "gsr c1 *kE"], decoder: Float[Tensor, "f sr *kD"]) -> Tensor:
+    def product(self, encoder: Float[Tensor, "br c1 *kE"], decoder: Float[Tensor, "f sr *kD"]) -> Tensor:
         """The kernel ``(f, c, *k)`` of the two convolutions in a row."""
-        g, s = self.groups, self.slices
+        g, s = self.decoder_groups, self.slices
         right = encoder.reshape(self.batch, -1, self.columns)
         split = decoder.reshape(g, self.shape[0] // g, s, right.shape[1], -1).permute(0, 2, 1, 4, 3)
         return self.kernel(split.reshape(self.batch, self.rows, -1) @ right)
@@ -147,8 +177,12 @@ class Fold:
         return tuple(k if a in axes else 1 for a, k in enumerate(self.kernel_size))
 
     @property
+    def _decoupled(self) -> bool:
+        return _decouples(self.shape, self.name)
+
+    @property
     def _split(self) -> tuple[int, ...]:
-        g, s = self.groups, self.slices
+        g, s = self.decoder_groups, self.slices
         return (g, self.shape[0] // g, s, self.shape[1] // s, *self.kernel_size)
 
     @property

@@ -32,12 +32,12 @@ def working(a: Tensor) -> Float64[Tensor, "*shape"]:
     return (a.cpu() if a.device.type == "mps" else a).to(torch.float64)
 
 
-def like(x: Float64[Tensor, "*shape"], a: Tensor) -> Float[Tensor, "*shape"]:
+def like(x: Float[Tensor, "*shape"], a: Tensor) -> Float[Tensor, "*shape"]:
     """``x`` on the device and in the dtype of ``a``, contiguous: no view that would keep a larger tensor alive."""
     return x.to(a.device, a.dtype).contiguous()
 
 
-def gram(a: Float64[Tensor, "*batch m n"], side: Literal["left", "right"]) -> Float64[Tensor, "*batch p p"]:
+def gram(a: Float[Tensor, "*batch m n"], side: Literal["left", "right"]) -> Float[Tensor, "*batch p p"]:
     """``A A^T`` (left) or ``A^T A`` (right)."""
     b = a if side == "left" else a.mT
     if b.device.type != "cpu":

@@ -34,24 +34,35 @@ from tenfold.ranks.problem import Problem, survey
 
 
 @dataclass(frozen=True)
-class Length:
-    """How long a training is, for methods that act by epoch or only in a part of the run.
+class Goal:
+    """What a method may know of the training ahead: where it leads, and how long it is. All of it may be left out.
+
+    Give `Method.finish` the same budget, inputs and selection in the end.
 
     Args:
-        steps_per_epoch: optimizer steps of one epoch, >= 1.
-        steps: of the whole run, >= 1.
+        budget: what may be kept in the end; methods that choose ranks while training aim at it.
+        example_inputs: needed for a budget on MACs; see `tenfold.plan`.
+        target_modules: see `tenfold.plan`.
+        exclude_modules: see `tenfold.plan`.
+        steps_per_epoch: optimizer steps of one epoch, >= 1; for methods that act by epoch.
+        steps: of the whole run, >= 1; for methods that act in a part of it only.
 
     Raises:
         ArgumentError: a number below 1.
     """
 
-    steps_per_epoch: int
-    steps: int
+    budget: Budget | None = None
+    example_inputs: Any = None
+    target_modules: Selection = None
+    exclude_modules: Selection = None
+    steps_per_epoch: int | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check(is_count(self.steps_per_epoch), "steps_per_epoch", "an integer >= 1", self.steps_per_epoch)
-        check(is_count(self.steps), "steps", "an integer >= 1", self.steps)
+        for name in ("steps_per_epoch", "steps"):
+            value = getattr(self, name)
+            check(value is None or is_count(value), name, "an integer >= 1, or None", value)
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ class Method(ABC):
         model: nn.Module,
         *,
         base: type[Optimizer] = torch.optim.SGD,
-        length: Length | None = None,
+        goal: Goal | None = None,
         **hyper: Any,
     ) -> Optimizer:
         """A torch optimizer that does the method's work inside its ``step``.
@@ -89,13 +100,13 @@ class Method(ABC):
         Args:
             model: from `begin`.
             base: the optimizer underneath.
-            length: of the training, for methods that act by epoch; None where nobody knows.
+            goal: where the training leads and how long it is; None where nobody knows.
             hyper: its arguments: ``lr=0.1, momentum=0.9, weight_decay=1e-4``.
         """
         made = base((p for p in model.parameters() if p.requires_grad), **hyper)
-        return self.attach(model, made, length=length)
+        return self.attach(model, made, goal=goal)
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, *, length: Length | None = None) -> Optimizer:
+    def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """The same work hooked onto an optimizer that there is already; returns that optimizer.
 
         A method that is an optimizer of its own raises `ArgumentError` and says what to do instead.
@@ -105,6 +116,10 @@ class Method(ABC):
     @abstractmethod
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """What each layer becomes; `plan` has seen to it that all that the method needs is there."""
+
+    def prepare(self, model: nn.Module, plan: Plan) -> nn.Module:
+        """The weights that ``plan`` is to be built on: `finish` asks. ``model`` itself where there is nothing to do."""
+        return model
 
     def plan(self, problem: Problem, budget: Budget | None = None) -> Plan:
         """What each layer becomes. Reads the weights, touches nothing.
@@ -160,7 +175,7 @@ class Method(ABC):
         )
         made = self.plan(problem, budget)
         planned = time.perf_counter()
-        small = apply(problem.model, made)
+        small = apply(self.prepare(problem.model, made), made)
         applied = time.perf_counter()
         if data is not None and made.compresses:
             reestimate_(small, data)

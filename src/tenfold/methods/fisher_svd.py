@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tenfold.errors import check, is_count, is_share
 from tenfold.linalg.outputs import damped, output_basis
 from tenfold.methods.base import Method
 from tenfold.ranks.lagrange import allocate
 from tenfold.ranks.options import settle
-from tenfold.ranks.outputs import OutputBasis, factors_of, output_options
+from tenfold.ranks.outputs import OutputBasis, factors_of, kept_product, output_options
 from tenfold.ranks.plan import Budget, Plan
 from tenfold.ranks.problem import Problem
 
@@ -28,6 +28,8 @@ class FisherSVD(Method):
         samples: calibration examples used, >= 1.
         damping: share of white inputs mixed into the output moment, >= 0.
         isotropic: share of the identity (of equal trace) mixed into G, >= 0.
+        rule: "sum" divides the budget by the estimated loss; "product" by the shares of it that layers keep, most
+            ``prod_l (1 - lost_l / all_l)``, as PCA does by output energy. The level is the multiplier of either.
         seed: of the drawn labels.
 
     Raises:
@@ -41,6 +43,7 @@ class FisherSVD(Method):
     samples: int = 1024
     damping: float = 1e-3
     isotropic: float = 1e-2
+    rule: Literal["sum", "product"] = "sum"
     seed: int = 0
 
     name: ClassVar[str] = "fisher-svd"
@@ -51,6 +54,7 @@ class FisherSVD(Method):
         check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
         check(is_share(self.damping), "damping", "a number >= 0", self.damping)
         check(is_share(self.isotropic), "isotropic", "a number >= 0", self.isotropic)
+        check(self.rule in ("sum", "product"), "rule", '"sum" or "product"', self.rule)
         check(is_count(self.seed, 0), "seed", "an integer >= 0", self.seed)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
@@ -66,7 +70,10 @@ class FisherSVD(Method):
             metric.diagonal(dim1=-2, dim2=-1).add_(self.isotropic * mean[:, None])
             bases[site.name] = OutputBasis(*output_basis(damped(moments.second, w, self.damping), metric))
         tables = output_options(problem, bases)
-        losses = [t.error**2 * bases[t.name].lost()[0] / 2 for t in tables]
+        if self.rule == "sum":
+            losses = [t.error**2 * bases[t.name].lost()[0] / 2 for t in tables]
+        else:
+            losses = kept_product(tables)
         choice, multiplier = allocate(tables, losses, problem.limits(budget)) or (None, None)
         factors = factors_of(problem, bases, tables, choice)
         return settle(problem, self.name, tables, choice, budget, measure="loss", level=multiplier, factors=factors)

@@ -17,7 +17,7 @@ from tenfold.errors import check, is_count, is_share
 from tenfold.layers.spec import to_weight
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.linalg.svd import low_rank_factors
-from tenfold.methods.base import Length, Method
+from tenfold.methods.base import Goal, Method
 from tenfold.ranks.lagrange import allocate
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.options import options, settle
@@ -75,7 +75,7 @@ class LRank(Method):
         choice, price = allocate(tables, losses, problem.limits(budget)) or (None, None)
         return settle(problem, self.name, tables, choice, budget, measure="fro", level=price)
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, *, length: Length | None = None) -> Optimizer:
+    def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """Hook both steps onto ``optimizer``. Its state holds Theta and the step count: checkpoints carry them."""
         group = optimizer.param_groups[0]
         group.setdefault(_STEPS, 0)

@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from tenfold.errors import check, is_count
 from tenfold.linalg.outputs import output_basis
 from tenfold.methods.base import Method
 from tenfold.ranks.lagrange import allocate
 from tenfold.ranks.options import settle
-from tenfold.ranks.outputs import OutputBasis, factors_of, output_options
+from tenfold.ranks.outputs import OutputBasis, factors_of, kept_product, output_options
 from tenfold.ranks.plan import Budget, Plan
 from tenfold.ranks.problem import Problem
 
@@ -55,8 +53,6 @@ class PCA(Method):
             left, right, energy = output_basis(moments.covariance)
             bases[name] = OutputBasis(left, right, energy, moments.mean)
         tables = output_options(problem, bases)
-        # -log of the share kept; a layer that would keep nothing is as bad as can be, not infinitely so
-        losses = [-np.log(np.maximum(1 - t.error**2, 1e-12)) for t in tables]
-        choice, multiplier = allocate(tables, losses, problem.limits(budget)) or (None, None)
+        choice, multiplier = allocate(tables, kept_product(tables), problem.limits(budget)) or (None, None)
         factors = factors_of(problem, bases, tables, choice)
         return settle(problem, self.name, tables, choice, budget, measure="output", level=multiplier, factors=factors)

@@ -11,7 +11,7 @@ from tenfold.methods.base import Method
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.options import options, settle
 from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
+from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.ranks.uniform import allocate
 
 
@@ -45,4 +45,5 @@ class SVD(Method):
         tables = options(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))
         full = [Fold(s.cost.shape, s.cost.groups, 1, self.fold).full_rank for s in problem.sites]
         choice, fraction = allocate(tables, full, full, problem.limits(budget)) or (None, None)
-        return settle(problem, self.name, tables, choice, budget, measure="max", level=fraction)
+        why = RANK_SAVES_NOTHING
+        return settle(problem, self.name, tables, choice, budget, why=why, measure="max", level=fraction)

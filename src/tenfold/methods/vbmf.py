@@ -12,7 +12,7 @@ from tenfold.methods.base import Method
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.options import options, settle
 from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
+from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.ranks.uniform import allocate
 
 
@@ -53,4 +53,5 @@ class VBMF(Method):
         else:
             full = [short for short, _ in sides]
             choice, factor = allocate(tables, ranks, full, problem.limits(budget)) or (None, None)
-        return settle(problem, self.name, tables, choice, budget, measure="max", level=factor)
+        why = RANK_SAVES_NOTHING
+        return settle(problem, self.name, tables, choice, budget, why=why, measure="max", level=factor)

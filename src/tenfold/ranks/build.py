@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from tenfold.errors import PlanError, TenfoldWarning
 from tenfold.layers import swap
 from tenfold.layers.cost import Cost, layer_cost
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
+from tenfold.ranks.fingerprint import fingerprint
 from tenfold.ranks.plan import Factors, LayerPlan, Plan, priced
 
 
@@ -64,7 +65,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         plan: from a method, from JSON, or edited.
 
     Raises:
-        PlanError: the plan is for another model, or a layer cannot become what it says.
+        PlanError: the plan is for another model, a layer cannot become what it says, or the plan brings factors of
+            weights that the model no longer has.
         TenfoldError: a weight with NaN or infinite entries, by name.
         ArgumentError: a model wrapped in DataParallel or the like.
 
@@ -84,11 +86,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
                     TenfoldWarning,
                     stacklevel=2,
                 )
-    return swap.apply(model, plan.layers, _factors(plan))
+    return swap.apply(model, plan.layers, _factors(model, plan))
 
 
-def _factors(plan: Plan) -> dict[str, Factors]:
-    """The factors that the plan brings; all of them, where they come from data."""
+def _factors(model: nn.Module, plan: Plan) -> dict[str, Factors]:
+    """The factors that the plan brings, where they come from data; all of them, and made of the model's own weights."""
     if not plan.from_data:
         return {}
     wanted = [n for n, x in plan.layers.items() if x.decomposition != "dense" and not x.tied_to]
@@ -98,6 +100,14 @@ def _factors(plan: Plan) -> dict[str, Factors]:
             f"the plan was made by {plan.method} from calibration data, and holds no factors for '{missing[0]}': "
             f"they do not travel in JSON, and an edited rank loses them. Plan again on the data, and save the model."
         )
+    for name in wanted:
+        weight = cast("Tensor", model.get_submodule(name).weight)
+        if plan.fingerprints.get(name) not in (None, fingerprint(weight)):
+            raise PlanError(
+                f"the weight of '{name}' is not the one that the plan was made for: it was trained or replaced since, "
+                f"and the plan, made by {plan.method} from calibration data, would put the old one back. "
+                f"Plan again on the model as it is."
+            )
     return {n: plan.factors[x.tied_to or n] for n, x in plan.layers.items() if x.decomposition != "dense"}
 
 

@@ -11,7 +11,7 @@ With ``k`` slices cut to rank ``j``, singular values ``s_i`` of slice i, and ``W
     max <= spectral <= rss <= bound
 
 ``s_1 = ||W||_2``. A grouped layer is block diagonal: spectral quantities are the largest over its groups, energies add
-up. A zero kernel has error 0.
+up; in the decoupled fold every output channel counts as a group. A zero kernel has error 0.
 
 Source: Liebenwein et al. 2021 (arXiv 2107.11442), equation 1 and Theorem 1; `rss` and `fro` are ours.
 """

@@ -12,7 +12,7 @@ next lower level, which does not fit. No random numbers, no restarts.
 
 With several limits "cheapest" is unambiguous where one cost is a multiple of the other in each layer (parameters and
 MACs, channel fold, stride or not). Elsewhere (transposed convolutions, other folds) feasibility of a level is a small
-integer programme, decided to one part in a million of a limit, the solver's own precision; exactly up to 400 thousand.
+integer programme, see `tenfold.ranks.programme`.
 
 The objective says nothing about layers below the level, so a second, lexicographic pass spends what is left: the layer
 with the largest error that can still be lowered is lowered, until nothing fits or 99.8 % of a limit is used.
@@ -28,14 +28,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from tenfold.ranks.options import Options
+from tenfold.ranks.programme import cheapest
 
 _USED = 0.998
-_EXACT = 400_000
-"""Up to this limit half a unit is more than the integer programme's relative tolerance of a millionth."""
 
 
 @dataclass(frozen=True)
@@ -154,34 +151,15 @@ class _Levels:
         return None if all(self.front) else self._programme(level)
 
     def _programme(self, level: float) -> list[int] | None:
-        """A choice within the limits, near the least total: a multiple-choice knapsack with several limits."""
+        """A choice within the limits, near the least total."""
         fronts = [_pareto(table, self.names, level) for table in self.tables]
         costs = [
             np.stack([t.costs[n][f] for n in self.names], axis=1) for t, f in zip(self.tables, fronts, strict=True)
         ]
-        layer = np.repeat(np.arange(len(fronts)), [len(f) for f in fronts])
-        cost, scale = np.concatenate(costs), np.maximum(self.bound, 1)
-        one_each = csr_array((layer[None, :] == np.arange(len(fronts))[:, None]).astype(float))
-        # Half a unit of room excludes no integer solution and admits none in excess, unless it is less than the
-        # solver's tolerance: then what is found may exceed the limit, and a limit tightened by as much decides.
-        for room in (np.full(len(scale), 0.5), np.where(scale < _EXACT, 0.5, -2e-6 * scale)):
-            found = milp(
-                (cost / scale).sum(1),
-                constraints=[
-                    LinearConstraint(one_each, 1, 1),
-                    LinearConstraint((cost / scale).T, ub=(self.bound + room) / scale),  # pyright: ignore[reportArgumentType]
-                ],
-                integrality=np.ones(len(layer)),
-                bounds=Bounds(0, 1),
-                options={"mip_rel_gap": 1e-3},  # any choice within the limits will do; a cheap one leaves more to spend
-            )
-            if found.x is None:
-                assert found.status == 2, found.message  # infeasible
-                return None
-            taken = np.flatnonzero(found.x > 0.5)
-            if np.all(cost[taken].sum(0) <= self.bound):
-                return [int(i) for i in np.concatenate(fronts)[taken]]
-        return None
+        scale = np.maximum(self.bound, 1)
+        # any choice within the limits will do; a cheap one leaves more to spend
+        found = cheapest([(cost / scale).sum(1) for cost in costs], costs, self.bound, gap=1e-3)
+        return None if found is None else [int(front[i]) for front, i in zip(fronts, found, strict=True)]
 
 
 def _one_order(table: Options, names: list[str]) -> bool:

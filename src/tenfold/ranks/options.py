@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold.errors import BudgetError
 from tenfold.layers.cost import Cost
+from tenfold.linalg.fold import Fold
 from tenfold.linalg.svd import singular_values
 from tenfold.ranks.measures import Measure
 from tenfold.ranks.plan import Budget, LayerPlan, Plan
-from tenfold.ranks.problem import NO_SAVING, Problem, Site
+from tenfold.ranks.problem import ALLOWED, NO_SAVING, Problem, Site
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ class Options:
     costs: dict[str, NDArray[np.int64]]
     bias: bool = False
 
-    def layer_plan(self, i: int) -> LayerPlan | None:
-        """Entry ``i`` as a plan for the layer; None for a dense one that could be something else."""
+    def layer_plan(self, i: int, why: str = ALLOWED) -> LayerPlan:
+        """Entry ``i`` as a plan for the layer; ``why`` it is dense where it could be something else."""
         if i > 0:
             fold = self.folds[self.fold[i]]
             rank, slices, error = int(self.rank[i]), int(self.slices[i]), float(self.error[i])
             return LayerPlan("low-rank", rank, slices, fold, error, bias=self.bias)
-        return LayerPlan("dense", reason=NO_SAVING) if len(self.rank) == 1 else None
+        return LayerPlan("dense", reason=NO_SAVING if len(self.rank) == 1 else why)
 
 
 def options(
@@ -64,7 +66,8 @@ def options(
         problem: the layers.
         measure: from `tenfold.ranks.measures`.
         folds: which folds compete.
-        slices: which numbers of slices compete; None: every divisor of a layer's input channels.
+        slices: which numbers of slices compete; None: every divisor of a layer's input channels. The decoupled fold
+            competes only with 1.
     """
     key = (measure, tuple(folds), None if slices is None else tuple(slices))
     if key not in problem.tables:
@@ -76,15 +79,37 @@ def options(
     return list(problem.tables[key])
 
 
+def shapes(problem: Problem, fold: str) -> list[Options]:
+    """The unsliced options of every site in one fold, by their shapes alone: costs are known, errors are not (NaN)."""
+    made = []
+    for site in problem.sites:
+        whole = Fold(site.cost.shape, site.cost.groups, 1, fold)
+        spectra = {fold: {1: torch.full((whole.batch, 1, whole.full_rank), torch.nan, dtype=torch.float64)}}
+        made.append(_site_options(site, lambda s, *_: s[0, 0], spectra))
+    return made
+
+
 def settle(
     problem: Problem,
     method: str,
     tables: Sequence[Options],
     choice: Sequence[int] | None,
     budget: Budget | None,
+    *,
+    why: str = ALLOWED,
     **about: Any,
 ) -> Plan:
-    """The plan of a choice (one index into each table); what ``about`` says goes to `Problem.plan`.
+    """The plan of a choice (one index into each table).
+
+    Args:
+        problem: the layers.
+        method: the name of the method.
+        tables: the options of each layer.
+        choice: None where none fits.
+        budget: what it was chosen for.
+        why: the reason for layers that are dense and could be something else. Where all of them are, within a budget,
+            it is the budget that allows it.
+        about: what `Problem.plan` takes besides.
 
     Raises:
         BudgetError: the choice is None: no choice fits the budget.
@@ -92,7 +117,9 @@ def settle(
     if choice is None:
         assert budget is not None
         raise refuse(problem, budget, smallest(tables, list(budget.limits)))
-    chosen = [table.layer_plan(i) for table, i in zip(tables, choice, strict=True)]
+    if budget is not None and not any(choice):
+        why = ALLOWED
+    chosen = [table.layer_plan(i, why) for table, i in zip(tables, choice, strict=True)]
     return problem.plan(method, chosen, budget=budget, **about)
 
 

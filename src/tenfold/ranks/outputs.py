@@ -52,6 +52,14 @@ def output_options(problem: Problem, bases: Mapping[str, OutputBasis]) -> list[O
     ]
 
 
+def kept_product(tables: Sequence[Options]) -> list[NDArray[np.float64]]:
+    """``-log(1 - error^2)`` of every option: least in sum where the product of the shares kept is greatest.
+
+    A layer that would keep nothing is as bad as can be, not infinitely so.
+    """
+    return [-np.log(np.maximum(1 - t.error**2, 1e-12)) for t in tables]
+
+
 def _with_energy(table: Options, site: Site, basis: OutputBasis, added: int) -> Options:
     lost = basis.lost()
     error = np.sqrt(lost[table.rank] / lost[0]) if lost[0] > 0 else np.zeros(len(table.rank))

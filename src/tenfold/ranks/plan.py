@@ -112,8 +112,10 @@ class Plan:
         level: the objective reached; None where the rule has none, or the plan was edited.
         budget: the limits that it was made for.
         from_data: whether the factors depend on calibration data, not on the weights alone.
+        calibration_bytes: memory that the moments of that data took; 0 where there was none.
         factors: then, the factors by layer name. They do not travel in JSON: build the plan where it was made, and
             save the model.
+        fingerprints: of the weights that the factors were made of, by layer name; they stay where the factors stay.
     """
 
     method: str
@@ -124,7 +126,9 @@ class Plan:
     level: float | None = None
     budget: dict[str, float | int] = field(default_factory=dict)
     from_data: bool = False
+    calibration_bytes: int = 0
     factors: Mapping[str, Factors] = field(default_factory=dict, compare=False, repr=False)
+    fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def params(self) -> int:
@@ -173,8 +177,8 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as indented JSON text, for `from_json`."""
-        body = {"format": FORMAT} | asdict(replace(self, factors={})) | {"params": self.params, "macs": self.macs}
-        del body["factors"]
+        plain = {k: v for k, v in asdict(replace(self, factors={})).items() if k not in _UNWRITTEN}
+        body = {"format": FORMAT} | plain | {"params": self.params, "macs": self.macs}
         return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -197,11 +201,13 @@ class Plan:
         written = {name: _read_layer(name, value) for name, value in body["layers"].items()}
         layers = {name: priced(name, layer) for name, layer in written.items()}
         _check_ties(layers)
-        totals = {"format", "params", "macs", "factors"}  # for the reader's eye: they follow from the layers
-        plan = construct(cls, {k: v for k, v in body.items() if k not in totals} | {"layers": layers}, "the plan")
+        # costs are for the reader's eye: they follow from the layers
+        kept = {k: v for k, v in body.items() if k not in ("format", "params", "macs", *_UNWRITTEN)}
+        plan = construct(cls, kept | {"layers": layers}, "the plan")
         return plan if layers == written else replace(plan, level=None)
 
 
+_UNWRITTEN = ("factors", "fingerprints")
 _EDITABLE = ("decomposition", "rank", "groups", "fold")
 
 

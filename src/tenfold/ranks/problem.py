@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from tenfold.errors import ArgumentError, UnsupportedLayer
 from tenfold.layers.cost import Call, Cost, LayerCost, count_params, layer_cost, trace
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.swap import Selection, Target, find, kernel_of, to_dense
-from tenfold.linalg.fold import Fold, divisors
+from tenfold.linalg.fold import Fold, slice_counts
 from tenfold.linalg.slices import slice_spectra
 from tenfold.linalg.svd import require_finite
+from tenfold.ranks.fingerprint import fingerprint
 from tenfold.ranks.moments import Moments, collect
 from tenfold.ranks.plan import Budget, Factors, LayerPlan, Plan, priced
 
@@ -47,9 +48,9 @@ class Site:
         return self.target.name
 
     def matrices(self, fold: str = "channel", slices: int = 1) -> Tensor:
-        """The kernel's slices ``(g, k, rows, columns)`` in a fold."""
+        """The kernel's slices ``(g, k, rows, columns)`` in a fold; decoupled: ``(f, 1, rows, columns)``."""
         f = Fold(self.cost.shape, self.cost.groups, slices, fold)
-        return f.matrices(self.kernel).unflatten(0, (f.groups, slices))
+        return f.matrices(self.kernel).unflatten(0, (-1, slices))
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Problem:
     Args:
         model: the dense model; it must not change while the problem is used.
         given: the model as it was given, factorised where it was: what a method has trained stands here.
+        selected: whether the user named the layers that may be decomposed.
         targets: every layer with a weight matrix, those that stay dense included.
         sites: those that may be decomposed.
         dense: cost of the model as it is.
@@ -74,6 +76,7 @@ class Problem:
     calls: dict[str, tuple[Call, ...]]
     data: Iterable[Any] | None = None
     given: nn.Module | None = None
+    selected: bool = False
     _spectra: dict[tuple[str, str, int], Tensor] = field(default_factory=dict, repr=False)
     tables: dict[Any, Any] = field(default_factory=dict, repr=False)
     _moments: dict[Any, dict[str, Moments]] = field(default_factory=dict, repr=False)
@@ -105,14 +108,21 @@ class Problem:
             found = "; ".join(f"'{t.name}': {t.reason}" for t in self.targets) or "it has no weight matrix at all"
             raise UnsupportedLayer(f"`model` has no layer that can be decomposed: {found}.")
 
+    def leaving(self, reasons: Mapping[str, str]) -> Problem:
+        """The same problem with some sites left dense, each for its reason."""
+        targets = tuple(replace(t, reason=t.reason or reasons.get(t.name)) for t in self.targets)
+        sites = tuple(site for site in self.sites if site.name not in reasons)
+        return replace(self, targets=targets, sites=sites, tables={})
+
     def spectra(self, fold: str, slices: Sequence[int] | None = None) -> list[dict[int, Tensor]]:
         """Per site ``{k: s (g, k, p)}``: singular values of the slices in a fold, for every ``k``; cached.
 
         Args:
             fold: a name from `tenfold.linalg.fold`.
-            slices: numbers of slices; None: all divisors of the layer's input channels.
+            slices: numbers of slices; None: all that the fold can have. Those that it cannot are left out.
         """
-        wanted = [tuple(k for k in divisors(s.cost.shape[1]) if slices is None or k in slices) for s in self.sites]
+        possible = [slice_counts(s.cost.shape, fold) for s in self.sites]
+        wanted = [tuple(k for k in ks if slices is None or k in slices) for ks in possible]
         todo = {
             i: ks for i, ks in enumerate(wanted) if any((self.sites[i].name, fold, k) not in self._spectra for k in ks)
         }
@@ -173,22 +183,33 @@ class Problem:
                 one = choice.get(target.name)
                 one = None if one is None else replace(one, bias=one.bias and name in bare)
                 layers[name] = self._layer(target, name, tied, one)
-        limits = {} if budget is None else budget.limits
-        made = {} if factors is None else dict(factors)
+        held = sum(moments.bytes for one in self._moments.values() for moments in one.values())
+        weights = {name: cast("Tensor", self.model.get_submodule(name).weight) for name in factors or {}}
         return Plan(
-            method, layers, self.dense.params, self.dense.macs, measure, level, limits, factors is not None, made
+            method,
+            layers,
+            self.dense.params,
+            self.dense.macs,
+            measure,
+            level,
+            {} if budget is None else budget.limits,
+            from_data=factors is not None,
+            calibration_bytes=0 if factors is None else held,
+            factors=dict(factors or {}),
+            fingerprints={name: fingerprint(weight) for name, weight in weights.items()},
         )
 
     def _layer(self, target: Target, name: str, tied: str | None, chosen: LayerPlan | None) -> LayerPlan:
         if target.spec is None:
             return LayerPlan("dense", params=0 if tied else target.params, reason=target.reason, tied_to=tied)
         cost_ = layer_cost(target.spec, self.calls.get(name, ()) if self.calls else None)
-        base = chosen if chosen is not None else LayerPlan("dense", reason=target.reason or _DENSE)
+        base = chosen if chosen is not None else LayerPlan("dense", reason=target.reason or ALLOWED)
         return replace(priced(name, replace(base, layer=cost_, tied_to=tied)), error=base.error, reason=base.reason)
 
 
-_DENSE = "the budget allows it"
+ALLOWED = "the budget allows it"
 NO_SAVING = "no decomposition of it saves anything"
+RANK_SAVES_NOTHING = "at the rank that the method gives it nothing would be saved"
 
 
 def survey(
@@ -228,7 +249,7 @@ def survey(
     dense = Cost(count_params(model), traced.macs if traced else None)
     used = dict(traced.calls) if traced else {}
     sites = tuple(_site(model, t, used) for t in free)
-    return Problem(model, targets, sites, dense, used, data, given)
+    return Problem(model, targets, sites, dense, used, data, given, target_modules is not None)
 
 
 def _site(model: nn.Module, target: Target, used: dict[str, tuple[Call, ...]]) -> Site:

@@ -10,9 +10,14 @@ from tenfold.ranks.options import Options
 
 
 def allocate(
-    tables: Sequence[Options], ranks: Sequence[int], full: Sequence[int], limits: Mapping[str, int]
+    tables: Sequence[Options],
+    ranks: Sequence[int],
+    full: Sequence[int],
+    limits: Mapping[str, int],
+    *,
+    half: float = 0.5,
 ) -> tuple[list[int], float] | None:
-    """Choices ``j_l = min(full_l, max(1, round(a r_l)))`` (halves up) with the largest ``a`` that the limits allow.
+    """Choices ``j_l = min(full_l, max(1, floor(a r_l + half)))`` with the largest ``a`` that the limits allow.
 
     A layer whose rank would not save anything stays dense, at its dense cost. The total only rises with ``a``, so
     the largest one is found by bisection over the values at which some rank changes.
@@ -22,15 +27,16 @@ def allocate(
         ranks: ``r_l``, what is scaled, each >= 1.
         full: the full rank of each layer's matrix, at least ``r_l``.
         limits: what all layers together may cost.
+        half: 0.5 to round, 0 to round down.
 
     Returns:
         the choice per layer and the smallest ``a`` that gives it; None where even rank 1 everywhere does not fit.
     """
-    # round(a r) = j from a = (j - 1/2) / r on
-    steps = np.unique(np.concatenate([(np.arange(1, n + 1) - 0.5) / r for r, n in zip(ranks, full, strict=True)]))
+    # floor(a r + half) = j from a = (j - half) / r on
+    steps = np.unique(np.concatenate([(np.arange(1, n + 1) - half) / r for r, n in zip(ranks, full, strict=True)]))
 
     def choose(a: float) -> list[int]:
-        scaled = [min(n, max(1, int(np.floor(a * r + 0.5 + 1e-12)))) for r, n in zip(ranks, full, strict=True)]
+        scaled = [min(n, max(1, int(np.floor(a * r + half + 1e-12)))) for r, n in zip(ranks, full, strict=True)]
         return [j if j < len(t.rank) else 0 for t, j in zip(tables, scaled, strict=True)]
 
     def fits(choice: list[int]) -> bool:

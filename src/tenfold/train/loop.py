@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import CheckpointError, TenfoldWarning, check
-from tenfold.methods.base import Length
+from tenfold.methods.base import Goal
 from tenfold.train.checkpoint import load_checkpoint, read_record, save_checkpoint
 from tenfold.train.data.augment import AUGMENTATIONS
 from tenfold.train.data.batches import Batches, batches
@@ -46,7 +46,7 @@ class Trainable(Protocol):
         """The model that is trained: a copy."""
         ...
 
-    def optimizer(self, model: nn.Module, *, length: Length | None = None, **hyper: Any) -> Optimizer:
+    def optimizer(self, model: nn.Module, *, goal: Goal | None = None, **hyper: Any) -> Optimizer:
         """The optimizer that trains it."""
         ...
 
@@ -57,6 +57,7 @@ def fit(
     data: Data,
     recipe: Recipe,
     *,
+    goal: Goal | None = None,
     teacher: nn.Module | None = None,
     out: Path | str | None = None,
     resume: bool = False,
@@ -72,6 +73,7 @@ def fit(
         method: what is done at each step; see `Trainable`.
         data: trained on ``data.train``, watched on ``data.validation``; ``data.test`` is not touched.
         recipe: the hyper-parameters.
+        goal: what the training leads to, for methods that ask; its length is filled in here.
         teacher: images -> logits, as the model; its word has the share ``recipe.distill`` in the loss. It is asked in
             eval mode and not changed.
         out: folder of the run. ``out/checkpoint`` is written after every epoch, in place of the one before (an older
@@ -96,7 +98,8 @@ def fit(
     with engine(recipe.precision) as accelerator, torch.random.fork_rng(_devices(accelerator)):
         train, validation = data.train.to(accelerator.device), data.validation.to(accelerator.device)
         steps = len(_order(train, recipe, 0))
-        run = _begin(model, method, recipe, accelerator, steps, teacher)
+        ahead = replace(goal or Goal(), steps_per_epoch=steps, steps=steps * recipe.epochs)
+        run = _begin(model, method, recipe, accelerator, ahead, teacher)
         history: list[Epoch] = []
         if resume:
             _same_run(folder, identity, recipe)
@@ -118,17 +121,17 @@ def fit(
 
 
 def _begin(
-    model: nn.Module, method: Trainable, recipe: Recipe, accelerator: Accelerator, steps: int, teacher: nn.Module | None
+    model: nn.Module, method: Trainable, recipe: Recipe, accelerator: Accelerator, goal: Goal, teacher: nn.Module | None
 ) -> Run:
     """The method's model and optimizer, on the device. The model stays unwrapped: Accelerate would leave traces."""
     fits = recipe.precision != "fp16" or not method.needs_closure
     check(fits, "precision", "no or bf16 for a method that needs a closure", recipe.precision)
     torch.manual_seed(stream(recipe.seed, "begin"))
     model = method.begin(model).to(accelerator.device)
-    length = Length(steps, steps * recipe.epochs)
     hyper = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-    optimizer = method.optimizer(model, length=length, **hyper)
-    rates = scheduler(optimizer, recipe.factor(), steps)
+    optimizer = method.optimizer(model, goal=goal, **hyper)
+    assert goal.steps_per_epoch is not None
+    rates = scheduler(optimizer, recipe.factor(), goal.steps_per_epoch)
     wrapped = cast("AcceleratedOptimizer", accelerator.prepare_optimizer(optimizer, device_placement=False))
     asked = None if teacher is None else frozen(teacher, accelerator.device)
     return Run(recipe, accelerator, model, wrapped, rates, method.needs_closure, asked)

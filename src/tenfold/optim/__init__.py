@@ -1,0 +1,1 @@
+"""What happens inside an optimizer's step, for the methods that train: hooks, projections of weights in place."""

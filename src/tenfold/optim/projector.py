@@ -1,0 +1,338 @@
+"""Project many weights of a model in place: layers of one shape together, one look at the results, shared by processes.
+
+The mathematics is `tenfold.linalg.project`'s. What is here is bookkeeping: which matrices of which layers go into one
+batch; spectra of all of them copied to the host at once, so that a rank rule may look at the whole model; a weight that
+is not finite, or that is of the rank already, left as it is.
+
+Where several processes train copies of the model, each weight is projected by *one* of them and sent to the others:
+directions that are nearly tied would come out differently on each. The layers are shared out longest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from tenfold.layers.spec import LayerSpec, to_kernel, to_weight
+from tenfold.linalg.fold import Fold
+from tenfold.linalg.project import Basis, Spectrum, Weighted, transfer_scale
+
+Ranks = Callable[[list[Tensor]], list[int]]
+"""Singular values of every slot, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
+
+TIDY = 1e-12
+"""A weight whose energy beyond the rank is a smaller share than this is of that rank: it is left bit for bit."""
+DRIFT = 1e-5
+"""Residual of a warm step above which the exact answer is taken."""
+RENEW = 50
+"""Projections after which it is taken anyway."""
+
+
+@dataclass
+class Slot:
+    """One weight that is projected.
+
+    Args:
+        name: of the module that holds it.
+        module: the module.
+        spec: the options of the layer.
+        fold: how its kernel is made matrices.
+        most: at larger ranks, which save nothing, the weight is left alone.
+        norm: the batch norm that gives the metric; None: ones.
+    """
+
+    name: str
+    module: nn.Module
+    spec: LayerSpec
+    fold: Fold
+    most: int
+    norm: _BatchNorm | None = None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter, wherever it is by now."""
+        return cast("nn.Parameter", self.module.weight)
+
+    @property
+    def matrices(self) -> Tensor:
+        """``(b, rows, columns)``, detached."""
+        return self.fold.matrices(to_kernel(self.spec, self.weight.detach()))
+
+    @property
+    def metric(self) -> Tensor | None:
+        """``gamma / sqrt(running_var + eps)`` of each row, ``(b, rows)``."""
+        if self.norm is None or self.norm.running_var is None:
+            return None
+        scale = (self.norm.running_var.detach() + self.norm.eps).rsqrt()
+        scale = scale if self.norm.weight is None else scale * self.norm.weight.detach()
+        spread = scale.reshape(-1, *[1] * (len(self.fold.shape) - 1)).expand(self.fold.shape)
+        return self.fold.matrices(spread)[..., 0]
+
+    def put_(self, matrices: Tensor) -> None:
+        """Write the matrices back into the weight."""
+        self.weight.copy_(self.as_weight(matrices))
+
+    def as_weight(self, matrices: Tensor) -> Tensor:
+        """Matrices of the fold in the layout of the weight."""
+        return to_weight(self.spec, self.fold.kernel(matrices))
+
+    @property
+    def work(self) -> int:
+        """An estimate, for sharing out: the eigenproblem and the products."""
+        short, long = sorted((self.fold.rows, self.fold.columns))
+        return self.fold.batch * short * short * (10 * short + long)
+
+
+@dataclass
+class Outcome:
+    """What one projection of all slots did.
+
+    Args:
+        ranks: of the weights that were projected.
+        broken: names of the slots whose weights are not finite: left alone.
+        pull: ``lambda U_r V_r^T`` in the layout of the weight, by name; where it was asked for.
+    """
+
+    ranks: dict[str, int] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    pull: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How weights are projected.
+
+    Args:
+        transfer: see `tenfold.linalg.project`.
+        tail: see `tenfold.linalg.project`.
+        pull: lambda, the weight of ``U_r V_r^T``; 0: it is not wanted.
+        momentum: what becomes of an optimizer's buffers: "keep", "project" (by ``V_r V_r^T``) or "reset".
+    """
+
+    transfer: bool = False
+    tail: float = 0.0
+    pull: float = 0.0
+    momentum: Literal["keep", "project", "reset"] = "keep"
+
+
+@torch.no_grad()
+def project_(
+    slots: Sequence[Slot],
+    ranks: Ranks | Sequence[int],
+    manner: Manner,
+    optimizer: Optimizer | None = None,
+    bases: dict[str, Tensor] | None = None,
+) -> Outcome:
+    """Project every slot.
+
+    Args:
+        slots: what is projected.
+        ranks: one per slot, or a rule that finds them from all spectra.
+        manner: how.
+        optimizer: for its buffers.
+        bases: by name, from the last projection; with known ranks one warm step starts there. None: all is exact.
+    """
+    process, processes = _process()
+    owners = _owners(slots, processes)
+    mine = [i for i, owner in enumerate(owners) if owner == process]
+    known = None if callable(ranks) else list(ranks)
+    batches = [_Batch.of([slots[i] for i in part], part) for part in _alike(slots, mine, known)]
+    for batch in batches:
+        batch.decompose(None if known is None or manner.pull else bases)
+    finite, residuals, spectra = _look(slots, batches, whole=known is None)
+    chosen = known if known is not None else ranks(spectra)  # pyright: ignore[reportCallIssue] - narrowed by known
+    outcome = Outcome()
+    for batch in batches:
+        if any(residuals[i] > DRIFT for i in batch.indices):
+            batch.decompose(None)
+        batch.write(chosen, manner, optimizer, bases, outcome)
+    if processes > 1:
+        _share(slots, owners, manner, optimizer, outcome)
+    for slot, rank, ok in zip(slots, chosen, finite, strict=True):
+        if not ok:
+            outcome.broken.append(slot.name)
+        elif 0 < rank <= slot.most:
+            outcome.ranks[slot.name] = rank
+    return outcome
+
+
+@dataclass
+class _Batch:
+    """Slots whose matrices have one shape, side by side."""
+
+    slots: list[Slot]
+    indices: list[int]
+    matrices: Tensor
+    metric: Tensor | None
+    finite: Tensor
+    weighted: Weighted = field(init=False)
+    spectrum: Spectrum | None = None
+    basis: Basis | None = None
+    residual: Tensor | None = None
+
+    @classmethod
+    def of(cls, slots: list[Slot], indices: list[int]) -> _Batch:
+        matrices = torch.cat([slot.matrices for slot in slots])
+        matrices = matrices.float() if matrices.element_size() < 4 else matrices
+        metrics = [slot.metric for slot in slots]
+        metric = None
+        if any(one is not None for one in metrics):
+            ones = [
+                torch.ones(s.fold.batch, s.fold.rows).to(matrices) if m is None else m.to(matrices)
+                for s, m in zip(slots, metrics, strict=True)
+            ]
+            metric = torch.cat(ones)
+        finite = torch.isfinite(matrices.sum((-2, -1)))
+        finite = finite if metric is None else finite & torch.isfinite(metric.sum(-1))
+        clean = torch.where(finite[:, None, None], matrices, 0)
+        metric = None if metric is None else torch.where(finite[:, None], metric, 1)
+        return cls(slots, indices, clean, metric, finite)
+
+    def decompose(self, bases: dict[str, Tensor] | None) -> None:
+        """Warm where every slot has a basis, else exactly."""
+        old = [] if bases is None else [bases.get(slot.name) for slot in self.slots]
+        if old and all(one is not None for one in old):
+            self.weighted = Weighted.of(self.matrices, self.metric, coarse=True)
+            self.basis, self.residual = self.weighted.refined(torch.cat([one for one in old if one is not None]))
+        else:
+            self.weighted = Weighted.of(self.matrices, self.metric)
+            self.spectrum, self.basis, self.residual = self.weighted.spectrum(), None, None
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The share of each slot in a tensor over all matrices."""
+        return x.split([slot.fold.batch for slot in self.slots])
+
+    def report(self, whole: bool) -> list[Tensor]:
+        """Per slot: whether it is finite, the residual, and the pooled singular values if the ``whole`` is wanted."""
+        residual = torch.zeros_like(self.finite, dtype=torch.float64) if self.residual is None else self.residual
+        spectra = [None] * len(self.slots)
+        if whole and self.spectrum is not None:
+            spectra = [s.square().sum(0).sqrt() for s in self.parts(self.spectrum.values)]
+        return [
+            torch.stack([ok.all().double(), r.max().double()])
+            if s is None
+            else torch.cat([ok.all().double()[None], r.max()[None], s])
+            for ok, r, s in zip(self.parts(self.finite), self.parts(residual), spectra, strict=True)
+        ]
+
+    def write(
+        self,
+        ranks: Sequence[int],
+        manner: Manner,
+        optimizer: Optimizer | None,
+        bases: dict[str, Tensor] | None,
+        outcome: Outcome,
+    ) -> None:
+        """Project the weights, and what else the manner asks for."""
+        device = self.matrices.device
+        each = torch.tensor([ranks[i] for i in self.indices for _ in range(self.slots[0].fold.batch)])
+        basis = self.basis
+        if basis is None:
+            assert self.spectrum is not None
+            same = int(each.max()) == int(each.min())
+            basis = self.spectrum.leading(int(each[0]) if same else each.to(device))
+        left, right = self.weighted.factors(basis)
+        inside = left @ right
+        whole, kept = self.weighted.energy, basis.energy
+        if manner.transfer:
+            inside = transfer_scale(whole, kept, manner.tail).to(inside)[:, None, None] * inside
+        if manner.tail:
+            inside = inside + manner.tail * (self.matrices - left @ right)
+        new = torch.where(((whole - kept) > TIDY * whole)[:, None, None], inside, self.matrices)
+        polar = None
+        if manner.pull and self.spectrum is not None:
+            polar = manner.pull * self.weighted.polar(self.spectrum, each.to(device))
+        start = 0
+        for slot, i in zip(self.slots, self.indices, strict=True):
+            part = slice(start, start := start + slot.fold.batch)
+            if not 0 < ranks[i] <= slot.most:
+                continue
+            good = self.finite[part].all() & torch.isfinite(new[part]).all()
+            slot.put_(torch.where(good, new[part].to(slot.weight), slot.matrices))
+            if polar is not None:
+                outcome.pull[slot.name] = slot.as_weight(torch.where(good, polar[part], 0)).to(slot.weight)
+            if bases is not None:
+                bases[slot.name] = basis.vectors[part].clone()
+            for buffer in _buffers(slot, optimizer if manner.momentum == "project" else None):
+                old = slot.fold.matrices(to_kernel(slot.spec, buffer)).to(self.matrices)
+                buffer.copy_(slot.as_weight(self.weighted[part].within(old, basis[part])))
+            if optimizer is not None and manner.momentum == "reset":
+                optimizer.state.pop(slot.weight, None)
+
+
+def _look(slots: Sequence[Slot], batches: list[_Batch], whole: bool) -> tuple[list[bool], list[float], list[Tensor]]:
+    """The one look of the host at the device: finite or not, residuals, spectra; of all processes' slots."""
+    sizes = [2 + (min(s.fold.rows, s.fold.columns) if whole else 0) for s in slots]
+    rows = [torch.zeros(n, dtype=torch.float64) for n in sizes]
+    found = {i: row for batch in batches for i, row in zip(batch.indices, batch.report(whole), strict=True)}
+    if found:
+        flat = torch.cat(list(found.values())).cpu()
+        for i, row in zip(found, flat.split([sizes[i] for i in found]), strict=True):
+            rows[i] = row
+    if _process()[1] > 1:
+        device = slots[0].weight.device  # gloo takes CPU tensors, nccl those of the device
+        flat = torch.cat(rows).to(device)
+        distributed.all_reduce(flat)
+        rows = list(flat.cpu().split(sizes))
+    return [bool(r[0]) for r in rows], [float(r[1]) for r in rows], [r[2:] for r in rows]
+
+
+def _alike(slots: Sequence[Slot], mine: Sequence[int], known: Sequence[int] | None) -> list[list[int]]:
+    """Which of my slots go into one batch: those whose matrices agree in all that a batch must agree in."""
+    groups: dict[Any, list[int]] = {}
+    for i in mine:
+        slot, weight = slots[i], slots[i].weight
+        key = (slot.fold.batch, slot.fold.rows, slot.fold.columns, weight.dtype, weight.device)
+        groups.setdefault((*key, None if known is None else known[i]), []).append(i)
+    return list(groups.values())
+
+
+def _owners(slots: Sequence[Slot], processes: int) -> list[int]:
+    """Which process projects each slot: the longest work first, to whom has the least so far."""
+    owners, load = [0] * len(slots), [0] * processes
+    for i in sorted(range(len(slots)), key=lambda i: (-slots[i].work, i)):
+        owners[i] = load.index(min(load))
+        load[owners[i]] += slots[i].work
+    return owners
+
+
+def _process() -> tuple[int, int]:
+    """Which process this is, of how many that train together."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _buffers(slot: Slot, optimizer: Optimizer | None) -> list[Tensor]:
+    """The first moments that an optimizer keeps of a weight."""
+    state = {} if optimizer is None else optimizer.state.get(slot.weight, {})
+    return [x for key in ("momentum_buffer", "exp_avg") if isinstance(x := state.get(key), Tensor)]
+
+
+def _share(
+    slots: Sequence[Slot], owners: Sequence[int], manner: Manner, optimizer: Optimizer | None, outcome: Outcome
+) -> None:
+    """Send what each process has made to the others, in one message per process."""
+    if manner.pull:
+        for slot in slots:
+            outcome.pull.setdefault(slot.name, torch.zeros_like(slot.weight))
+    for owner in range(max(owners) + 1):
+        tensors: list[Tensor] = []
+        for slot, whose in zip(slots, owners, strict=True):
+            if whose == owner:
+                tensors.append(slot.weight.data)
+                tensors += _buffers(slot, optimizer if manner.momentum == "project" else None)
+                tensors += [outcome.pull[slot.name]] if manner.pull else []
+        flat = torch.cat([x.reshape(-1) for x in tensors])
+        distributed.broadcast(flat, owner)
+        for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(part.reshape(x.shape))
+    if manner.momentum == "reset" and optimizer is not None:
+        for slot in slots:
+            optimizer.state.pop(slot.weight, None)
