@@ -10,7 +10,7 @@ Failures are results too. The file is rewritten after every row.
 import argparse
 import platform
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,8 +46,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     run = open_run(given.run, given.data_root)
-    calibration = batches(part(run.data, given.calibration).train, 128)
-    recovery = Recipe(epochs=1, lr=0.02, weight_decay=1e-4, augment=run.settings.recipe["augment"])
+    calibration = batches(run.data.train.part(given.calibration), 128)
+    kept = {name: run.settings.recipe[name] for name in ("augment", "precision")}
+    recovery = Recipe(epochs=1, lr=0.02, weight_decay=1e-4, **kept)
     problem = tenfold.survey(run.model, example_inputs=run.example, data=calibration)
     body = {
         "data": run.settings.data["name"],
@@ -72,13 +73,6 @@ def main() -> None:
             write_json(given.out, body)
 
 
-def part(data: Data, examples: int) -> Data:
-    """The same ``examples`` training examples every time, and few to validate on."""
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:examples]
-    few = replace(data.validation, x=data.validation.x[:500], y=data.validation.y[:500])
-    return replace(data, train=replace(data.train, x=data.train.x[order], y=data.train.y[order]), validation=few)
-
-
 def measure(problem, method, budget, run, calibration):
     """The compressed model, batch norm re-estimated, and its figures up to there."""
     clock = time.process_time()
@@ -100,7 +94,7 @@ def measure(problem, method, budget, run, calibration):
 
 def recover(model, data: Data, examples: int, recipe: Recipe) -> dict:
     """The figures after training on a part of the data."""
-    done = fit(model, tenfold.Dense(), part(data, examples), recipe)
+    done = fit(model, tenfold.Dense(), data.part(examples, validation=500), recipe)
     return {"recovered": evaluate(done.model, data.test).accuracy, "recovery_seconds": done.seconds}
 
 

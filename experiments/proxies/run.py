@@ -50,13 +50,13 @@ def main() -> None:
     body = {"calibration": given.calibration, "versions": versions, "nets": []}
     for name, network, examples, recipe, budgets in CASES:
         for seed in range(given.seeds):
-            data = part(load_data(name), examples)
+            data = load_data(name).part(examples)
             torch.manual_seed(seed)
             model = build_model(network, classes=data.classes, channels=data.channels, size=data.size)
             trained = fit(model, tenfold.Dense(), data, replace(recipe, seed=seed)).model.eval()
             net = {"data": name, "network": network, "seed": seed, "examples": len(data.train)}
             net |= {"recipe": asdict(recipe), "dense": evaluate(trained, data.test).accuracy}
-            calibration = batches(part(data, given.calibration).train, 128)
+            calibration = batches(data.train.part(given.calibration), 128)
             net["rows"] = list(rows(trained, data, calibration, budgets))
             body["nets"].append(net)
             write_json(given.out, body)
@@ -76,12 +76,6 @@ def rows(model, data, calibration, budgets):
             except tenfold.TenfoldError as error:
                 row["failure"] = str(error)
             yield row
-
-
-def part(data, examples):
-    """The same ``examples`` training examples every time."""
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:examples]
-    return replace(data, train=replace(data.train, x=data.train.x[order], y=data.train.y[order]))
 
 
 if __name__ == "__main__":

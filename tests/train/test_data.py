@@ -310,3 +310,17 @@ def test_the_real_fashion_mnist():
     assert data.train.y.bincount().tolist() == [5400] * 10
     x = torch.cat([data.train.x, data.validation.x]).double() / 255
     assert (float(x.mean()), float(x.std())) == pytest.approx((0.2860, 0.3530), abs=5e-5)  # as usually quoted
+
+
+def test_a_part_is_the_same_every_time_and_a_smaller_one_lies_within_it():
+    data = load_data("digits")
+    small, large = data.part(100).train, data.part(300, validation=20).train
+    assert torch.equal(small.x, large.x[:100])
+    assert torch.equal(small.y, large.y[:100])
+    assert len({tuple(x.flatten().tolist()) for x in large.x}) > 290  # drawn, not repeated
+    assert len(small.y.unique()) == data.classes
+    assert (data.part(100).validation, len(data.part(validation=20).validation)) == (data.validation, 20)
+    assert (small.mean, small.std, data.part(100).checksum) == (data.train.mean, data.train.std, data.checksum)
+    for examples in (0, len(data.train) + 1):
+        with pytest.raises(ArgumentError, match="`examples` must be in"):
+            data.part(examples)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tenfold.errors import DataError, check
+from tenfold.errors import DataError, check, is_count
 from tenfold.train.data.images import Images
 
 VALIDATION_SEED = 20240
@@ -42,6 +42,17 @@ class Split:
         x = self.x if isinstance(self.x, Images) else self.x.to(device)
         return replace(self, x=x, y=self.y.to(device))
 
+    def part(self, examples: int) -> Split:
+        """``examples`` of them, drawn once and for all: the same ones every time, a smaller part within a larger one.
+
+        Raises:
+            ArgumentError: less than one, or more than there are.
+        """
+        check(is_count(examples) and examples <= len(self), "examples", f"in [1, {len(self)}]", examples)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(VALIDATION_SEED))[:examples]
+        x, y = _take((self.x, self.y), order)
+        return replace(self, x=x, y=y)
+
 
 @dataclass(frozen=True)
 class Data:
@@ -66,6 +77,19 @@ class Data:
     channels: int
     size: int
     checksum: str
+
+    def part(self, train: int | None = None, validation: int | None = None) -> Data:
+        """The same data set with fewer examples to train and to validate on; the checksum stays that of the whole.
+
+        Args:
+            train: how many, see `Split.part`; None: all.
+            validation: likewise.
+        """
+        return replace(
+            self,
+            train=self.train if train is None else self.train.part(train),
+            validation=self.validation if validation is None else self.validation.part(validation),
+        )
 
 
 def stratified(y: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
