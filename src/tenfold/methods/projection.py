@@ -8,7 +8,8 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.methods.base import Goal, Method
-from tenfold.optim.hooks import State, gradient_scale, hook_steps
+from tenfold.optim.hooks import State, gradient_scale, hook_steps, trained_by
 from tenfold.optim.projector import RENEW, Manner, Outcome, Slot, project_
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.options import Options, options, refuse, settle, shapes, smallest
@@ -136,8 +137,12 @@ class Projection(Method):
             goal: the selection and the budget that the training leads to; ``steps_per_epoch`` for ``every="epoch"``.
                 Where nobody says how long an epoch is, that means every 250 steps, with a warning.
 
+        Weights that the optimizer does not train, or that require no gradient, are left alone, and count in a budget as
+        what they would be cut to.
+
         Raises:
-                ArgumentError: a model with factorised layers.
+            ArgumentError: a wrapped model, one with factorised layers, one whose layers the optimizer does not train,
+                or a norm in ``norms`` with another number of channels than its layer.
             UnsupportedLayer: the method leaves every layer dense.
             BudgetError: the budget cannot be reached.
         """
@@ -151,7 +156,12 @@ class Projection(Method):
                 TenfoldWarning,
                 stacklevel=2,
             )
-        course = _Course.of(self, model, goal)
+        course = _Course.of(self, model, goal, self.frozen_after(goal))
+        if not trained_by(optimizer) & {id(slot.weight) for slot in course.slots}:
+            raise ArgumentError(
+                f"`optimizer` must train the layers of `model` that {self.name} projects; it holds none of them. "
+                "Make it of the parameters of the model that `begin` returned."
+            )
 
         def before(state: State) -> None:
             for slot in course.slots:
@@ -170,10 +180,12 @@ class Projection(Method):
     def project_(self, model: nn.Module, goal: Goal | None = None) -> dict[str, int]:
         """Project ``model`` in place, once: averaged weights, say, which are of no low rank, before evaluation.
 
+        All layers are projected, frozen ones too, and by this process alone.
+
         Returns:
             the rank of each layer that was projected.
         """
-        return _Course.of(self, model, goal or Goal()).project_(_fresh()).ranks
+        return _Course.of(self, model, goal or Goal(), None).project_(_fresh()).ranks
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The ranks that the rule gives the weights as they are."""
@@ -237,6 +249,12 @@ def epoch_steps(goal: Goal, name: str) -> int:
     return goal.steps_per_epoch
 
 
+def _found(ranks: Ranks) -> list[int]:
+    """The ranks alone; that there are some was checked before the first step."""
+    assert ranks is not None
+    return ranks[0]
+
+
 def _fresh() -> State:
     return {"steps": 0, "projections": 0, "ranks": {}, "pull": {}, "bases": {}}
 
@@ -246,15 +264,13 @@ class _Course:
     """One model in training under a projection method."""
 
     method: Projection
-    problem: Problem
     slots: list[Slot]
     sites: Sites
     fixed: list[int] | None
     frozen_after: int | None
-    versions: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, method: Projection, model: nn.Module, goal: Goal) -> _Course:
+    def of(cls, method: Projection, model: nn.Module, goal: Goal, frozen_after: int | None) -> _Course:
         problem = survey(
             model,
             example_inputs=goal.example_inputs,
@@ -264,14 +280,16 @@ class _Course:
         if problem.model is not model:
             raise ArgumentError("`model` must be dense to be projected; this one is factorised. See tenfold.to_dense.")
         problem = method.narrowed(problem)
+        problem.require_sites()
         tables = shapes(problem, method.fold)
         sites = method.sites(problem, tables, goal.budget, None)
+        if goal.budget is not None and sites.limits is not None:
+            least = smallest(tables, list(sites.limits))
+            if any(least[name] > limit for name, limit in sites.limits.items()):
+                raise refuse(problem, goal.budget, least)
         fixed = None
         if not method.by_spectra or method.ranks is not None:
-            fixed, _ = method.chosen(problem, sites) or (None, None)
-            if fixed is None:
-                assert goal.budget is not None
-                raise refuse(problem, goal.budget, smallest(tables, list(goal.budget.limits)))
+            fixed = _found(method.chosen(problem, sites))
         norms, modules = method.metrics(model), dict(model.named_modules())
         slots = []
         for site, table in zip(problem.sites, tables, strict=True):
@@ -279,37 +297,37 @@ class _Course:
             norm = modules.get(norms.get(site.name, ""))
             fold = Fold(site.cost.shape, site.cost.groups, 1, method.fold)
             norm = norm if isinstance(norm, _BatchNorm) else None
+            if norm is not None:
+                rule = f"batch norms of as many channels as their layers ('{site.name}': {fold.shape[0]})"
+                check(norm.num_features == fold.shape[0], "norms", rule, norm.num_features)
             most = fold.full_rank if method.sheds else len(table.rank) - 1
             slots.append(Slot(site.name, modules[site.name], site.target.spec, fold, most, norm))
-        return cls(method, problem, slots, sites, fixed, method.frozen_after(goal))
+        return cls(method, slots, sites, fixed, frozen_after)
 
     def project_(self, state: State, optimizer: Optimizer | None = None) -> Outcome:
-        """One projection of all slots that have changed since the last; ``state`` is brought up to date."""
-        frozen = self.frozen_after is not None and state["steps"] > self.frozen_after
+        """One projection of all slots; ``state`` is brought up to date."""
+        # Ranks that were never chosen cannot stay as they are.
+        frozen = self.frozen_after is not None and state["steps"] > self.frozen_after and state["projections"] > 0
         fixed = [state["ranks"].get(s.name, 0) for s in self.slots] if frozen else self.fixed
-        slots, ranks = self.slots, self._by_spectra
+        trained = {id(s.weight) for s in self.slots} if optimizer is None else trained_by(optimizer)
+        slots, ranks = self.slots, partial(self._by_spectra, trained)
         if fixed is not None:
-            due = [
-                i
-                for i, slot in enumerate(self.slots)
-                if 0 < fixed[i] <= slot.most and self.versions.get(slot.name) != slot.weight._version
-            ]
+            due = [i for i, s in enumerate(self.slots) if 0 < fixed[i] <= s.most and id(s.weight) in trained]
             slots, ranks = [self.slots[i] for i in due], [fixed[i] for i in due]
         if state["projections"] % RENEW == 0:
             state["bases"] = {}
         bases = state["bases"] if self.method.solver == "warm" and fixed is not None else None
         outcome = project_(slots, ranks, self.method.manner, optimizer, bases)
-        self.versions |= {slot.name: slot.weight._version for slot in slots}
         state["projections"] += 1
         state["ranks"] = outcome.ranks if fixed is None else state["ranks"] | outcome.ranks
         state["pull"] = outcome.pull
         self._report(outcome)
         return outcome
 
-    def _by_spectra(self, spectra: list[Tensor]) -> list[int]:
-        """What the rule makes of the spectra; the least it can where the budget is out of reach so far."""
-        ranks, _ = self.method.rule(replace(self.sites, spectra=spectra)) or ([1] * len(spectra), None)
-        return ranks
+    def _by_spectra(self, trained: set[int], spectra: list[Tensor]) -> list[int]:
+        """What the rule makes of the spectra; 0 for weights that are not trained."""
+        ranks = _found(self.method.rule(replace(self.sites, spectra=spectra)))
+        return [rank * (id(slot.weight) in trained) for slot, rank in zip(self.slots, ranks, strict=True)]
 
     def _report(self, outcome: Outcome) -> None:
         if not outcome.broken:

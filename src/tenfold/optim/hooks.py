@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 State = dict[str, Any]
@@ -22,14 +23,28 @@ def hook_steps(optimizer: Optimizer, name: str, state: State, *, before: Act | N
         optimizer: any.
         name: key of the state.
         state: what it starts with, beside the count.
-        before: sees the gradients as the optimizer will.
+        before: sees the gradients as the optimizer will: where ``step`` is given a closure, after each call of it.
         after: sees the new weights.
     """
     optimizer.param_groups[0].setdefault(name, {"steps": 0} | state)
 
-    def ahead(*_: Any) -> None:
-        if before is not None:
-            before(optimizer.param_groups[0][name])
+    def ahead(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        if before is None:
+            return None
+        act: Act = before
+        me, *rest = args  # the optimizer itself comes first
+        closure = rest[0] if rest else kwargs.get("closure")
+        if closure is None:
+            act(optimizer.param_groups[0][name])
+            return None
+
+        def anew() -> Any:
+            loss = closure()
+            with torch.no_grad():
+                act(optimizer.param_groups[0][name])
+            return loss
+
+        return (me, anew, *rest[1:]), {key: x for key, x in kwargs.items() if key != "closure"}
 
     def behind(*_: Any) -> None:
         # Fused optimizers are stepped by the scaler even where it found an overflow, and skip by themselves.
@@ -47,3 +62,8 @@ def gradient_scale(optimizer: Optimizer) -> float:
     """What the gradients are multiplied by as a step begins: fused optimizers unscale them inside."""
     scale = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else float(scale)
+
+
+def trained_by(optimizer: Optimizer) -> set[int]:
+    """Identities of the tensors that ``optimizer`` changes: those of its that require a gradient by now."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}

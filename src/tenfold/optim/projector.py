@@ -5,7 +5,8 @@ batch; spectra of all of them copied to the host at once, so that a rank rule ma
 is not finite, or that is of the rank already, left as it is.
 
 Where several processes train copies of the model, each weight is projected by *one* of them and sent to the others:
-directions that are nearly tied would come out differently on each. The layers are shared out longest first.
+directions that are nearly tied would come out differently on each. The layers are shared out longest first. That holds
+for projections in the step of an optimizer, which all processes take; any other may happen on one of them alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Ranks = Callable[[list[Tensor]], list[int]]
 """Singular values of every slot, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
 
 TIDY = 1e-12
-"""A weight whose energy beyond the rank is a smaller share than this is of that rank: it is left bit for bit."""
+"""A weight of which the projection would take a smaller share of the energy is of the rank: it is left bit for bit."""
+FAINT = 1e-4
+"""Least metric of a row, beside the largest of its matrix: fainter rows would be left to chance, or cut to zero."""
 DRIFT = 1e-5
 """Residual of a warm step above which the exact answer is taken."""
 RENEW = 50
@@ -66,13 +69,15 @@ class Slot:
 
     @property
     def metric(self) -> Tensor | None:
-        """``gamma / sqrt(running_var + eps)`` of each row, ``(b, rows)``."""
+        """``gamma / sqrt(running_var + eps)`` of each row, ``(b, rows)``; ones where all of a matrix are zero."""
         if self.norm is None or self.norm.running_var is None:
             return None
         scale = (self.norm.running_var.detach() + self.norm.eps).rsqrt()
         scale = scale if self.norm.weight is None else scale * self.norm.weight.detach()
         spread = scale.reshape(-1, *[1] * (len(self.fold.shape) - 1)).expand(self.fold.shape)
-        return self.fold.matrices(spread)[..., 0]
+        rows = self.fold.matrices(spread)[..., 0].abs()
+        top = rows.amax(-1, keepdim=True)
+        return torch.where(top > 0, torch.maximum(rows, FAINT * top), 1.0)
 
     def put_(self, matrices: Tensor) -> None:
         """Write the matrices back into the weight."""
@@ -135,17 +140,20 @@ def project_(
         slots: what is projected.
         ranks: one per slot, or a rule that finds them from all spectra.
         manner: how.
-        optimizer: for its buffers.
+        optimizer: in whose step this happens: its buffers are treated as the manner says, and the work is shared with
+            the other processes. None: this process does all of it.
         bases: by name, from the last projection; with known ranks one warm step starts there. None: all is exact.
     """
-    process, processes = _process()
+    if not slots:
+        return Outcome()
+    process, processes = (0, 1) if optimizer is None else _process()
     owners = _owners(slots, processes)
     mine = [i for i, owner in enumerate(owners) if owner == process]
     known = None if callable(ranks) else list(ranks)
     batches = [_Batch.of([slots[i] for i in part], part) for part in _alike(slots, mine, known)]
     for batch in batches:
         batch.decompose(None if known is None or manner.pull else bases)
-    finite, residuals, spectra = _look(slots, batches, whole=known is None)
+    finite, residuals, spectra = _look(slots, batches, whole=known is None, shared=processes > 1)
     chosen = known if known is not None else ranks(spectra)  # pyright: ignore[reportCallIssue] - narrowed by known
     outcome = Outcome()
     for batch in batches:
@@ -159,6 +167,8 @@ def project_(
             outcome.broken.append(slot.name)
         elif 0 < rank <= slot.most:
             outcome.ranks[slot.name] = rank
+            if optimizer is not None and manner.momentum == "reset":
+                optimizer.state.pop(slot.weight, None)
     return outcome
 
 
@@ -239,12 +249,16 @@ class _Batch:
             basis = self.spectrum.leading(int(each[0]) if same else each.to(device))
         left, right = self.weighted.factors(basis)
         inside = left @ right
+        # Not by the Gram matrix: rows that count for little in the metric may still have to change.
+        size = self.matrices.square().sum((-2, -1), dtype=torch.float64).clamp(min=torch.finfo(torch.float64).tiny)
+        rest = self.matrices - inside
+        lost = rest.square().sum((-2, -1), dtype=torch.float64) / size
         whole, kept = self.weighted.energy, basis.energy
         if manner.transfer:
             inside = transfer_scale(whole, kept, manner.tail).to(inside)[:, None, None] * inside
         if manner.tail:
-            inside = inside + manner.tail * (self.matrices - left @ right)
-        new = torch.where(((whole - kept) > TIDY * whole)[:, None, None], inside, self.matrices)
+            inside = inside + manner.tail * rest
+        new = torch.where((lost > TIDY)[:, None, None], inside, self.matrices)
         polar = None
         if manner.pull and self.spectrum is not None:
             polar = manner.pull * self.weighted.polar(self.spectrum, each.to(device))
@@ -253,8 +267,9 @@ class _Batch:
             part = slice(start, start := start + slot.fold.batch)
             if not 0 < ranks[i] <= slot.most:
                 continue
-            good = self.finite[part].all() & torch.isfinite(new[part]).all()
-            slot.put_(torch.where(good, new[part].to(slot.weight), slot.matrices))
+            made = new[part].to(slot.weight)
+            good = self.finite[part].all() & torch.isfinite(made).all()
+            slot.put_(torch.where(good, made, slot.matrices))
             if polar is not None:
                 outcome.pull[slot.name] = slot.as_weight(torch.where(good, polar[part], 0)).to(slot.weight)
             if bases is not None:
@@ -262,20 +277,21 @@ class _Batch:
             for buffer in _buffers(slot, optimizer if manner.momentum == "project" else None):
                 old = slot.fold.matrices(to_kernel(slot.spec, buffer)).to(self.matrices)
                 buffer.copy_(slot.as_weight(self.weighted[part].within(old, basis[part])))
-            if optimizer is not None and manner.momentum == "reset":
-                optimizer.state.pop(slot.weight, None)
 
 
-def _look(slots: Sequence[Slot], batches: list[_Batch], whole: bool) -> tuple[list[bool], list[float], list[Tensor]]:
+def _look(
+    slots: Sequence[Slot], batches: list[_Batch], *, whole: bool, shared: bool
+) -> tuple[list[bool], list[float], list[Tensor]]:
     """The one look of the host at the device: finite or not, residuals, spectra; of all processes' slots."""
     sizes = [2 + (min(s.fold.rows, s.fold.columns) if whole else 0) for s in slots]
     rows = [torch.zeros(n, dtype=torch.float64) for n in sizes]
     found = {i: row for batch in batches for i, row in zip(batch.indices, batch.report(whole), strict=True)}
     if found:
-        flat = torch.cat(list(found.values())).cpu()
+        device = slots[0].weight.device
+        flat = torch.cat([row.to(device) for row in found.values()]).cpu()
         for i, row in zip(found, flat.split([sizes[i] for i in found]), strict=True):
             rows[i] = row
-    if _process()[1] > 1:
+    if shared:
         device = slots[0].weight.device  # gloo takes CPU tensors, nccl those of the device
         flat = torch.cat(rows).to(device)
         distributed.all_reduce(flat)
@@ -333,6 +349,3 @@ def _share(
         distributed.broadcast(flat, owner)
         for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
             x.copy_(part.reshape(x.shape))
-    if manner.momentum == "reset" and optimizer is not None:
-        for slot in slots:
-            optimizer.state.pop(slot.weight, None)
