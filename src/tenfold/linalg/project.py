@@ -16,6 +16,8 @@ eigenvectors. For a wide one it is ``A A^T = U S^2 U^T``; ``V_r = A^T U_r S_r^-1
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -118,8 +120,9 @@ class Weighted:
     def refined(self, old: Float[Tensor, "*batch p r"]) -> tuple[Basis, Float64[Tensor, "*batch"]]:
         """One subspace step from a basis of a matrix nearby, and how far from invariant its result is.
 
-        ``U <- orth(G U (U^T G U)^-1)``, all of it matrix products and Cholesky factors of size r. For a change of the
-        matrix of relative size d the error of the projection falls from O(d) to O(d^3).
+        ``U <- orth(G U (U^T G U)^-1)``, all of it matrix products and Cholesky factors of size r. Where a matrix of
+        rank r has changed by d, relatively, the error of its projection falls from O(d) to O(d^3); where it had a
+        spectrum beyond r before, only by the square of the gap.
 
         Args:
             old: orthonormal columns.
@@ -185,6 +188,19 @@ def _tiny(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
 
 
+@contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Products in float32 are products in float32: no autocast, no TF32, either of which costs three digits."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    try:
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        settings.fp32_precision = before
+
+
 def transfer_scale(
     whole: Float64[Tensor, "*batch"], kept: Float64[Tensor, "*batch"], tail: float = 0.0
 ) -> Float64[Tensor, "*batch"]:
@@ -235,11 +251,12 @@ def project(
     require_finite(a)
     if metric is not None:
         require_finite(metric, "`metric`")
-    weighted = Weighted.of(a.float() if a.element_size() < 4 else a, metric)  # half types: their products are coarse
-    basis = weighted.spectrum().leading(rank)
-    left, right = weighted.factors(basis)
+    with full_precision(a):
+        weighted = Weighted.of(a.float() if a.element_size() < 4 else a, metric)  # half types: products are coarse
+        basis = weighted.spectrum().leading(rank)
+        left, right = weighted.factors(basis)
+        inside = left @ right
     scale = transfer_scale(weighted.energy, basis.energy, tail) if transfer else torch.ones_like(basis.energy)
-    inside = left @ right
     return like(scale[..., None, None].to(inside) * inside + tail * (weighted.matrix - inside), a)
 
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from tenfold.layers.spec import LayerSpec, to_kernel, to_weight
 from tenfold.linalg.fold import Fold
-from tenfold.linalg.project import Basis, Spectrum, Weighted, transfer_scale
+from tenfold.linalg.project import Basis, Spectrum, Weighted, full_precision, transfer_scale
 
 Ranks = Callable[[list[Tensor]], list[int]]
 """Singular values of every slot, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
@@ -146,6 +146,17 @@ def project_(
     """
     if not slots:
         return Outcome()
+    with full_precision(slots[0].weight):
+        return _project_(slots, ranks, manner, optimizer, bases)
+
+
+def _project_(
+    slots: Sequence[Slot],
+    ranks: Ranks | Sequence[int],
+    manner: Manner,
+    optimizer: Optimizer | None,
+    bases: dict[str, Tensor] | None,
+) -> Outcome:
     process, processes = (0, 1) if optimizer is None else _process()
     owners = _owners(slots, processes)
     mine = [i for i, owner in enumerate(owners) if owner == process]
