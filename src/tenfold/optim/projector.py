@@ -77,7 +77,7 @@ class Slot:
         spread = scale.reshape(-1, *[1] * (len(self.fold.shape) - 1)).expand(self.fold.shape)
         rows = self.fold.matrices(spread)[..., 0].abs()
         top = rows.amax(-1, keepdim=True)
-        return torch.where(top > 0, torch.maximum(rows, FAINT * top), 1.0)
+        return torch.where(top == 0, 1.0, torch.maximum(rows, FAINT * top))  # not a number stays none
 
     def put_(self, matrices: Tensor) -> None:
         """Write the matrices back into the weight."""

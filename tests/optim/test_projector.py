@@ -1,0 +1,361 @@
+"""Projecting many weights at once equals one SVD per matrix; and what is left alone, bit for bit."""
+
+import pytest
+import torch
+from torch import nn
+
+from optim.layers import LAYERS, made, norm_of, on_rows_of, polar, projected, slots_of
+from tenfold.linalg.fold import NAMES, Fold
+from tenfold.optim import projector
+from tenfold.optim.projector import Manner, Slot, project_
+
+NEAR = {"rtol": 1e-7, "atol": 1e-8}
+
+
+def weights(layers):
+    return {name: layer.weight.detach().clone() for name, layer in layers.items()}
+
+
+def equal(layers, before, names=None) -> bool:
+    return all(torch.equal(layers[name].weight, before[name]) for name in names or layers)
+
+
+# ---- the projection itself
+
+
+@pytest.mark.parametrize("manner", [Manner(), Manner(transfer=True), Manner(transfer=True, tail=0.3)], ids=str)
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("fold", NAMES)
+def test_all_layers_at_once_equal_an_svd_for_each_of_their_matrices(fold, norms, manner):
+    layers = made()
+    before, slots = weights(layers), slots_of(layers, fold, norms=norms)
+    outcome = project_(slots, [2] * len(slots), manner)
+    assert outcome.ranks == dict.fromkeys(LAYERS, 2)
+    assert not outcome.broken
+    for slot in slots:
+        wanted = projected(before[slot.name], slot, 2, transfer=manner.transfer, tail=manner.tail)
+        torch.testing.assert_close(slot.weight.detach(), wanted, **NEAR, msg=lambda m, s=slot: f"{s.name}: {m}")
+
+
+def test_ranks_may_differ_from_layer_to_layer_of_one_shape():
+    layers = made()
+    before, slots = weights(layers), slots_of(layers, norms=True)
+    ranks = [1 + i % 3 for i in range(len(slots))]
+    assert ranks[2] != ranks[3]  # the twins
+    for rule in (ranks, lambda _: ranks):
+        for name, layer in layers.items():
+            layer.weight.data.copy_(before[name])
+        project_(slots, rule, Manner(transfer=True))
+        for slot, rank in zip(slots, ranks, strict=True):
+            torch.testing.assert_close(
+                slot.weight.detach(), projected(before[slot.name], slot, rank, transfer=True), **NEAR
+            )
+
+
+@pytest.mark.parametrize("fold", NAMES)
+def test_a_rule_sees_the_singular_values_of_each_layer_pooled_over_its_matrices(fold):
+    layers = made()
+    slots, seen = slots_of(layers, fold), []
+
+    def rule(spectra):
+        seen.extend(spectra)
+        return [0] * len(spectra)
+
+    before = weights(layers)
+    assert project_(slots, rule, Manner()).ranks == {}
+    assert equal(layers, before)
+    for slot, s in zip(slots, seen, strict=True):
+        each = torch.linalg.svdvals(slot.matrices)
+        torch.testing.assert_close(s, each.square().sum(0).sqrt(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_coarser_types_are_projected_as_well_as_they_can_hold_it(dtype):
+    layers = made(dtype)
+    before, slots = weights(layers), slots_of(layers, norms=True)
+    project_(slots, [2] * len(slots), Manner(transfer=True))
+    eps = max(torch.finfo(dtype).eps, 2e-6)
+    for slot in slots:
+        assert slot.weight.dtype == dtype
+        wanted = projected(before[slot.name], slot, 2, transfer=True)
+        torch.testing.assert_close(slot.weight.detach().double(), wanted, rtol=eps, atol=eps)
+
+
+def test_memory_formats_stay():
+    conv = nn.Conv2d(8, 6, 3).to(memory_format=torch.channels_last)
+    slots = slots_of({"conv": conv})
+    wanted = projected(conv.weight.detach(), slots[0], 2)
+    project_(slots, [2], Manner())
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(conv.weight.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_autocast_does_not_reach_the_weights():
+    one, other = made(torch.float32), made(torch.float32)
+    project_(slots_of(one, norms=True), [2] * len(one), Manner(transfer=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        project_(slots_of(other, norms=True), [2] * len(other), Manner(transfer=True))
+    assert equal(one, weights(other))
+
+
+def test_no_slots_no_work():
+    assert project_([], [], Manner()).ranks == {}
+
+
+# ---- the metric
+
+
+def test_a_norm_without_scales_counts_by_its_variances_and_one_without_statistics_not_at_all():
+    layer = nn.Conv2d(5, 6, 3).double()
+    (slot,) = slots_of({"conv": layer})
+    slot.norm = nn.BatchNorm2d(6, affine=False)
+    slot.norm.running_var.copy_(torch.tensor([1.0, 4.0, 9.0, 1.0, 16.0, 25.0]))
+    wanted = 1 / (slot.norm.running_var + slot.norm.eps).sqrt()
+    torch.testing.assert_close(slot.metric[0], wanted)
+    slot.norm = nn.BatchNorm2d(6, track_running_stats=False)
+    assert slot.metric is None
+
+
+def test_a_norm_whose_scales_are_all_zero_gives_no_metric():
+    """As residual branches start; every projection would be as good, among them the one onto nothing."""
+    for shape in ((2, 9), (9, 2)):
+        layer = nn.Linear(*shape).double()
+        before = layer.weight.detach().clone()
+        (slot,) = slots_of({"layer": layer}, norms=True)
+        slot.norm.weight.data.zero_()
+        project_([slot], [1], Manner(transfer=True))
+        slot.norm = None
+        torch.testing.assert_close(layer.weight.detach(), projected(before, slot, 1, transfer=True), **NEAR)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+def test_channels_that_are_switched_off_do_not_let_the_rank_grow(shape):
+    """In the metric the matrix has few directions; the rest must not stay at full rank, nor be cut to zero."""
+    layer = nn.Linear(*shape).double()
+    (slot,) = slots_of({"layer": layer}, norms=True)
+    before, metric = layer.weight.detach().clone(), slot.norm.weight.data
+    metric[2:] = 0.0
+    project_([slot], [3], Manner())
+    s = torch.linalg.svdvals(layer.weight.detach())
+    assert s[3] < 1e-6 * s[0]
+    torch.testing.assert_close(layer.weight[:2].detach(), before[:2], rtol=1e-3, atol=1e-5)
+    assert layer.weight[2:].abs().sum() > 0
+
+
+# ---- what is left alone
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_weight_of_the_rank_is_left_bit_for_bit(dtype, norms):
+    layers = made(dtype)
+    slots = slots_of(layers, norms=norms)
+    project_(slots, [2] * len(slots), Manner(transfer=True))
+    before = weights(layers)
+    project_(slots, [2] * len(slots), Manner(transfer=True))
+    assert equal(layers, before)
+
+
+def test_the_full_rank_is_bitwise_the_identity():
+    layers = made(torch.float32)
+    before, slots = weights(layers), slots_of(layers, norms=True)
+    project_(slots, [slot.fold.full_rank for slot in slots], Manner(transfer=True))
+    assert equal(layers, before)
+
+
+def test_ranks_above_the_largest_that_saves_leave_a_weight_alone():
+    layers = made()
+    before, slots = weights(layers), slots_of(layers)
+    for slot in slots[:3]:
+        slot.most = 1
+    outcome = project_(slots, lambda spectra: [2] * len(spectra), Manner(pull=0.1))
+    names = list(LAYERS)
+    assert equal(layers, before, names[:3])
+    assert set(outcome.ranks) == set(outcome.pull) == set(names[3:])
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_left_alone_and_the_others_are_projected(bad, known):
+    layers = made()
+    layers["twin"].weight.data[0, 0, 0, 0] = bad
+    before, slots = weights(layers), slots_of(layers, norms=True)
+    ranks = [2] * len(slots)
+    outcome = project_(slots, ranks if known else lambda _: ranks, Manner(transfer=True, pull=0.5))
+    assert outcome.broken == ["twin"]
+    assert "twin" not in outcome.ranks
+    torch.testing.assert_close(layers["twin"].weight.detach(), before["twin"], rtol=0, atol=0, equal_nan=True)
+    assert outcome.pull["twin"].abs().sum() == 0
+    for slot in slots:
+        if slot.name != "twin":  # conv2d is of the same shape and in the same batch
+            torch.testing.assert_close(
+                slot.weight.detach(), projected(before[slot.name], slot, 2, transfer=True), **NEAR
+            )
+
+
+def test_statistics_that_are_not_numbers_leave_their_layer_alone():
+    layers = made()
+    before, slots = weights(layers), slots_of(layers, norms=True)
+    slots[0].norm.running_var[1] = float("nan")
+    assert project_(slots, [2] * len(slots), Manner()).broken == ["linear"]
+    assert equal(layers, before, ["linear"])
+    assert not any(equal(layers, before, [name]) for name in LAYERS if name != "linear")
+
+
+def test_what_would_overflow_is_not_written():
+    layer = nn.Linear(8, 8).half()
+    layer.weight.data.fill_(0).fill_diagonal_(60000.0)
+    before = layer.weight.detach().clone()
+    project_(slots_of({"layer": layer}), [2], Manner(transfer=True))  # c = 2
+    assert torch.equal(layer.weight, before)
+
+
+# ---- what is projected beside the weights
+
+
+@pytest.mark.parametrize("fold", NAMES)
+def test_the_pull_is_lambda_u_v_of_the_leading_directions(fold):
+    layers = made()
+    before, slots = weights(layers), slots_of(layers, fold)
+    ranks = [1 + i % 2 for i in range(len(slots))]
+    outcome = project_(slots, ranks, Manner(pull=0.25))
+    for slot, rank in zip(slots, ranks, strict=True):
+        wanted = 0.25 * polar(before[slot.name], slot, rank)
+        torch.testing.assert_close(outcome.pull[slot.name], wanted, rtol=1e-6, atol=1e-7)
+
+
+OPTIMIZERS = {
+    "momentum_buffer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "exp_avg": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
+}
+
+
+def stepped(layers, kind):
+    """An optimizer after two steps with random gradients."""
+    optimizer = OPTIMIZERS[kind]([layer.weight for layer in layers.values()])
+    for _ in range(2):
+        for layer in layers.values():
+            layer.weight.grad = torch.randn_like(layer.weight)
+        optimizer.step()
+    state = {name: {k: v.clone() for k, v in optimizer.state[x.weight].items()} for name, x in layers.items()}
+    return optimizer, state
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("fold", ["channel", "spatial"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_first_moments_are_projected_on_the_same_rows_and_nothing_else_is(kind, fold, norms):
+    layers = made()
+    optimizer, state = stepped(layers, kind)
+    before, slots = weights(layers), slots_of(layers, fold, norms=norms)
+    project_(slots, [2] * len(slots), Manner(transfer=True, momentum="project"), optimizer)
+    for slot in slots:
+        for key, value in optimizer.state[slot.weight].items():
+            old = state[slot.name][key]
+            if key == kind:
+                wanted = on_rows_of(old, before[slot.name], slot, 2)
+                torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-7)
+                assert not torch.allclose(value, old)
+            else:
+                assert torch.equal(value, old)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_keep_leaves_the_optimizer_bit_for_bit(kind):
+    layers = made()
+    optimizer, state = stepped(layers, kind)
+    slots = slots_of(layers)
+    project_(slots, [2] * len(slots), Manner(), optimizer)
+    for slot in slots:
+        assert optimizer.state[slot.weight].keys() == state[slot.name].keys()
+        assert all(torch.equal(v, state[slot.name][k]) for k, v in optimizer.state[slot.weight].items())
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_reset_forgets_the_moments_of_what_was_projected_alone(kind):
+    layers = made()
+    optimizer, _ = stepped(layers, kind)
+    slots = slots_of(layers)
+    project_(slots, [0, *[2] * (len(slots) - 1)], Manner(momentum="reset"), optimizer)
+    assert [slot.name for slot in slots if optimizer.state.get(slot.weight)] == ["linear"]
+    optimizer.step()  # and it goes on from there
+
+
+# ---- warm starts
+
+
+def moved(layers, by):
+    g = torch.Generator().manual_seed(5)
+    for layer in layers.values():
+        layer.weight.data += by * torch.randn(layer.weight.shape, generator=g, dtype=layer.weight.dtype)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_warm_projections_follow_weights_that_move_a_little(norms):
+    layers, bases = made(torch.float32), {}
+    slots = slots_of(layers, norms=norms)
+    ranks, manner = [2] * len(slots), Manner(transfer=True)
+    project_(slots, ranks, manner, bases=bases)
+    assert set(bases) == set(LAYERS)
+    for _ in range(3):
+        moved(layers, 1e-3)
+        before = weights(layers)
+        project_(slots, ranks, manner, bases=bases)
+        for slot in slots:
+            wanted = projected(before[slot.name], slot, 2, transfer=True)
+            torch.testing.assert_close(slot.weight.detach().double(), wanted, rtol=1e-4, atol=2e-5)
+
+
+def test_a_basis_that_is_of_no_use_any_more_is_found_out_by_its_residual(monkeypatch):
+    layers, bases = made(torch.float32), {}
+    slots, ranks = slots_of(layers), [2] * len(LAYERS)
+    project_(slots, ranks, Manner(), bases=bases)
+    for seed, layer in enumerate(layers.values()):
+        layer.weight.data = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed))
+    before = weights(layers)
+    project_(slots, ranks, Manner(), bases=bases)
+    for slot in slots:
+        wanted = projected(before[slot.name], slot, 2)
+        torch.testing.assert_close(slot.weight.detach().double(), wanted, rtol=1e-4, atol=2e-5)
+    monkeypatch.setattr(projector, "DRIFT", 1e9)
+    for name, layer in layers.items():
+        layer.weight.data.copy_(before[name])
+    project_(slots, ranks, Manner(), bases={name: torch.roll(x, 1, -2) for name, x in bases.items()})
+    errors = [(s.weight.detach() - projected(before[s.name], s, 2)).norm() / before[s.name].norm() for s in slots]
+    assert max(errors) > 1e-2  # what the residual saves us from
+
+
+# ---- who does what
+
+
+def test_work_is_shared_longest_first():
+    slots = slots_of(made())
+    work = {slot.name: slot.work for slot in slots}
+    for processes in (1, 2, 3, 20):
+        owners = projector._owners(slots, processes)
+        load = [sum(work[s.name] for s, o in zip(slots, owners, strict=True) if o == p) for p in range(processes)]
+        assert max(load) - min(load) <= max(work.values())
+        assert set(owners) == set(range(min(processes, len(slots))))
+
+
+def test_a_slot_reads_the_weight_that_its_module_has_by_now():
+    layer = nn.Linear(6, 6)
+    (slot,) = slots_of({"layer": layer})
+    layer.weight = nn.Parameter(torch.randn(6, 6))
+    before = layer.weight.detach().clone()
+    project_([slot], [2], Manner())
+    torch.testing.assert_close(layer.weight.detach().double(), projected(before, slot, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_gpt2s_transposed_linear_layers_are_projected_with_their_outputs_in_the_rows():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(9, 7).double()
+    conv1d.weight.data.normal_()
+    twin = nn.Linear(7, 9).double()
+    twin.weight.data.copy_(conv1d.weight.T)
+    norm = norm_of(twin)
+    for layer in (conv1d, twin):
+        from tenfold.layers.spec import spec_of
+
+        spec = spec_of(layer)
+        project_([Slot("x", layer, spec, Fold(spec.shape), 7, norm)], [2], Manner(transfer=True))
+    torch.testing.assert_close(conv1d.weight.T, twin.weight, **NEAR)
