@@ -17,19 +17,20 @@ from tenfold.ranks.problem import Problem
 
 @dataclass(frozen=True)
 class FisherSVD(Method):
-    """Least ``sum_l E sum_positions ||G_l^{1/2} (W_l - W_hat_l) x||^2`` under the budget, ``G = E[g g^T]``.
+    """Least ``e_l = E sum_positions ||G_l^{1/2} (y - y_hat)||^2`` in each layer's outputs, ``G = E[g g^T]``.
 
     ``g`` is the loss gradient in the layer's outputs, with labels drawn from the model: G is the Fisher information
-    there, and half the sum is the second-order estimate of how much the loss rises, position by position. All layers
-    count in nats, so one multiplier divides the budget among them; it is the plan's level. No labels are needed. The
-    model must put out logits ``(n, ..., classes)``.
+    there, and ``sum_l e_l / 2`` the second-order estimate of how much the loss rises, position by position, in nats. The
+    bias keeps the mean, as PCA's does: ``y_hat = mean + A_r B_r^T (y - mean)``; a layer without one gets one, and it is
+    counted. No labels are needed. The model must put out logits ``(n, ..., classes)``.
 
     Args:
         samples: calibration examples used, >= 1.
-        damping: share of white inputs mixed into the output moment, >= 0.
-        isotropic: share of the identity (of equal trace) mixed into G, >= 0.
-        rule: "sum" divides the budget by the estimated loss; "product" by the shares of it that layers keep, most
-            ``prod_l (1 - lost_l / all_l)``, as PCA does by output energy. The level is the multiplier of either.
+        damping: share of white inputs mixed into the outputs' covariance, >= 0.
+        isotropic: share of the identity (of equal trace) mixed into G, >= 0. G is known from few samples and near the
+            trained weights only: the further the budget is from 1, the less it is worth. From about 100 on PCA is left.
+        rule: "product" divides the budget by the shares that layers keep, most ``prod_l (1 - lost_l / all_l)``, as PCA
+            does by output energy; "sum" by the estimated loss. The plan's level is the multiplier of either.
         seed: of the drawn labels.
 
     Raises:
@@ -42,8 +43,8 @@ class FisherSVD(Method):
 
     samples: int = 1024
     damping: float = 1e-3
-    isotropic: float = 1e-2
-    rule: Literal["sum", "product"] = "sum"
+    isotropic: float = 1.0
+    rule: Literal["sum", "product"] = "product"
     seed: int = 0
 
     name: ClassVar[str] = "fisher-svd"
@@ -58,7 +59,7 @@ class FisherSVD(Method):
         check(is_count(self.seed, 0), "seed", "an integer >= 0", self.seed)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The ranks of least estimated loss within ``budget``, and their factors."""
+        """The ranks that the rule prefers within ``budget``, and their factors."""
         assert budget is not None
         seen = problem.moments(samples=self.samples, gradients=True, seed=self.seed)
         bases = {}
@@ -68,7 +69,8 @@ class FisherSVD(Method):
             mean = metric.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)  # what the loss never sees: its outputs
             metric = metric.clone()
             metric.diagonal(dim1=-2, dim2=-1).add_(self.isotropic * mean[:, None])
-            bases[site.name] = OutputBasis(*output_basis(damped(moments.second, w, self.damping), metric))
+            spread = damped(moments.covariance, w, self.damping)
+            bases[site.name] = OutputBasis(*output_basis(spread, metric), moments.mean)
         tables = output_options(problem, bases)
         if self.rule == "sum":
             losses = [t.error**2 * bases[t.name].lost()[0] / 2 for t in tables]
