@@ -17,12 +17,15 @@ fill neither the registers nor the blocks of 8 channels that the kernels work in
 group is a small convolution of its own), and at 10 % of the MACs, where batch norm, ReLU and residual sums, which
 nobody compresses, take a growing part.
 
-What came so far
-----------------
-Four cases of ResNet-18 at batch 1 stand in the result file; batch 32 and VGG-16-BN are still to be run to the end.
-Half of the MACs: quotient 0.87 with one slice (wide layers 0.83), 0.75 for SVD (wide 0.87), 0.66 for ALDS with slices
-(wide 0.71). A quarter with one slice: 0.56 (wide 0.46): there the factors of the wide layers have 2 to 14 MACs per
-byte, and a layer's time no longer falls with its rank. Who wants speed on a CPU takes ``ALDS(slices=(1,))``.
+What came
+---------
+The other jobs of the machine ran beside it; ratios of CPU time in turns stand that, but expect a tenth of scatter.
+Wide layers reach 0.8 at half of the MACs at batch 1 with plain factors (ResNet-18 0.91 to 0.98, VGG-16-BN 0.96 to 0.97)
+and come near it at batch 32 (0.76 to 0.80); whole networks reach 0.74 to 1.15. VGG-16-BN at batch 1 reads 59 MB of
+weights per image, so a smaller network gains by its bytes too: 0.92 at a quarter. Below a quarter of the MACs nothing
+reaches 0.8: factors have 2 to 14 MACs per byte, and a layer's time no longer falls with its rank; what nobody compresses
+takes its share. Sliced layers (ALDS as it is) reach half of that at batch 32 (0.2 to 0.45): every group is a small
+convolution of its own. Who wants speed on a CPU takes ``ALDS(slices=(1,))``, and measures.
 """
 
 import copy

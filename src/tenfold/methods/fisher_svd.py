@@ -20,9 +20,9 @@ class FisherSVD(Method):
     """Least ``e_l = E sum_positions ||G_l^{1/2} (y - y_hat)||^2`` in each layer's outputs, ``G = E[g g^T]``.
 
     ``g`` is the loss gradient in the layer's outputs, with labels drawn from the model: G is the Fisher information
-    there, and ``sum_l e_l / 2`` the second-order estimate of how much the loss rises, position by position, in nats. The
-    bias keeps the mean, as PCA's does: ``y_hat = mean + A_r B_r^T (y - mean)``; a layer without one gets one, and it is
-    counted. No labels are needed. The model must put out logits ``(n, ..., classes)``.
+    there, and ``sum_l e_l / 2`` the second-order estimate of how much the loss rises, position by position, in nats.
+    The bias keeps the mean, as PCA's does: ``y_hat = mean + A_r B_r^T (y - mean)``; a layer without one gets one, and
+    it is counted. No labels are needed. The model must put out logits ``(n, ..., classes)``.
 
     Args:
         samples: calibration examples used, >= 1.
