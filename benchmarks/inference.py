@@ -20,11 +20,11 @@ nobody compresses, take a growing part.
 What came
 ---------
 The other jobs of the machine ran beside it; ratios of CPU time in turns stand that, but expect a tenth of scatter.
-Wide layers reach 0.8 at half of the MACs at batch 1 with plain factors (ResNet-18 0.91 to 0.98, VGG-16-BN 0.96 to 0.97)
-and come near it at batch 32 (0.76 to 0.80); whole networks reach 0.74 to 1.15. VGG-16-BN at batch 1 reads 59 MB of
-weights per image, so a smaller network gains by its bytes too: 0.92 at a quarter. Below a quarter of the MACs nothing
-reaches 0.8: factors have 2 to 14 MACs per byte, and a layer's time no longer falls with its rank; what nobody compresses
-takes its share. Sliced layers (ALDS as it is) reach half of that at batch 32 (0.2 to 0.45): every group is a small
+Wide layers reach 0.8 at half of the MACs at batch 1 with plain factors (ResNet-18 0.91 to 0.98, VGG-16-BN 0.96 to
+0.97) and come near it at batch 32 (0.76 to 0.80); whole networks reach 0.72 to 1.15. VGG-16-BN at batch 1 reads 59 MB
+of weights per image, so a smaller network gains by its bytes too: 0.92 at a quarter. At a tenth of the MACs nothing
+reaches 0.8: factors have 2 to 14 MACs per byte, and a layer's time no longer falls with its rank; what nobody
+compresses takes its share. Sliced layers (ALDS as it is) reach half of that at batch 32 (0.2 to 0.45): every group is a small
 convolution of its own. Who wants speed on a CPU takes ``ALDS(slices=(1,))``, and measures.
 """
 
