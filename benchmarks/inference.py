@@ -24,8 +24,8 @@ Wide layers reach 0.8 at half of the MACs at batch 1 with plain factors (ResNet-
 0.97) and come near it at batch 32 (0.76 to 0.80); whole networks reach 0.72 to 1.15. VGG-16-BN at batch 1 reads 59 MB
 of weights per image, so a smaller network gains by its bytes too: 0.92 at a quarter. At a tenth of the MACs nothing
 reaches 0.8: factors have 2 to 14 MACs per byte, and a layer's time no longer falls with its rank; what nobody
-compresses takes its share. Sliced layers (ALDS as it is) reach half of that at batch 32 (0.2 to 0.45): every group is a small
-convolution of its own. Who wants speed on a CPU takes ``ALDS(slices=(1,))``, and measures.
+compresses takes its share. Sliced layers (ALDS as it is) reach half of that at batch 32 (0.2 to 0.45): every group is a
+small convolution of its own. Who wants speed on a CPU takes ``ALDS(slices=(1,))``, and measures.
 """
 
 import copy
