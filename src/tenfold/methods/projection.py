@@ -64,7 +64,7 @@ class Projection(Method):
         fold: see `tenfold.linalg.fold`.
         ranks: ranks by layer name, in place of the method's own rule; layers that it does not name stay dense.
         momentum: what becomes of the optimizer's first moments at a projection: "keep" (as published), "project" by
-            the same ``V_r V_r^T``, or "reset".
+            the same ``V_r V_r^T``, or "reset" to zero.
         solver: "exact", or "warm": where the ranks are fixed, by one subspace step from the last basis; exactly again
             where its residual is large, and every 50 projections.
         nonfinite: a weight with NaN or infinite entries is left alone with a warning that names it ("skip"), or

@@ -117,7 +117,8 @@ class Manner:
         transfer: see `tenfold.linalg.project`.
         tail: see `tenfold.linalg.project`.
         pull: lambda, the weight of ``U_r V_r^T``; 0: it is not wanted.
-        momentum: what becomes of an optimizer's buffers: "keep", "project" (by ``V_r V_r^T``) or "reset".
+        momentum: what becomes of an optimizer's first moments: "keep", "project" (by ``V_r V_r^T``) or "reset" (to
+            zero: fused optimizers want all of them or none).
     """
 
     transfer: bool = False
@@ -178,8 +179,8 @@ def _project_(
             outcome.broken.append(slot.name)
         elif 0 < rank <= slot.most:
             outcome.ranks[slot.name] = rank
-            if optimizer is not None and manner.momentum == "reset":
-                optimizer.state.pop(slot.weight, None)
+            for buffer in _buffers(slot, optimizer if manner.momentum == "reset" else None):
+                buffer.zero_()
     return outcome
 
 

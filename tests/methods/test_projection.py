@@ -1,0 +1,325 @@
+"""What TRP and LRPET share: when they project, what they leave alone, and how a run survives being stopped."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import tenfold
+from methods.projection_nets import HYPER, batch, close, net, rank_of, train
+from tenfold.errors import TenfoldWarning
+from tenfold.methods import projection
+from tenfold.methods.base import Goal
+from tenfold.methods.projection import STATE
+
+METHODS = {
+    "trp": lambda **f: tenfold.TRP(**{"energy": 0.8, "every": 2, "nuclear": 0.05} | f),
+    "lrpet": lambda **f: tenfold.LRPET(**{"prune_ratio": 0.5, "every": 2} | f),
+}
+
+
+@pytest.fixture(params=METHODS)
+def make(request):
+    return METHODS[request.param]
+
+
+def fresh(method, *, start=None, goal=None, base=torch.optim.SGD, **hyper):
+    model = method.begin(net() if start is None else start)
+    return model, method.optimizer(model, base=base, goal=goal, **(hyper or HYPER))
+
+
+def state_of(optimizer):
+    return optimizer.param_groups[0][STATE]
+
+
+# ---- when
+
+
+def test_every_so_many_steps(make):
+    model, optimizer = fresh(make(every=3))
+    low = []
+    train(model, optimizer, range(9), lambda i: low.append(rank_of(model.mid.weight) < 12))
+    assert low == [i % 3 == 2 for i in range(9)]
+    assert (state_of(optimizer)["steps"], state_of(optimizer)["projections"]) == (9, 3)
+
+
+def test_every_epoch_by_the_length_that_the_goal_tells(make):
+    model, optimizer = fresh(make(every="epoch"), goal=Goal(steps_per_epoch=4))
+    low = []
+    train(model, optimizer, range(9), lambda i: low.append(rank_of(model.mid.weight) < 12))
+    assert low == [i % 4 == 3 for i in range(9)]
+
+
+def test_an_epoch_of_unknown_length_is_250_steps_with_a_warning(make):
+    with pytest.warns(TenfoldWarning, match=r"projects every 250 steps.*steps_per_epoch"):
+        model, optimizer = fresh(make(every="epoch"))
+    state_of(optimizer)["steps"] = 248
+    low = []
+    train(model, optimizer, range(3), lambda i: low.append(rank_of(model.mid.weight) < 12))
+    assert low == [False, True, False]
+
+
+def test_accumulated_gradients_count_as_the_step_that_they_make(make):
+    """Two halves of a batch per step: the same projections at the same steps."""
+    model, optimizer = fresh(make())
+    low = []
+    for i in range(4):
+        optimizer.zero_grad()
+        x, y = batch(i)
+        for half in (slice(4), slice(4, None)):
+            nn.functional.cross_entropy(model(x[half]), y[half]).backward()
+        optimizer.step()
+        low.append(rank_of(model.mid.weight) < 12)
+    assert low == [False, True, False, True]
+
+
+# ---- optimizers
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "sgd fused": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, fused=True),
+    "sgd foreach": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, foreach=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.001),
+}
+
+
+@pytest.mark.parametrize("momentum", ["keep", "project", "reset"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_any_optimizer_is_projected_at_every_turn(make, kind, momentum):
+    method = make(momentum=momentum)
+    model = method.begin(net(torch.float32))
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    assert method.attach(model, optimizer) is optimizer
+    low = []
+    train(model, optimizer, range(6), lambda i: low.append(rank_of(model.mid.weight, 1e-5) < 12))
+    assert low == [False, True] * 3
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_optimizers_that_write_through_data_are_noticed_too(make):
+    """They raise no version of the weights."""
+
+    class Old(torch.optim.Optimizer):
+        def __init__(self, params) -> None:
+            super().__init__(params, {})
+
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p.data.add_(p.grad, alpha=-0.05)
+
+    method = make(every=1)
+    model = method.begin(net())
+    optimizer = method.attach(model, Old(model.parameters()))
+    train(model, optimizer, range(4), lambda _: rank_of(model.mid.weight) < 12 or pytest.fail("not projected"))
+
+
+def test_keep_leaves_the_moments_bit_for_bit_and_the_others_do_not(make):
+    moments = {}
+    for momentum in ("keep", "project", "reset"):
+        model, optimizer = fresh(make(momentum=momentum, every=3))
+        train(model, optimizer, range(3))
+        plain = tenfold.Dense().begin(net())
+        other = torch.optim.SGD(plain.parameters(), **HYPER)
+        train(plain, other, range(3))
+        moments[momentum] = optimizer.state[model.mid.weight].get("momentum_buffer")
+        for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+            if momentum == "keep" or name in ("head.weight", "mid.bias", "norm1.weight"):
+                assert torch.equal(optimizer.state[p]["momentum_buffer"], other.state[q]["momentum_buffer"])
+    assert moments["reset"].abs().max() == 0
+    assert rank_of(moments["project"]) == rank_of(model.mid.weight) < rank_of(moments["keep"])
+
+
+def test_an_optimizer_of_other_weights_is_refused(make):
+    method, start = make(), net()
+    model = method.begin(start)
+    with pytest.raises(tenfold.ArgumentError, match="`optimizer` must train the layers of `model`"):
+        method.attach(model, torch.optim.SGD(start.parameters(), lr=0.1))
+
+
+# ---- what is left alone
+
+
+@pytest.mark.parametrize("layer", ["first", "mid"])
+@pytest.mark.parametrize("how", ["frozen", "left out"])
+def test_weights_that_are_not_trained_are_not_projected_in_training(make, how, layer):
+    method, goal = make(), Goal(target_modules=["first", "mid"])
+    model = method.begin(net())
+    before = model.get_submodule(layer).weight.detach().clone()
+    model.get_submodule(layer).requires_grad_(how != "frozen")
+    trained = [p for name, p in model.named_parameters() if how == "frozen" or not name.startswith(layer)]
+    optimizer = method.attach(model, torch.optim.SGD(trained, **HYPER), goal=goal)
+    train(model, optimizer, range(4))
+    assert torch.equal(model.get_submodule(layer).weight, before)
+    assert {layer, *state_of(optimizer)["ranks"]} == {"first", "mid"}
+    assert layer not in state_of(optimizer)["ranks"]
+    assert set(method.project_(model, goal)) == {"first", "mid"}  # asked for, it is
+    assert not torch.equal(model.get_submodule(layer).weight, before)
+
+
+def test_weights_that_are_unfrozen_later_are_projected_from_then_on(make):
+    method = make()
+    goal = Goal(target_modules=["first", "mid"])
+    model = method.begin(net())
+    model.mid.weight.requires_grad_(False)
+    optimizer = method.attach(model, torch.optim.SGD(model.parameters(), **HYPER), goal=goal)
+    train(model, optimizer, range(2))
+    assert "mid" not in state_of(optimizer)["ranks"]
+    model.mid.weight.requires_grad_(True)
+    train(model, optimizer, range(2, 4))
+    assert rank_of(model.mid.weight) == state_of(optimizer)["ranks"]["mid"] < 12
+
+
+class Twice(nn.Module):
+    """Two convolutions with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.two = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(8, 10)
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.two(torch.relu(self.one(torch.relu(self.stem(x))))).mean((2, 3)))
+
+
+def test_a_tied_weight_is_projected_once_and_stays_tied(make):
+    torch.manual_seed(2)
+    method = make()
+    model = method.begin(Twice())
+    optimizer = method.optimizer(model, **HYPER)
+    train(model, optimizer, range(2))
+    assert model.one.weight is model.two.weight
+    assert "two" not in state_of(optimizer)["ranks"]
+    assert rank_of(model.one.weight) == state_of(optimizer)["ranks"]["one"] < 8
+    small = method.finish(model).model
+    assert small.one.encoder.weight is small.two.encoder.weight
+
+
+@pytest.mark.parametrize("policy", ["skip", "raise"])
+def test_a_layer_that_is_not_finite_is_named_and_the_others_are_projected(make, policy):
+    method = make(nonfinite=policy, ranks={"first": 3, "mid": 3})
+    model, optimizer = fresh(method, lr=0.0)
+    train(model, optimizer, range(1))
+    model.mid.weight.data[0, 0, 0, 0] = float("nan")
+    before = model.mid.weight.detach().clone()
+    optimizer.zero_grad(set_to_none=False)
+    if policy == "skip":
+        with pytest.warns(TenfoldWarning, match=r"did not project 'mid': NaN or infinite entries"):
+            optimizer.step()
+    else:
+        with pytest.raises(tenfold.TenfoldError, match=r"did not project 'mid'"):
+            optimizer.step()
+    torch.testing.assert_close(model.mid.weight.detach(), before, rtol=0, atol=0, equal_nan=True)
+    assert rank_of(model.first.weight) == 3
+    assert set(state_of(optimizer)["ranks"]) == {"first"}
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["data parallel", "compiled"]
+)
+def test_a_wrapped_model_is_refused(make, wrap):
+    model = net()
+    wrapped = wrap(model)
+    with pytest.raises(tenfold.ArgumentError, match="`model` must not be wrapped"):
+        make().attach(wrapped, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_a_factorised_model_is_refused(make):
+    small = tenfold.compress(net(), tenfold.SVD(), tenfold.Budget(params=0.6)).model
+    with pytest.raises(tenfold.ArgumentError, match="must be dense"):
+        make().attach(small, torch.optim.SGD(small.parameters(), lr=0.1))
+
+
+def test_a_model_of_which_every_layer_is_left_dense_is_refused(make):
+    linear = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    for use in (
+        lambda m: m.plan(tenfold.survey(linear)),
+        lambda m: m.finish(linear),
+        lambda m: m.optimizer(linear, lr=0.1),
+        lambda m: m.project_(linear),
+    ):
+        with pytest.raises(tenfold.UnsupportedLayer, match=r"'0': a linear layer.*name it in target_modules"):
+            use(make())
+    assert make().project_(linear, Goal(target_modules=["0"])).keys() <= {"0"}
+
+
+def test_ranks_must_name_layers_that_there_are(make):
+    with pytest.raises(tenfold.ArgumentError, match=r"`ranks` must name layers.*'middle'"):
+        make(ranks={"middle": 3}).plan(tenfold.survey(net()))
+
+
+# ---- averages
+
+
+def test_averaged_weights_are_of_the_ranks_once_they_are_projected(make):
+    method = make()
+    model, optimizer = fresh(method)
+    ema = AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.7))
+    train(model, optimizer, range(6), lambda _: ema.update_parameters(model))
+    assert rank_of(model.mid.weight) < 12
+    assert rank_of(ema.module.mid.weight) == 12
+    weights = model.mid.weight.detach().clone()
+    ranks = method.project_(ema.module)
+    assert rank_of(ema.module.mid.weight) == ranks["mid"] < 12
+    assert torch.equal(model.mid.weight, weights)
+    frozen = copy.deepcopy(ema.module).requires_grad_(False)  # as some averages are
+    assert method.project_(frozen).keys() == ranks.keys()
+
+
+# ---- stop and resume
+
+
+@pytest.mark.parametrize("solver", ["exact", "warm"])
+@pytest.mark.parametrize("momentum", ["keep", "project", "reset"])
+@pytest.mark.parametrize("stop", [3, 4])
+def test_a_run_that_is_stopped_resumes_to_the_same_bits_and_ranks(make, stop, momentum, solver, tmp_path):
+    """At step 4 a pull is pending, at step 3 it is not. Through a file, and nothing unsafe in it."""
+    method = make(momentum=momentum, solver=solver)
+    if method.name == "trp":
+        method = make(momentum=momentum, solver=solver, freeze=0.5, nuclear=0.0 if solver == "warm" else 0.05)
+    goal = Goal(steps_per_epoch=6)
+    model, optimizer = fresh(method, goal=goal)
+    train(model, optimizer, range(stop))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "run.pt")
+    train(model, optimizer, range(stop, 9))
+    other, resumed = fresh(method, goal=goal)
+    saved = torch.load(tmp_path / "run.pt", weights_only=True)
+    other.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["optimizer"])
+    train(other, resumed, range(stop, 9))
+    close(other, model, rtol=0, atol=0)
+    assert state_of(resumed)["ranks"] == state_of(optimizer)["ranks"]
+    assert state_of(resumed)["projections"] == state_of(optimizer)["projections"] == 4
+
+
+def test_warm_projections_stay_near_the_exact_ones_and_are_exact_from_time_to_time(monkeypatch):
+    runs = {}
+    for solver in ("exact", "warm"):
+        model, optimizer = fresh(tenfold.LRPET(every=1, solver=solver), lr=0.01)
+        train(model, optimizer, range(8))
+        runs[solver] = model
+        assert set(state_of(optimizer)["bases"]) == ({"first", "mid", "point"} if solver == "warm" else set())
+    for name in ("first", "mid", "point"):
+        exact, warm = (runs[solver].get_submodule(name).weight.detach() for solver in ("exact", "warm"))
+        assert (exact - warm).norm() < 1e-3 * exact.norm()
+        assert rank_of(warm) == rank_of(exact)
+    assert not torch.equal(runs["exact"].mid.weight, runs["warm"].mid.weight)
+    monkeypatch.setattr(projection, "RENEW", 1)
+    model, optimizer = fresh(tenfold.LRPET(every=1, solver="warm"), lr=0.01)
+    train(model, optimizer, range(8))
+    close(model, runs["exact"], rtol=0, atol=0)
+
+
+def test_nothing_is_said_where_nothing_is_wrong(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, optimizer = fresh(make())
+        train(model, optimizer, range(4))
+        make().finish(model)
