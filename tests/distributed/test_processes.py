@@ -1,0 +1,95 @@
+"""Two processes that train copies of one network stay bitwise equal through every projection."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tenfold
+
+WORKER = Path(__file__).parent / "worker.py"
+METHODS = ("lrpet keep", "lrpet project", "lrpet reset", "lrpet warm", "lrpet spatial", "trp keep", "trp project",
+           "trp reset")  # fmt: skip
+PULLED = [name for name in METHODS if name.startswith("trp")]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed"),
+]
+
+
+@pytest.fixture(scope="session")
+def found(tmp_path_factory) -> list[dict]:
+    """What both processes have found; they are started once."""
+    folder = tmp_path_factory.mktemp("processes")
+    source = str(Path(tenfold.__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
+    done = subprocess.run(
+        [*command, str(folder)], capture_output=True, text=True, check=False, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"{process}.json").read_text()) for process in (0, 1)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_weights_are_bitwise_equal_after_every_step(found, name):
+    one, two = (each[name] for each in found)
+    assert one["projections"] == two["projections"] == 6
+    assert one["weights"] == two["weights"]
+    assert len(set(one["weights"])) == 12  # and they move
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_so_are_ranks_and_moments_and_what_the_next_step_adds(found, name):
+    one, two = (each[name] for each in found)
+    for what in ("ranks", "momentum", "pull", "measured"):
+        assert one[what] == two[what]
+    assert one["ranks"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_layer_has_its_rank_in_both(found, name):
+    """The last step ends with a projection."""
+    for each in found:
+        if "spatial" not in name:
+            assert {n: each[name]["measured"][n] for n in each[name]["ranks"]} == each[name]["ranks"]
+        assert set(each[name]["ranks"]) == ({"0", "3", "6", "9"} if "lrpet" in name else {"3", "6", "9"})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_work_is_shared_and_nothing_is_done_twice(found, name):
+    one, two = (set(each[name]["projected here"]) for each in found)
+    assert one
+    assert two
+    assert not one & two
+    assert one | two == set(found[0][name]["ranks"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_statistics_differ_as_they_would_in_training(found, name):
+    """Else equal weights would be no wonder."""
+    assert found[0][name]["statistics"] != found[1][name]["statistics"]
+
+
+@pytest.mark.parametrize("name", PULLED)
+def test_there_is_a_pull(found, name):
+    assert found[0][name]["pull"] != found[0]["lrpet keep"]["pull"]
+
+
+def test_one_process_may_project_and_export_by_itself(found):
+    assert all(each["alone"]["came back"] for each in found)
+
+
+def test_where_nothing_is_projected_nobody_waits(found):
+    assert [each["nothing"]["projections"] for each in found] == [12, 12]
+
+
+def test_a_wrapped_model_is_refused_by_name(found):
+    for each in found:
+        assert "`model` must not be wrapped in DistributedDataParallel" in each["refused"]["error"]
+        assert "`.module`" in each["refused"]["error"]
