@@ -19,13 +19,11 @@ import torch
 import tenfold
 from tenfold.cli.runs import open_run
 from tenfold.files import write_json
-from tenfold.train import Data, Recipe, batches, evaluate, fit
+from tenfold.train import Data, Recipe, Split, batches, evaluate, fit
 
 BUDGETS = (0.75, 0.5, 0.25)
 VARIANTS = [
     tenfold.ALDS(),
-    tenfold.ALDS(measure="fro"),
-    tenfold.ALDS(slices=(1,)),
     tenfold.SVD(),
     tenfold.SVDEnergy(),
     tenfold.LRank(),
@@ -43,9 +41,11 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--calibration", type=int, default=2048)
     parser.add_argument("--recovery", type=int, default=6400)
+    parser.add_argument("--test", type=int, help="test images, of all of them")
     given = parser.parse_args()
     torch.set_num_threads(1)
     run = open_run(given.run, given.data_root)
+    test = run.data.test if given.test is None else run.data.test.part(given.test)
     calibration = batches(run.data.train.part(given.calibration), 128)
     kept = {name: run.settings.recipe[name] for name in ("augment", "precision")}
     recovery = Recipe(epochs=1, lr=0.02, weight_decay=1e-4, **kept)
@@ -57,8 +57,9 @@ def main() -> None:
         "calibration": given.calibration,
         "recovery": {"examples": given.recovery} | asdict(recovery),
         "versions": {"tenfold": version("tenfold"), "torch": torch.__version__, "python": platform.python_version()},
-        "dense": {"accuracy": evaluate(run.model, run.data.test).accuracy, "params": problem.dense.params}
-        | recover(run.model, run.data, given.recovery, recovery),
+        "tested": len(test),
+        "dense": {"accuracy": evaluate(run.model, test).accuracy, "params": problem.dense.params}
+        | recover(run.model, run.data.part(given.recovery, validation=500), test, recovery),
         "rows": [],
     }
     for budget in BUDGETS:
@@ -66,36 +67,36 @@ def main() -> None:
             row = {"method": method.to_dict(), "budget": budget}
             body["rows"].append(row)
             try:
-                small, figures = measure(problem, method, budget, run, calibration)
-                row |= figures | recover(small, run.data, given.recovery, recovery)
+                small, figures = measure(problem, method, budget, test, calibration)
+                row |= figures | recover(small, run.data.part(given.recovery, validation=500), test, recovery)
             except tenfold.TenfoldError as error:
                 row["failure"] = str(error)
             write_json(given.out, body)
 
 
-def measure(problem, method, budget, run, calibration):
+def measure(problem, method, budget, test, calibration):
     """The compressed model, batch norm re-estimated, and its figures up to there."""
     clock = time.process_time()
     plan = method.plan(problem, tenfold.Budget(params=budget))
     small = tenfold.apply(problem.model, plan)
     seconds = time.process_time() - clock
-    right_after = evaluate(small, run.data.test).accuracy
+    right_after = evaluate(small, test).accuracy
     tenfold.reestimate_(small, calibration)
     figures = {
         "params": plan.params / plan.dense_params,
         "macs": plan.macs / plan.dense_macs,
         "right_after": right_after,
-        "reestimated": evaluate(small, run.data.test).accuracy,
+        "reestimated": evaluate(small, test).accuracy,
         "seconds": seconds,
         "level": plan.level,
     }
     return small, figures
 
 
-def recover(model, data: Data, examples: int, recipe: Recipe) -> dict:
+def recover(model, data: Data, test: Split, recipe: Recipe) -> dict:
     """The figures after training on a part of the data."""
-    done = fit(model, tenfold.Dense(), data.part(examples, validation=500), recipe)
-    return {"recovered": evaluate(done.model, data.test).accuracy, "recovery_seconds": done.seconds}
+    done = fit(model, tenfold.Dense(), data, recipe)
+    return {"recovered": evaluate(done.model, test).accuracy, "recovery_seconds": done.seconds}
 
 
 if __name__ == "__main__":
