@@ -1,5 +1,7 @@
 """Your own PyTorch loop, untouched: train, compress, fine-tune, save. tenfold needs five of these lines.
 
+Then the other way round: a network that is trained to be cut, by the same loop with an optimizer from the method.
+
 python examples/plain_loop.py --out runs/plain-loop
 """
 
@@ -13,13 +15,16 @@ from torch.nn.functional import cross_entropy
 import tenfold
 
 
-def loop(model, x, y, epochs, lr):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+def loop(model, optimizer, x, y, epochs):
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
             cross_entropy(model.train()(x[batch]), y[batch]).backward()
             optimizer.step()
+
+
+def sgd(model, lr):
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 
 
 def accuracy(model, x, y):
@@ -35,7 +40,7 @@ def main(out: Path, epochs: int, recovery: int) -> None:
     train, test = (x[:1400], y[:1400]), (x[1400:], y[1400:])  # the last 397 were written by other people
 
     model = tenfold.build_model("cnn", 10, 1, 8)  # or any nn.Module of your own
-    loop(model, *train, epochs, lr=0.1)
+    loop(model, sgd(model, lr=0.1), *train, epochs)
     print("trained        ", accuracy(model, *test))
 
     small, plan, report = tenfold.compress(model, tenfold.ALDS(), tenfold.Budget(params=0.25))
@@ -44,7 +49,7 @@ def main(out: Path, epochs: int, recovery: int) -> None:
     tenfold.reestimate_(small, train[0].split(64))  # batch norm
     print("re-estimated   ", accuracy(small, *test))
 
-    loop(small, *train, recovery, lr=0.01)  # plain layers, plain parameters: the same loop
+    loop(small, sgd(small, lr=0.01), *train, recovery)  # plain layers, plain parameters: the same loop
     print("fine-tuned     ", accuracy(small, *test))
 
     tenfold.save(small, out, plan)
@@ -52,6 +57,15 @@ def main(out: Path, epochs: int, recovery: int) -> None:
     with torch.inference_mode():
         assert torch.equal(loaded.eval()(test[0]), small.eval()(test[0]))
     print("saved and loaded, bit for bit:", out)
+
+    goal = tenfold.Goal(budget=tenfold.Budget(params=0.25), steps_per_epoch=-(-1400 // 64))
+    for method in (tenfold.TRP(every=20), tenfold.LRPET(every="epoch")):
+        torch.manual_seed(0)
+        model = method.begin(tenfold.build_model("cnn", 10, 1, 8))
+        optimizer = method.attach(model, sgd(model, lr=0.1), goal=goal)  # or method.optimizer(model, lr=0.1, ...)
+        loop(model, optimizer, *train, epochs)
+        small, plan, report = method.finish(model, goal.budget, data=train[0].split(64))
+        print(f"{method.name:15}", accuracy(small, *test), f"with {report.kept['params']:.1%}, not fine-tuned")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def run(name, *arguments):
 
 def test_the_plain_loop_compresses_recovers_and_saves(tmp_path):
     shown = run("plain_loop.py", "--out", tmp_path / "net", "--epochs", 2, "--recovery", 1)
-    for word in ("trained", "right after", "re-estimated", "fine-tuned", "bit for bit"):
+    for word in ("trained", "right after", "re-estimated", "fine-tuned", "bit for bit", "trp ", "lrpet "):
         assert word in shown
     small = tenfold.load(tmp_path / "net", model=tenfold.build_model("cnn", 10, 1, 8))
     assert tenfold.cost(small).params <= 0.25 * 278_890
