@@ -227,6 +227,17 @@ def test_in_a_pre_activation_network_the_norm_of_the_next_convolution_counts_whe
     torch.testing.assert_close(model.conv2.weight.detach(), cut(two, 3, ones, True), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_a_tied_weight_has_a_metric_only_where_all_its_layers_have_the_same_norm(same):
+    torch.manual_seed(4)
+    model = unlike_(nn.Sequential(*(m for _ in range(2) for m in (nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)))).double())
+    model[2].weight = model[0].weight
+    before = model[0].weight.detach().clone()
+    tenfold.LRPET(norms={"0": "1", "2": "1"} if same else None).project_(model)
+    a = scale_of(model[1]) if same else torch.ones(6).double()
+    torch.testing.assert_close(model[0].weight.detach(), cut(before, 3, a, True), rtol=1e-6, atol=1e-7)
+
+
 def test_norms_that_do_not_fit_are_refused():
     with pytest.raises(tenfold.ArgumentError, match="must map layers to batch norms"):
         tenfold.LRPET(norms={"mid": "relu1"}).project_(net())

@@ -42,7 +42,8 @@ class LRPET(Projection):
     Args:
         prune_ratio: p in [0, 1).
         every: optimizer steps from one projection to the next, >= 1, or "epoch".
-        rectify: project in the metric of the batch norm that follows, where one does.
+        rectify: project in the metric of the batch norm that follows, where one does; a weight of several layers has
+            one where it is the same for all.
         transfer: scale what is kept by c.
         tail: ``rho`` in [0, 1), at which the rest is kept while training; see `tenfold.linalg.project`.
         linear: whether linear layers are projected too; the paper's are not.

@@ -294,7 +294,8 @@ class _Course:
         slots = []
         for site, table in zip(problem.sites, tables, strict=True):
             assert site.target.spec is not None
-            norm = modules.get(norms.get(site.name, ""))
+            behind = {norms.get(name, "") for name in (site.name, *site.target.aliases)}
+            norm = modules.get(behind.pop()) if len(behind) == 1 else None  # one metric for all uses, or none
             fold = Fold(site.cost.shape, site.cost.groups, 1, method.fold)
             norm = norm if isinstance(norm, _BatchNorm) else None
             if norm is not None:
