@@ -65,8 +65,8 @@ def line(result: dict[str, Any]) -> str:
 def projection(net: str) -> dict[str, Any]:
     """One network: seconds, ratios, errors."""
     model = _norms_drawn(nets.network(net))
-    course = _Course.of(METHOD, model, Goal())
-    warm = _Course.of(tenfold.LRPET(prune_ratio=0.5, every=20, solver="warm"), model, Goal())
+    course = _Course.of(METHOD, model, Goal(), None)
+    warm = _Course.of(tenfold.LRPET(prune_ratio=0.5, every=20, solver="warm"), model, Goal(), None)
     state = _fresh()
     warm.project_(state)
     _change_(model)
@@ -112,7 +112,7 @@ def step(net: str) -> dict[str, Any]:
     x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     y = torch.arange(BATCH) % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    course, state = _Course.of(METHOD, model, Goal()), _fresh()
+    course, state = _Course.of(METHOD, model, Goal(), None), _fresh()
 
     def train() -> None:
         optimizer.zero_grad()
