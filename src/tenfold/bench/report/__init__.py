@@ -1,0 +1,3 @@
+"""The report of a comparison: a page that holds all of it, and pictures of its main plots."""
+
+from tenfold.bench.report.page import write_report as write_report
