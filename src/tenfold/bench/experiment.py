@@ -186,6 +186,13 @@ class Experiment:
         rows = [Row(Entry(Dense()), None, seed) for seed in self.seeds]
         return rows + [Row(e, b, seed) for e in compressed for b in self.budgets for seed in self.seeds]
 
+    @property
+    def epochs(self) -> int:
+        """Of training in all runs together, the shared dense trainings once."""
+        after = sum(row.entry.kind == AFTER for row in self.rows)
+        shared = (self.recipe.epochs - self.recovery) * len(self.seeds) if after else 0
+        return shared + after * self.recovery + (len(self.rows) - after) * self.recipe.epochs
+
     def whole(self, seed: int) -> Recipe:
         """Of a training that gets all epochs."""
         return replace(self.recipe, seed=seed, distill=0.0)
