@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from tenfold.bench.report.figure import Choice, Figure, Panel, layout, log_axis, method_styles, plain, short
+from tenfold.bench.report.figure import Choice, Figure, Panel, layout, log_axis, method_styles, plain, short, wrapped
 from tenfold.bench.report.summary import Entry, by_budget
 from tenfold.bench.results import Epoch, RunResult, Spectrum
 
@@ -61,7 +61,7 @@ def _spectrum(name: str, values: Spectrum, top: float, style: dict[str, Any], *,
     trace: Figure = {
         "type": "scatter",
         "mode": "lines" if before else "lines+markers",
-        "name": plain(name),
+        "name": wrapped(name),
         "x": [i for i, _ in shown],
         "y": [short(v) for _, v in shown],
         "hovertemplate": "value %{x}: %{y:.3g}<extra>" + plain(name) + "</extra>",
@@ -112,7 +112,7 @@ def _training(measure: str, group: Sequence[Entry], styles: Mapping[str, dict[st
             traces += _band(values, style)
             name = "training, then compressed" if shared else entry.label
             traces.append(
-                _line(name, values, style) | {"showlegend": all(t.get("name") != plain(name) for t in traces)}
+                _line(name, values, style) | {"showlegend": all(t.get("name") != wrapped(name) for t in traces)}
             )
     made = layout("epoch", measure, height=460, percent="accuracy" in measure)
     if "loss" in measure:
@@ -146,7 +146,7 @@ def _line(name: str, values: Mapping[int, list[float]], style: dict[str, Any]) -
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(values) == 1 else "lines",
-        "name": plain(name),
+        "name": wrapped(name),
         "x": list(values),
         "y": [short(sum(v) / len(v)) for v in values.values()],
         "line": {"color": style["color"], "dash": style["dash"], "width": 2},

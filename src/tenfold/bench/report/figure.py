@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,14 @@ from tenfold.errors import check
 
 Figure = dict[str, Any]
 
-COLOURS = 8
-"""That the themes of the page have for methods."""
+_ROLES: list[str] = ["$paper", "$ink", "$quiet", "$grid", "$0", "$1", "$2", "$3", "$4", "$5", "$6", "$7"]
+_LIGHT = "#ffffff #1b1f24 #6b7580 #e3e7eb #0072b2 #c44e00 #00805c #b04a8c #946200 #2b93c9 #5b3fa8 #7a1f1f"
+_DARK = "#15181c #e6e9ed #98a2ad #2f363d #4ba9ea #ff8b4a #31c49a #e59acb #f0b93a #a5d8fa #ab97f5 #f07f7f"
+THEMES = {name: dict(zip(_ROLES, all_.split(), strict=True)) for name, all_ in (("light", _LIGHT), ("dark", _DARK))}
+"""What the tokens stand for. The eight of the methods have at least 3 : 1 against their paper."""
+_COLOURS = 8
+_WIDEST = 24
+"""Letters in a line of a legend or of a column's name."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "pentagon", "hexagram")
 _DASHES = ("solid", "dash", "dashdot", "longdash", "dot")
 
@@ -61,7 +68,7 @@ def method_styles(found: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     """Colour, mark and dash of each method, the same in all plots: no two methods share all three."""
     styles: dict[str, dict[str, Any]] = {}
     for number, label in enumerate(dict.fromkeys(entry.label for entry in found if not entry.dense)):
-        styles[label] = {"color": f"${number % COLOURS}", "symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 10}
+        styles[label] = {"color": f"${number % _COLOURS}", "symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 10}
         styles[label]["dash"] = _DASHES[number % len(_DASHES)]
     for entry in found:
         if entry.dense:
@@ -72,6 +79,11 @@ def method_styles(found: Sequence[Entry]) -> dict[str, dict[str, Any]]:
 def plain(text: str) -> str:
     """Text that plotly shows as it is."""
     return html.escape(text, quote=False)
+
+
+def wrapped(text: str) -> str:
+    """The same in lines that fit a legend."""
+    return "<br>".join(plain(line) for line in textwrap.wrap(text, _WIDEST))
 
 
 def round_ticks(low: float, high: float) -> list[float]:

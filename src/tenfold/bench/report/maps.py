@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tenfold.bench.report.figure import Choice, Figure, Panel, layout, plain, short
+from tenfold.bench.report.figure import Choice, Figure, Panel, layout, plain, short, wrapped
 from tenfold.bench.report.summary import Entry, by_budget
 from tenfold.bench.results import Layer, RunResult
 
@@ -32,7 +32,7 @@ def _map(group: Sequence[Entry]) -> Figure:
     labels = list(dict.fromkeys(entry.label for entry in group))
     shares = [[_share(cells.get((name, label))) for label in labels] for name in names]
     texts = [[_rank_text(cells.get((name, label))) for label in labels] for name in names]
-    return _heatmap([plain(x) for x in labels], [plain(y) for y in names], shares, texts, "weights kept")
+    return _heatmap([wrapped(x) for x in labels], [plain(y) for y in names], shares, texts, "weights kept")
 
 
 def _share(layers: tuple[Layer, ...] | None) -> float | None:
@@ -117,5 +117,5 @@ def _heatmap(x: Sequence[Any], y: Sequence[str], z: list[Any], texts: list[list[
     made["xaxis"] |= {"side": "top", "type": "category", "showgrid": False, "tickangle": -40}
     made["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
     widest = max((len(text) for row in texts for text in row), default=0)
-    made["meta"] = {"least": 200 + len(x) * max(34, 8 * widest)}
+    made["meta"] = {"least": 200 + len(x) * max(34, 9 * widest)}
     return {"data": [trace], "layout": made}

@@ -1,21 +1,8 @@
 "use strict";
 (() => {
-  // Two palettes of eight for methods, each with at least 3 : 1 against its paper. Marks and dashes differ as well.
-  const themes = {
-    light: {
-      "$paper": "#ffffff", "$ink": "#1b1f24", "$quiet": "#6b7580", "$grid": "#e3e7eb",
-      "$0": "#0072b2", "$1": "#c44e00", "$2": "#00805c", "$3": "#b04a8c",
-      "$4": "#946200", "$5": "#2b93c9", "$6": "#5b3fa8", "$7": "#7a1f1f",
-    },
-    dark: {
-      "$paper": "#15181c", "$ink": "#e6e9ed", "$quiet": "#98a2ad", "$grid": "#2f363d",
-      "$0": "#4ba9ea", "$1": "#ff8b4a", "$2": "#31c49a", "$3": "#e59acb",
-      "$4": "#f0b93a", "$5": "#a5d8fa", "$6": "#ab97f5", "$7": "#f07f7f",
-    },
-  };
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const paper = matchMedia("print");
-  const panels = JSON.parse(document.getElementById("panels").textContent);
+  const {panels, themes} = JSON.parse(document.getElementById("panels").textContent);
   const PRINTED = 660;  // CSS pixels: fits the text of A4 and of Letter
   const PRINTED_HEIGHT = 360;  // two on a page
 
@@ -25,10 +12,15 @@
 
   // Below the plot, where it takes no width; its rows need room that the plot must not lose.
   function legendRows(figure, width) {
-    const names = figure.data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name);
-    const column = 60 + 7.5 * Math.max(0, ...names.map((name) => name.length));
+    const shown = figure.data.filter((trace) => trace.name && trace.showlegend !== false);
+    const names = shown.map((trace) => trace.name.split("<br>"));
+    const column = 60 + 7.5 * Math.max(0, ...names.flat().map((line) => line.length));
     const columns = Math.max(1, Math.floor((width - 66) / column));
-    return names.length > 1 ? Math.ceil(names.length / columns) : 0;
+    let rows = 0;
+    for (let i = 0; i < names.length; i += columns) {
+      rows += Math.max(...names.slice(i, i + columns).map((lines) => lines.length));
+    }
+    return names.length > 1 ? rows : 0;
   }
 
   function draw(panel, printing) {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tenfold.bench.report import curves, maps, tables, tradeoff
-from tenfold.bench.report.figure import Panel, plural
+from tenfold.bench.report.figure import THEMES, Panel, plural
 from tenfold.bench.report.summary import Entry, entries, latencies, percent, verdicts
 from tenfold.bench.report.tables import Cell, Group, Table
 from tenfold.bench.results import Results, RunResult
@@ -73,7 +73,7 @@ def write_report(results: Results, path: Path | str) -> None:
         lead=_lead(found, results),
         facts=_facts(found, results),
         sections=sections,
-        panels=script_json([asdict(panel) for section in sections for panel in section.panels]),
+        panels=script_json({"panels": [asdict(p) for s in sections for p in s.panels], "themes": THEMES}),
         style=assets.joinpath("page.css").read_text(encoding="utf-8"),
         script=assets.joinpath("page.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs().replace("</script", "<\\/script") if any(s.panels for s in sections) else "",
@@ -132,16 +132,9 @@ def _epoch_words(epochs: dict[str, int]) -> str:
 
 def _sections(found: Sequence[Entry], results: Results) -> list[Section]:
     """The parts of the page, in order."""
-    plots = (
-        tradeoff.against(found, "params", "Accuracy against parameters", "parameters", lambda e: e.params),
-        tradeoff.against(found, "macs", "Accuracy against MACs", "multiply-adds per example", lambda e: e.macs),
-        tradeoff.against(
-            found, "latency", "Accuracy against latency", "time of a forward pass, dense = 1", lambda e: e.time
-        ),
-    )
     return [
         Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),
-        Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*plots)),
+        Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*tradeoff.all_costs(found))),
         Section("layers", "Ranks", (_RANKS,), panels=_some(maps.rank_map(found), maps.evolution(found))),
         Section("spectra", "Singular values", (_SPECTRA,), panels=_some(curves.spectra(found))),
         Section("training", "Training", (_TRAINING,), panels=_some(curves.training(found))),

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tenfold.bench.report.figure import Figure, Panel, layout, log_axis, method_styles, plain, plural, short
+from tenfold.bench.report.figure import Figure, Panel, layout, log_axis, method_styles, plain, plural, short, wrapped
 from tenfold.bench.report.summary import Entry, Mean, front, percent
+
+
+def all_costs(found: Sequence[Entry]) -> tuple[Panel | None, ...]:
+    """Against parameters, MACs and latency; None for what was not measured."""
+    return (
+        against(found, "params", "Accuracy against parameters", "parameters", lambda e: e.params),
+        against(found, "macs", "Accuracy against MACs", "multiply-adds per example", lambda e: e.macs),
+        against(found, "latency", "Accuracy against latency", "time of a forward pass, dense = 1", lambda e: e.time),
+    )
 
 
 def against(
@@ -41,7 +50,7 @@ def _curve(label: str, points: Sequence[tuple[Entry, Mean, Mean]], style: dict[s
     trace: Figure = {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": plain(label),
+        "name": wrapped(label),
         "x": [short(c.value) for _, c, _ in points],
         "y": [short(a.value) for _, _, a in points],
         "text": texts,
@@ -54,5 +63,5 @@ def _curve(label: str, points: Sequence[tuple[Entry, Mean, Mean]], style: dict[s
     for axis, halves in (("error_x", [c.half for _, c, _ in points]), ("error_y", [a.half for _, _, a in points])):
         if any(halves):
             trace[axis] = {"type": "data", "array": [short(half or 0) for half in halves], "color": style["color"]}
-            trace[axis] |= {"thickness": 1.5, "width": 4}
+            trace[axis] |= {"thickness": 1.2, "width": 4}
     return trace
