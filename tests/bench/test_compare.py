@@ -11,12 +11,13 @@ from compare_stubs import Broken, experiment, process, read
 
 import tenfold
 from tenfold.bench import compare as module
-from tenfold.bench.compare import compare, limited
+from tenfold.bench.compare import compare
 from tenfold.bench.config import read_experiment
 from tenfold.bench.experiment import DataChoice
 from tenfold.bench.results import Results, RunResult
 from tenfold.errors import ArgumentError, CheckpointError, DataError
 from tenfold.train import load_data
+from tenfold.train.calibration import limited
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,6 +189,7 @@ def test_a_part_of_the_training_set_is_the_same_every_time_and_leaves_the_rest_a
     assert len(part.train) == 100
     assert torch.equal(part.validation.x, data.validation.x)
     assert torch.equal(part.test.x, data.test.x)
+    assert limited(data, None) is data
     with pytest.raises(ArgumentError, match="examples"):
         limited(data, 10**6)
 

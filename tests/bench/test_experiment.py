@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,10 @@ import tenfold
 from tenfold.bench.config import read_experiment
 from tenfold.bench.experiment import AFTER, ALL, DENSE, DURING, DataChoice, Entry, Experiment
 from tenfold.errors import ArgumentError
-from tenfold.train import Recipe
+from tenfold.train import Recipe, data_names, model_names
 from tenfold.train.schedule import make_schedule
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 TEXT = """
 data: {name: digits, examples: 100}
@@ -166,3 +169,13 @@ def test_what_is_no_file_of_keys_is_refused(read, tmp_path):
     for text in ("", "- a\n- b\n", "just words"):
         with pytest.raises(ArgumentError, match="keys and values"):
             read(text)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
+)
+def test_experiments_that_come_with_the_project_can_be_read(file):
+    found = read_experiment(file)
+    assert found.model in model_names()
+    assert found.data.name in data_names()
+    assert f"tenfold compare --experiment experiments/{file.parent.name}/{file.name}" in file.read_text()

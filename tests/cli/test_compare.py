@@ -59,8 +59,10 @@ def test_a_file_and_the_options_say_the_same(compared, tenfold, tmp_path):
 
 def test_the_report_is_written_again(compared, tenfold, tmp_path):
     folder, _ = compared
-    done = tenfold("report", folder / "results.json", "--out", tmp_path / "page.html", "--json")
-    assert json.loads(done.stdout)["runs"] == 3
+    words = ("--out", tmp_path / "page.html", "--pictures", tmp_path / "pictures", "--json")
+    done = json.loads(tenfold("report", folder / "results.json", *words).stdout)
+    assert done["runs"] == 3
+    assert {str(path) for path in (tmp_path / "pictures").iterdir()} == set(done["pictures"]) != set()
     assert (tmp_path / "page.html").stat().st_size > 1000
     refused = tenfold("report", folder, "--out", tmp_path / "page.html")
     assert refused.exit_code == 1

@@ -18,7 +18,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from tenfold.bench.place import place
 from tenfold.bench.queue import Claims, journal
 from tenfold.bench.results import Failure, Results, RunResult
 from tenfold.bench.single import Setting, Tell, failed, run, train_base
-from tenfold.errors import CheckpointError, check
+from tenfold.errors import CheckpointError
 from tenfold.files import atomic_file, write_json
 from tenfold.train import Data, build_model, load_data
+from tenfold.train.calibration import limited
 
 EXPERIMENT, RESULTS, WORK, MERGED = "experiment.json", "results", "work", "results.json"
 _GROWS = ("methods", "budgets", "seeds", "name", "threads")
@@ -101,6 +102,7 @@ def compare(
     out = Path(out)
     with _threads(experiment.threads):
         data = limited(load_data(experiment.data.name, experiment.data.root), experiment.data.examples)
+        limited(data, experiment.calibration, "calibration")
         build_model(experiment.model, data.classes, data.channels, data.size)  # refused before anything is written
         _settle(experiment, data, out)
         setting = Setting(experiment, data, place(), out / WORK)
@@ -138,21 +140,6 @@ def merge(experiment: Experiment, out: Path) -> Results:
     results = Results(experiment.name, experiment.to_dict(), runs, len(files))
     results.write(out / MERGED)
     return results
-
-
-def limited(data: Data, examples: int | None) -> Data:
-    """``data`` with so many training examples, the same every time.
-
-    Raises:
-        ArgumentError: there are not so many.
-    """
-    if examples is None:
-        return data
-    there = len(data.train)
-    check(examples <= there, "examples", f"at most {there}, the training examples of {data.name}", examples)
-    order = torch.randperm(there, generator=torch.Generator().manual_seed(0))[:examples].sort().values
-    x = data.train.x.take(order) if not isinstance(data.train.x, torch.Tensor) else data.train.x[order]
-    return replace(data, train=replace(data.train, x=x, y=data.train.y[order]))
 
 
 def _work_off(made: list[Task], claims: Claims, out: Path, watch: Watch) -> None:

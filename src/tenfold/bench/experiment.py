@@ -141,6 +141,8 @@ class Experiment:
         recovery: epochs of it that come after a compression, in [0, epochs).
         target: layers that may be compressed; see `tenfold.plan`.
         exclude: layers that may not.
+        calibration: training examples that batch norm is re-estimated from, and that methods that need data see, >= 1;
+            None: all that are trained on.
         threads: that torch may use on the CPU, >= 1.
         latency: how it is measured.
 
@@ -158,12 +160,15 @@ class Experiment:
     recovery: int = 0
     target: str | list[str] | None = None
     exclude: str | list[str] | None = None
+    calibration: int | None = None
     threads: int = 1
     latency: Timing = field(default_factory=Timing)
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
         check(is_count(self.threads), "threads", "an integer >= 1", self.threads)
+        few = self.calibration is None or is_count(self.calibration)
+        check(few, "calibration", "an integer >= 1, or None", self.calibration)
         check(is_count(self.recovery, 0), "recovery", "an integer >= 0", self.recovery)
         epochs = self.recipe.epochs
         check(self.recovery < epochs, "recovery", f"below the {epochs} epochs of the recipe", self.recovery)

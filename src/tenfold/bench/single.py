@@ -27,8 +27,22 @@ from tenfold.methods.base import Goal, Method, plan
 from tenfold.methods.dense import Dense
 from tenfold.ranks.build import Report, Result, apply
 from tenfold.ranks.plan import Budget
-from tenfold.train import Data, Epoch, Fit, Parts, Recipe, build_model, evaluate, fit, load_checkpoint, read_record
-from tenfold.train.calibration import calibration
+from tenfold.train import (
+    Data,
+    Epoch,
+    Fit,
+    Parts,
+    Recipe,
+    Score,
+    Split,
+    build_model,
+    evaluate,
+    fit,
+    load_checkpoint,
+    read_record,
+)
+from tenfold.train.calibration import calibration, limited
+from tenfold.train.data import Batches
 
 Tell = Callable[[float], None]
 """Called with the epochs done, while a run goes on."""
@@ -64,6 +78,18 @@ class Setting:
     def selection(self) -> dict[str, Any]:
         """The layers that may be compressed."""
         return {"target_modules": self.experiment.target, "exclude_modules": self.experiment.exclude}
+
+    def calibration(self, seed: int) -> Batches:
+        """Training images for what looks at data: re-estimated batch norm, and methods that need it."""
+        part = limited(self.data, self.experiment.calibration)
+        return calibration(part, self.experiment.whole(seed))
+
+    def score(self, model: nn.Module, split: Split) -> Score:
+        """How good ``model`` is on ``split``, in the precision of the training, as in its epochs."""
+        kind = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.experiment.recipe.precision]
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, kind, enabled=kind is not None):
+            return evaluate(model, split)
 
     def base(self, seed: int) -> Path:
         """Folder of the dense training that all compressions with this seed start from."""
@@ -146,7 +172,7 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
         found["evolution"] = watched.evolution
     found["curves"] = [Curve("training", history)]
     found["seconds"] = {"training": sum(epoch.seconds for epoch in history)}
-    found["accuracy"] = Accuracy(_validated(trained, setting.data))
+    found["accuracy"] = Accuracy(history[-1].validation_accuracy)
     result = _compressed(setting, row, trained)
     found["layers"] = [became(name, layer) for name, layer in result.plan.layers.items()]
     found["level"] = finite(result.plan.level)
@@ -158,12 +184,8 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
     found["price"] = price(result.report, small, example)
     found["spectra"] = sampled_spectra(trained, small, **setting.selection())
     found["latency"] = speed(small, example, batch=timing.batch, rounds=timing.rounds)
-    score = evaluate(small, setting.data.test)
+    score = setting.score(small, setting.data.test)
     found["test"] = Verdict(score.accuracy, finite(score.loss))
-
-
-def _validated(model: nn.Module, data: Data) -> float:
-    return evaluate(model, data.validation).accuracy
 
 
 def _base(setting: Setting, seed: int) -> tuple[nn.Module, list[Epoch]]:
@@ -176,7 +198,7 @@ def _base(setting: Setting, seed: int) -> tuple[nn.Module, list[Epoch]]:
 def _compressed(setting: Setting, row: Row, trained: nn.Module) -> Result:
     """What the method makes of a trained network, before batch norm is re-estimated."""
     method, example = row.entry.method, setting.example(trained)
-    data = calibration(setting.data, setting.experiment.whole(row.seed)) if method.needs_data else None
+    data = setting.calibration(row.seed) if method.needs_data else None
     given = {"example_inputs": example, "data": data, **setting.selection()}
     if row.entry.kind != AFTER:
         return method.finish(trained, row.budget, **given)
@@ -192,13 +214,13 @@ def _mended(
     setting: Setting, row: Row, trained: nn.Module, result: Result, found: dict[str, Any], tell: Tell
 ) -> nn.Module:
     """The compressed network with its batch norm re-estimated and, after a compression, its epochs of recovery."""
-    experiment, data, small = setting.experiment, setting.data, result.model
-    found["accuracy"] = replace(found["accuracy"], right_after=_validated(small, data))
+    experiment, small, held = setting.experiment, result.model, setting.data.validation
+    found["accuracy"] = replace(found["accuracy"], right_after=setting.score(small, held).accuracy)
     if result.plan.compresses:
         clock = time.perf_counter()
-        reestimate_(small, calibration(data, experiment.whole(row.seed)))
+        reestimate_(small, setting.calibration(row.seed))
         found["seconds"] |= {"reestimate": time.perf_counter() - clock}
-    found["accuracy"] = replace(found["accuracy"], reestimated=_validated(small, data))
+    found["accuracy"] = replace(found["accuracy"], reestimated=setting.score(small, held).accuracy)
     if row.entry.kind != AFTER or not experiment.recovery:
         return small
     recipe = experiment.recovering(row.seed)
@@ -207,7 +229,7 @@ def _mended(
     epochs = [replace(epoch, epoch=epoch.epoch + before) for epoch in fitted.history]
     found["curves"] = [*found["curves"], Curve("recovery", epochs)]
     found["seconds"] |= {"recovery": fitted.seconds}
-    found["accuracy"] = replace(found["accuracy"], recovered=_validated(fitted.model, data))
+    found["accuracy"] = replace(found["accuracy"], recovered=epochs[-1].validation_accuracy)
     return fitted.model
 
 
