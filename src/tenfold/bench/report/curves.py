@@ -110,7 +110,7 @@ def _training(measure: str, group: Sequence[Entry], styles: Mapping[str, dict[st
                 drawn.append(values)
             style = {"color": "$quiet", "dash": "solid"} if shared else styles[entry.label]
             traces += _band(values, style)
-            name = "training, then compressed" if shared else entry.label
+            name = "before compression" if shared else entry.label
             traces.append(
                 _line(name, values, style) | {"showlegend": all(t.get("name") != wrapped(name) for t in traces)}
             )
