@@ -5,6 +5,7 @@ The folder of an experiment::
     experiment.json   what is compared; the same command goes on where the last one stopped, with the same settings
     results/ID.json   one per run, written when it is done
     results.json      all of them
+    networks/ID/      what came out, where the experiment says to keep it
     work/             claims, checkpoints, the dense trainings, a journal; tracebacks of runs that failed
 
 Methods, budgets and seeds may be added to an experiment; everything else must stay as it was.

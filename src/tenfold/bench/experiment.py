@@ -145,6 +145,7 @@ class Experiment:
             None: all that are trained on.
         threads: that torch may use on the CPU, >= 1.
         latency: how it is measured.
+        keep: keep the networks that come out, as `tenfold.save` writes them.
 
     Raises:
         ArgumentError: a value out of its range, or the same method, budget or seed twice.
@@ -163,6 +164,7 @@ class Experiment:
     calibration: int | None = None
     threads: int = 1
     latency: Timing = field(default_factory=Timing)
+    keep: bool = False
 
     def __post_init__(self) -> None:
         """Check what belongs together."""

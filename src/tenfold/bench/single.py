@@ -27,6 +27,7 @@ from tenfold.methods.base import Goal, Method, plan
 from tenfold.methods.dense import Dense
 from tenfold.ranks.build import Report, Result, apply
 from tenfold.ranks.plan import Budget
+from tenfold.ranks.store import save
 from tenfold.train import (
     Data,
     Epoch,
@@ -44,6 +45,9 @@ from tenfold.train import (
 from tenfold.train.calibration import calibration, limited
 from tenfold.train.data import Batches
 
+NETWORKS = "networks"
+"""Folder of the networks, where they are kept."""
+
 Tell = Callable[[float], None]
 """Called with the epochs done, while a run goes on."""
 
@@ -56,7 +60,7 @@ class Setting:
         experiment: what is compared.
         data: its data set, of the training set only what it uses.
         place: where this process is.
-        work: folder for what has to outlast a killed process, by run.
+        work: folder in that of the experiment, for what has to outlast a killed process.
     """
 
     experiment: Experiment
@@ -186,6 +190,8 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
     found["latency"] = speed(small, example, batch=timing.batch, rounds=timing.rounds)
     score = setting.score(small, setting.data.test)
     found["test"] = Verdict(score.accuracy, finite(score.loss))
+    if experiment.keep:
+        save(small, setting.work.parent / NETWORKS / row.id, result.plan)
 
 
 def _base(setting: Setting, seed: int) -> tuple[nn.Module, list[Epoch]]:
