@@ -102,7 +102,8 @@ def test_the_table_has_the_means_the_intervals_and_the_seeds(page, results):
         assert accuracy.removeprefix("★ ") == f"{100 * statistics.mean(values):.2f} ± {100 * half:.2f} %"
         assert params.split()[0] == f"{runs[0].price.params / 1000:.4g}k"
         assert macs.removeprefix("★ ").split()[0] == f"{statistics.mean(r.price.macs for r in runs) / 1e6:.4g}M"
-        assert latency.startswith(f"{runs[0].latency.small_ms if group else 4.0:.3g} ms")
+        told = f"{runs[0].latency.speedup:.2f}× as fast {runs[0].latency.small_ms:.3g} ms"  # the same for all seeds
+        assert latency == (told if group else "4 ms")
         assert cost.removeprefix("★ ") == f"{sum(runs[0].seconds.values()):.1f} s"
         assert seeds == "3"
         if group:
@@ -392,6 +393,16 @@ def test_costs_stages_reasons_failures_and_the_way_there(page, results):
         assert fact in manifest.text
 
 
+def test_a_reason_says_where_it_holds(results, tmp_path):
+    def spared(run):
+        layer = replace(run.layers[1], decomposition="dense", rank=None, reason="too dear")
+        return replace(run, layers=[run.layers[0], layer, *run.layers[2:]])
+
+    runs = [spared(run) if run.label == "alds" and run.seed == 1 else run for run in results.runs]
+    table = written(replace(results, runs=runs), tmp_path).one("section", id="dense").one("table")
+    assert ["layer1.conv", "too dear", "; ".join(f"alds, {limit}" for limit in LIMITS)] in [c for _, c in rows(table)]
+
+
 def test_runs_from_several_places_are_told_apart(results, tmp_path):
     elsewhere = replace(results.runs[0].place, gpu="A GPU", device="cuda", dirty=True)
     runs = [replace(results.runs[0], place=elsewhere), *results.runs[1:]]
@@ -498,6 +509,7 @@ def test_one_seed_and_one_budget_leave_no_trace_of_more(tmp_path):
         (budget_words({"params": 12_000, "macs": 0.5}), "12,000 parameters and 50 % of the MACs"),
         (budget_words({"params": None}), "own choice"),
         (seconds(0.0123), "12.3 ms"),
+        (seconds(0.0004), "< 1 ms"),
         (seconds(59.96), "60.0 s"),
         (seconds(75), "1 min 15 s"),
         (seconds(3661), "1 h 01 min"),

@@ -6,7 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from tenfold.bench.report.figure import Choice, Figure, Panel, layout, log_axis, method_styles, plain, short, wrapped
+from tenfold.bench.report.figure import (
+    Choice,
+    Figure,
+    Panel,
+    epoch_ticks,
+    layout,
+    log_axis,
+    method_styles,
+    plain,
+    short,
+    wrapped,
+)
 from tenfold.bench.report.summary import Entry, by_budget
 from tenfold.bench.results import Epoch, RunResult, Spectrum
 
@@ -115,6 +126,7 @@ def _training(measure: str, group: Sequence[Entry], styles: Mapping[str, dict[st
                 _line(name, values, style) | {"showlegend": all(t.get("name") != wrapped(name) for t in traces)}
             )
     made = layout("epoch", measure, height=460, percent="accuracy" in measure)
+    made["xaxis"] |= epoch_ticks([epoch for trace in traces for epoch in trace["x"]])
     if "loss" in measure:
         values = [y for trace in traces for y in trace["y"] if y > 0] or [1.0]
         made["yaxis"] |= {"type": "log"} | log_axis(min(values), max(values))

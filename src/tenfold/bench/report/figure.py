@@ -76,6 +76,11 @@ def method_styles(found: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     return styles
 
 
+def epoch_ticks(epochs: Sequence[int]) -> dict[str, Any]:
+    """A tick for each of few epochs: left alone, plotly puts some between two."""
+    return {"dtick": 1} if len(set(epochs)) <= 12 else {}
+
+
 def plain(text: str) -> str:
     """Text that plotly shows as it is."""
     return html.escape(text, quote=False)

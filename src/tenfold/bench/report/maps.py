@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tenfold.bench.report.figure import Choice, Figure, Panel, layout, plain, short, wrapped
+from tenfold.bench.report.figure import Choice, Figure, Panel, epoch_ticks, layout, plain, short, wrapped
 from tenfold.bench.report.summary import Entry, by_budget
 from tenfold.bench.results import Layer, RunResult
 
@@ -83,6 +83,7 @@ def _evolved(run: RunResult) -> Figure:
     texts = [["" if rank is None or not few else rank_words(rank) for rank in row] for row in ranks]
     made = _heatmap(run.evolution.epochs, [plain(n) for n in sizes], shares, texts, "rank, of its largest")
     made["layout"]["xaxis"] |= {"title": {"text": "after epoch"}, "side": "bottom", "tickangle": 0, "type": "linear"}
+    made["layout"]["xaxis"] |= epoch_ticks(run.evolution.epochs)
     return made
 
 

@@ -148,6 +148,8 @@ def _map(panel: Axes, trace: Figure, theme: dict[str, str]) -> None:
 
 
 def _axes(panel: Axes, layout: Figure, theme: dict[str, str]) -> None:
+    from matplotlib.ticker import MultipleLocator
+
     for name, axis in (("x", panel.xaxis), ("y", panel.yaxis)):
         wanted = layout[f"{name}axis"]
         axis.set_label_text(wanted["title"]["text"], color=theme["$ink"])
@@ -160,5 +162,7 @@ def _axes(panel: Axes, layout: Figure, theme: dict[str, str]) -> None:
             axis.set_ticks(wanted["tickvals"], wanted["ticktext"])
             axis.set_ticks([], minor=True)
             panel.set(**{f"{name}lim": [10**end for end in wanted["range"]]})
+        elif "dtick" in wanted:
+            axis.set_major_locator(MultipleLocator(wanted["dtick"]))
         elif "%" in wanted.get("tickformat", ""):
             axis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")

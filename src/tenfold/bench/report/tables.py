@@ -75,7 +75,8 @@ def headline(found: Sequence[Entry], results: Results) -> Table:
             marked = [Cell(c.text, c.note, id(entry) in won) for c, won in zip(cells, winners, strict=True)]
             rows.append([Cell(entry.label), *marked, Cell(_seeds(entry))])
         groups.append(Group(where, rows))
-    caption = "Means over the seeds, ± half the 95 % interval of the mean. ★ marks the best of a column at a budget."
+    caption = "Means over the seeds, ± half the 95 % interval of the mean. ★ marks the best of a column at a budget. "
+    caption += "Each latency is compared with that of the dense network, measured in turns with it."
     return Table(caption, ["Method", *(name for name, *_ in columns), "Seeds"], groups)
 
 
@@ -96,12 +97,14 @@ def _amount(entry: Entry, value: Mean | None, name: str) -> Cell:
 
 
 def _latency(entry: Entry, results: Results) -> Cell:
-    """Milliseconds, and how many times as fast; the dense network as it was measured in turns with the others."""
+    """How many times as fast as the dense network in turns with it; milliseconds are of one moment, and say less."""
     ms = median([m.dense_ms for m in latencies(results)] if entry.dense else [m.small_ms for m in _measured(entry)])
     speedup = entry.over(lambda run: run.latency and run.latency.speedup)
     if ms is None:
         return Cell(NOTHING)
-    return Cell(f"{ms:.3g} ms", "" if entry.dense or speedup is None else f"{speedup.value:.2f}× as fast")
+    if entry.dense or speedup is None:
+        return Cell(f"{ms:.3g} ms")
+    return Cell(f"{speedup.value:.2f}× as fast", f"{ms:.3g} ms")
 
 
 def _measured(entry: Entry) -> list[Latency]:
@@ -201,6 +204,8 @@ def _seconds(value: Mean | None) -> str:
 
 def seconds(value: float) -> str:
     """``75.0`` as "1 min 15 s"."""
+    if value < 1e-3:
+        return "< 1 ms"
     if value < 1:
         return f"{1000 * value:.3g} ms"
     if value < 60:
