@@ -39,6 +39,7 @@ def experiment(*entries, **changes) -> Experiment:
         "budgets": (tenfold.Budget(params=0.5),),
         "recipe": Recipe(epochs=3, batch_size=64, lr=0.05),
         "recovery": 1,
+        "keep": True,
     }
     return Experiment(**(given | changes))
 

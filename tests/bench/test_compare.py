@@ -16,7 +16,7 @@ from tenfold.bench.config import read_experiment
 from tenfold.bench.experiment import DataChoice
 from tenfold.bench.results import Results, RunResult
 from tenfold.errors import ArgumentError, CheckpointError, DataError
-from tenfold.train import load_data
+from tenfold.train import evaluate, load_data, loop
 from tenfold.train.calibration import limited
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +122,40 @@ def test_what_is_recorded_is_what_came_out(whole):
         assert run.peak_memory > 0
         assert run.latency.speedup > 0
         assert run.place.versions["torch"] == torch.__version__
+
+
+def test_the_figures_are_those_of_the_networks_that_are_kept(whole):
+    data = load_data("digits")
+    for run in Results.read(whole / "results.json").runs:
+        net = tenfold.load(whole / "networks" / run.id, model=tenfold.build_model("cnn", 10, 1, 8))
+        assert run.test.accuracy == evaluate(net, data.test).accuracy
+        assert tenfold.cost(net, torch.zeros(1, 1, 8, 8)) == tenfold.Cost(run.price.params, run.price.macs)
+        last = run.accuracy.recovered or run.accuracy.reestimated or run.accuracy.before
+        assert last == evaluate(net, data.validation).accuracy
+
+
+def test_it_goes_on_after_the_last_whole_epoch(whole, tmp_path, monkeypatch):
+    """Stopped in the second epoch of the dense training before the compressions, then in the second of TRP's."""
+    trained = []
+    save = loop.save_checkpoint
+
+    def saving(folder, parts, record):
+        trained.append((folder.parent.name, record["epoch"]))
+        if trained in ([*base, ("base-s0", 2)], [*base, ("base-s0", 2), *dense, *svd, *trp]):
+            raise KeyboardInterrupt
+        save(folder, parts, record)
+
+    base = [("base-s0", 1)]
+    dense = [("base-s0", 2), *(("dense-s0", n) for n in (1, 2, 3))]
+    svd = [("svd-params0.5-s0", 1)]
+    trp = [("trp-every=2-params0.5-s0", n) for n in (1, 2)]
+    monkeypatch.setattr(loop, "save_checkpoint", saving)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            compare(experiment(), tmp_path)
+    compare(experiment(), tmp_path)
+    assert trained == [*base, ("base-s0", 2), *dense, *svd, *trp, trp[-1], ("trp-every=2-params0.5-s0", 3)]
+    assert read(tmp_path) == read(whole)
 
 
 def test_failures_are_results_and_the_others_go_on(tmp_path):
