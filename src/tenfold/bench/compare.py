@@ -37,7 +37,7 @@ from tenfold.train import Data, build_model, load_data
 from tenfold.train.calibration import limited
 
 EXPERIMENT, RESULTS, WORK, MERGED = "experiment.json", "results", "work", "results.json"
-_GROWS = ("methods", "budgets", "seeds", "name", "threads")
+_GROWS = ("methods", "budgets", "seeds", "name", "threads", "keep")
 """Keys of an experiment that may change: what was done before stays as it is."""
 _POLL = 2.0
 """Seconds between looks at the work that other processes do."""
@@ -212,8 +212,8 @@ def _settle(experiment: Experiment, data: Data, out: Path) -> None:
     if file.exists():
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
-            old = {key: saved[key] for key in body}
-        except (ValueError, KeyError, TypeError) as error:
+            old = {key: saved.get(key, body[key]) for key in body}  # a key that is new says what was so before
+        except (ValueError, AttributeError) as error:
             raise CheckpointError(f"'{file}' is damaged ({error!r}): choose another folder.") from error
         different = [
             f"`{key}`: {old[key]!r} -> {body[key]!r}"

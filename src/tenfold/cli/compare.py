@@ -214,24 +214,16 @@ def _plain(run: Any) -> dict[str, Any]:
 
 def table(results: Results) -> Any:
     """What people see of a comparison: one line per method and budget, means over the seeds."""
-    made = tables.table(
-        ("Method", "Budget", "Params", "MACs", "Before", "Right after", "Re-estimated", "Recovered", "Test", "Time"),
-        left=2,
-    )
+    made = tables.table(("", "Params", "MACs", "Right after", "Re-estimated", "Test", "Time"))
     for entry in entries(results):
-        stages = [
-            _percent(entry.over(lambda run, stage=stage: getattr(run.accuracy, stage)))
-            for stage in ("before", "right_after", "reestimated", "recovered")
-        ]
-        kept = [
-            _percent(entry.over(lambda run, of=of: run.price and run.price.kept[of]), 1) for of in ("params", "macs")
-        ]
+        kept = [_percent(entry.over(lambda run, k=k: run.price and run.price.kept[k]), 1) for k in ("params", "macs")]
+        after = _percent(entry.over(lambda run: run.accuracy.right_after))
+        renewed = _percent(entry.over(lambda run: run.accuracy.reestimated))
+        limits = [f"{name}={value}" for name, value in entry.budget.items()]
         time = "" if entry.time is None else f"{entry.time.value:.2f}×"
-        made.add_row(entry.label, "" if entry.dense else entry.where, *kept, *stages, _interval(entry.accuracy), time)
-    title = (
-        f"{results.experiment['model']} on {results.experiment['data']['name']}: accuracy on validation, and on test"
-    )
-    return tables.titled(title, made)
+        made.add_row(" ".join([entry.label, *limits]), *kept, after, renewed, _interval(entry.accuracy), time)
+    network, data = results.experiment["model"], results.experiment["data"]["name"]
+    return tables.titled(f"{network} on {data}: accuracy on validation, in the end on test; time, dense is 1", made)
 
 
 def _percent(mean: Mean | None, digits: int = 2) -> str:
