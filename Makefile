@@ -22,7 +22,7 @@ help: ## list the commands
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: .venv/.base ## train on the embedded data, compress, recover, and print the table (runs/demo)
+demo: .venv/.base ## train on the embedded data, compress, recover; a table, and runs/demo/report.html
 	$(BIN)/python examples/demo.py --out runs/demo
 
 test: .venv/.dev ## the whole test suite; what CI runs

@@ -4,16 +4,22 @@ import runpy
 from pathlib import Path
 
 import tenfold
+from tenfold.bench.results import Results
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
 def test_the_demo_runs(tmp_path, capsys):
-    runpy.run_path(str(DEMO))["main"](tmp_path / "demo", epochs=1, recovery=1)
+    out = tmp_path / "demo"
+    runpy.run_path(str(DEMO))["main"](out, epochs=2, recovery=1)
     shown = capsys.readouterr().out
-    for word in ("accuracy, right after", "accuracy, re-estimated", "accuracy, recovered", "parameters", "MACs", "ms"):
+    for word in ("Right after", "Re-estimated", "alds params=0.25", "lrpet params=0.5", "loaded again", "report.html"):
         assert word in shown
-    names = {"alds-50", "alds-25", "svd-50", "svd-25", "spectra.png"}
-    assert {p.name for p in (tmp_path / "demo").iterdir()} == names
-    small = tenfold.load(tmp_path / "demo" / "alds-25", model=tenfold.build_model("cnn", 10, 1, 8))
+    runs = Results.read(out / "results.json").runs
+    assert [run.id for run in runs if run.failure] == []
+    assert {path.name for path in (out / "networks").iterdir()} == {run.id for run in runs}
+    assert len(runs) == 1 + 3 * 2
+    assert (out / "report.html").stat().st_size > 100_000
+    small = tenfold.load(out / "networks" / "alds-params0.25-s0", model=tenfold.build_model("cnn", 10, 1, 8))
     assert tenfold.cost(small).params <= 0.25 * 278_890
+    assert tenfold.cost(small).params == next(run for run in runs if run.id == "alds-params0.25-s0").price.params

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,15 @@ class Comparison:
     speedup_quartiles: tuple[float, float]
 
 
-def compare(dense: nn.Module, small: nn.Module, x: Tensor, *, threads: int = 1, rounds: int = 30) -> Comparison:
+def compare(
+    dense: nn.Module,
+    small: nn.Module,
+    x: Tensor,
+    *,
+    threads: int = 1,
+    rounds: int = 30,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Comparison:
     """Time the forward passes of two models on the same input, in turns.
 
     Args:
@@ -54,12 +62,13 @@ def compare(dense: nn.Module, small: nn.Module, x: Tensor, *, threads: int = 1, 
         x: a batch.
         threads: that torch may use on the CPU, >= 1.
         rounds: pairs of turns, >= 3.
+        clock: seconds. ``time.thread_time``, for one thread on a CPU, leaves out what other programs take from it.
 
     Raises:
         ArgumentError: a number out of its range.
     """
     check(rounds >= 3, "rounds", ">= 3", rounds)
-    a, b = zip(*_turns((dense, small), x, threads, rounds), strict=True)
+    a, b = zip(*_turns((dense, small), x, threads, rounds, clock), strict=True)
     ratios = [first / second for first, second in zip(a, b, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     before, after = statistics.median(a) * 1e3, statistics.median(b) * 1e3
@@ -72,24 +81,27 @@ def milliseconds(models: Mapping[str, nn.Module], x: Tensor, *, threads: int = 1
     return {name: statistics.median(times) * 1e3 for name, times in zip(models, turns, strict=True)}
 
 
-def _turns(models: tuple[nn.Module, ...], x: Tensor, threads: int, rounds: int) -> list[tuple[float, ...]]:
+def _turns(
+    models: tuple[nn.Module, ...], x: Tensor, threads: int, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> list[tuple[float, ...]]:
     """Seconds of a forward pass of each model, round by round."""
     check(threads >= 1, "threads", ">= 1", threads)
     with _quiet(models, threads), torch.inference_mode():
         for model in models:
-            _turn(model, x, _WARMUP)
-        calls = [max(1, round(_TURN / max(_turn(model, x, _WARMUP), 1e-7))) for model in models]
-        return [tuple(_turn(model, x, n) for model, n in zip(models, calls, strict=True)) for _ in range(rounds)]
+            _turn(model, x, _WARMUP, clock)
+        calls = [max(1, round(_TURN / max(_turn(model, x, _WARMUP, clock), 1e-7))) for model in models]
+        pairs = list(zip(models, calls, strict=True))
+        return [tuple(_turn(model, x, n, clock) for model, n in pairs) for _ in range(rounds)]
 
 
-def _turn(model: nn.Module, x: Tensor, calls: int) -> float:
+def _turn(model: nn.Module, x: Tensor, calls: int, clock: Callable[[], float]) -> float:
     """Seconds of one forward pass, averaged over ``calls`` in a row."""
     _wait(x.device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         model(x)
     _wait(x.device)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def _wait(device: torch.device) -> None:

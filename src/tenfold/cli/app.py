@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tenfold.cli import bench, compress, doctor, evaluate, export, methods, plan, train
+from tenfold.cli import bench, compare, compress, doctor, evaluate, export, methods, plan, report, train
 
 app = typer.Typer(
     name="tenfold",
@@ -41,7 +41,7 @@ def _options(
     pass
 
 
-for _module in (train, compress, plan, evaluate, bench, doctor, export, methods):
+for _module in (train, compress, plan, evaluate, compare, report, bench, doctor, export, methods):
     app.command(name=_module.NAME, epilog=_module.EXAMPLES)(_module.command)
 
 

@@ -9,12 +9,13 @@ import typer
 
 from tenfold.cli import parse, runs, tables
 from tenfold.cli.options import DataRoot, Exclude, Fields, Force, Limits, MethodName, RunFolder, Target, check_file
-from tenfold.cli.stages import Steps, calibration
+from tenfold.cli.stages import Steps
 from tenfold.cli.verb import Outcome, verb
 from tenfold.errors import ArgumentError
 from tenfold.files import atomic_file
 from tenfold.layers.cost import Cost
 from tenfold.methods.base import plan as make_plan
+from tenfold.train.calibration import calibration
 
 NAME = "plan"
 EXAMPLES = (

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold.bench.guard import Probe, smallest_budget
 from tenfold.cli import parse, runs
-from tenfold.cli.stages import Stage, Steps, calibration, score
+from tenfold.cli.stages import Stage, Steps, score
 from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost, cost
@@ -24,6 +24,7 @@ from tenfold.ranks.build import Report, Result, apply
 from tenfold.ranks.plan import Budget, Plan
 from tenfold.ranks.problem import survey
 from tenfold.train import Epoch, Recipe, evaluate, fit
+from tenfold.train.calibration import calibration
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from tenfold.train import Data, Recipe, Score, batches, evaluate
-from tenfold.train.data.batches import Batches
+from tenfold.train import Data, Score, evaluate
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,6 @@ class Stage:
 def score(name: str, model: nn.Module, data: Data) -> Stage:
     """Evaluate ``model`` on the validation and test sets."""
     return Stage(name, evaluate(model, data.validation), evaluate(model, data.test))
-
-
-def calibration(data: Data, recipe: Recipe) -> Batches:
-    """Training images to re-estimate batch norm from and to calibrate on: shuffled by the seed, nothing augmented."""
-    order = torch.Generator().manual_seed(recipe.seed)
-    return batches(data.train, recipe.batch_size, shuffle=True, generator=order)
 
 
 class Steps:

@@ -13,7 +13,7 @@ from torch import nn
 
 from tenfold.cli import parse, runs, tables
 from tenfold.cli.options import DataRoot, Exclude, Fields, Force, Limits, Out, Target, recipe_options, with_default
-from tenfold.cli.stages import Stage, Steps, calibration, score
+from tenfold.cli.stages import Stage, Steps, score
 from tenfold.cli.verb import Outcome, verb
 from tenfold.errors import CheckpointError
 from tenfold.layers.batchnorm import reestimate_
@@ -24,6 +24,7 @@ from tenfold.methods.base import plan as make_plan
 from tenfold.ranks.build import Result
 from tenfold.ranks.plan import Budget
 from tenfold.train import Fit, Recipe, fit
+from tenfold.train.calibration import calibration
 from tenfold.train.data import Data
 
 NAME = "train"

@@ -1,0 +1,128 @@
+"""Tables of accuracy, from the result files of experiments."""
+
+import statistics
+
+from docs.cells import DATA, ROOT, markdown, percent, results, spread
+from tenfold.bench.config import read_experiment
+from tenfold.bench.report.summary import entries
+from tenfold.bench.results import Results, RunResult
+
+
+def first_path() -> str:
+    """ResNet-20 on Fashion-MNIST: trained, compressed, recovered."""
+    rows = []
+    for result in results("first-path"):
+        stages = {stage["stage"].split(" (")[0]: f"{stage['test']['accuracy']:.2%}" for stage in result["stages"]}
+        kept, share = result["cost"]["kept"], result["cost"]["share"]
+        method, budget = result["method"]["method"], result["budget"]
+        name = "dense" if not budget else f"{method}, " + ", ".join(f"{k} {v:g}" for k, v in budget.items())
+        rows.append(
+            [
+                name,
+                f"{kept['params']:,} ({share['params']:.1%})",
+                f"{kept['macs'] / 1e6:.1f} M ({share['macs']:.1%})",
+                stages.get("right after compression", ""),
+                stages.get("batch norm re-estimated", ""),
+                stages.get("recovered", stages.get("trained", "")),
+            ]
+        )
+    return markdown(["", "parameters", "MACs", "right after", "re-estimated", "trained or recovered"], rows)
+
+
+def post_training() -> str:
+    """Every post-training method on trained networks."""
+    rows = []
+    for result in results("post-training"):
+        name, dense = DATA[result["data"]], result["dense"]
+        rows.append([name, "dense", "1.00", "", "", f"{dense['accuracy']:.2%}", "", percent(dense.get("recovered"))])
+        for row in result["rows"]:
+            fields = {k: v for k, v in row["method"].items() if k in ("measure", "slices") and v not in (None, "max")}
+            method = ", ".join([row["method"]["method"], *(f"{k}={v}" for k, v in fields.items())])
+            if "failure" in row:
+                rows.append([name, method, f"{row['budget']}", "", "", "not reached", "", ""])
+                continue
+            shares = [f"{row['params']:.3f}", f"{row['macs']:.3f}"]
+            after = [percent(row.get(stage)) for stage in ("right_after", "reestimated", "recovered")]
+            rows.append([name, method, f"{row['budget']}", *shares, *after])
+    head = ["data", "method", "budget", "parameters", "MACs", "right after", "re-estimated", "recovered"]
+    return markdown(head, rows)
+
+
+def proxies() -> str:
+    """Accuracy without training by error measure, mean over seeds: right after / batch norm estimated again."""
+    found: dict[tuple[str, str, float], dict[str, list[dict]]] = {}
+    for net in (net for result in results("proxies") for net in result["nets"]):
+        for row in net["rows"]:
+            key = (DATA[net["data"]], net["network"], row["budget"])
+            found.setdefault(key, {}).setdefault(row["candidate"], []).append(row)
+    names = list(dict.fromkeys(name for cells in found.values() for name in cells))
+    rows = []
+    for (data, network, budget), cells in found.items():
+        line = [f"{data}, {network}", f"{budget}"]
+        for name in names:
+            good = [row for row in cells.get(name, []) if "failure" not in row]
+            after = (
+                [statistics.mean(row[stage] for row in good) for stage in ("right_after", "reestimated")]
+                if good
+                else []
+            )
+            line.append(" / ".join(f"{100 * x:.1f}" for x in after) or "not reached")
+        rows.append(line)
+    return markdown(["network", "budget", *names], rows)
+
+
+def projection() -> str:
+    """Projection while training beside cutting afterwards; mean over seeds, and their range."""
+    rows = []
+    for result in results("projection"):
+        for name in result["methods"]:
+            runs = [row for row in result["rows"] if row["method"] == name]
+            good = [row for row in runs if "failure" not in row]
+            if not runs:
+                continue
+            line = [DATA[result["data"]], name, f"{len(good)} of {len(runs)}"]
+            if good:
+                means = [statistics.mean(row[key] for row in good) for key in ("params", "macs")]
+                line += [f"{x:.3f}" for x in means]
+                line += [spread([row[key] for row in good]) for key in ("unfinished", "right_after", "reestimated")]
+            rows.append(line + [""] * (8 - len(line)))
+    head = ["data", "method", "runs", "parameters", "MACs", "before the cut", "right after", "re-estimated"]
+    return markdown(head, rows)
+
+
+def pretrained() -> str:
+    """EfficientNet-Lite0: agreement with the original on views of real photos."""
+    rows = []
+    for row in (row for result in results("pretrained") for row in result["results"]):
+        budget = ", ".join(f"{k} {v:g}" for k, v in (row.get("budget") or {}).items()) or "its own ranks"
+        if "failure" in row:
+            rows.append([row["method"], budget, "", "", "not reached", "", ""])
+            continue
+        shares = [f"{row['kept share'][key]:.3f}" for key in ("params", "macs")]
+        kept, anew = row["kept"], row.get("anew") or {}
+        cells = [percent(kept["agreement"], 1), percent(kept["top-1"], 1), percent(anew.get("agreement"), 1)]
+        rows.append([row["method"], budget, *shares, *cells])
+    return markdown(["method", "budget", "parameters", "MACs", "agreement", "top-1", "agreement, norms anew"], rows)
+
+
+def comparison() -> str:
+    """Every method at every budget on Fashion-MNIST: means over the seeds. Says so where nothing is measured yet."""
+    folder = ROOT / "experiments" / "fashion" / "results"
+    order = [row.id for row in read_experiment(folder.parent / "config.yaml").rows]
+    files = [folder / f"{name}.json" for name in order if (folder / f"{name}.json").exists()]
+    rows = []
+    for entry in entries(Results("fashion", {}, [RunResult.read(file) for file in files], len(order))):
+        kept = [entry.over(lambda run, cost=cost: run.price and run.price.kept[cost]) for cost in ("params", "macs")]
+        stages = [entry.over(lambda run, at=at: getattr(run.accuracy, at)) for at in ("right_after", "reestimated")]
+        accuracy, time = entry.accuracy, entry.time
+        interval = "" if accuracy is None or accuracy.half is None else f" ± {100 * accuracy.half:.2f}"
+        rows.append(
+            [
+                entry.name,
+                *(f"{mean.value:.1%}" if mean else "" for mean in kept),
+                *(f"{mean.value:.2%}" if mean else "" for mean in stages),
+                f"{accuracy.value:.2%}{interval}" if accuracy else "failed",
+                f"{time.value:.2f}" if time else "",
+            ]
+        )
+    return markdown(["", "parameters", "MACs", "right after", "re-estimated", "test accuracy", "time"], rows)

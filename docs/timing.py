@@ -1,0 +1,55 @@
+"""Tables of speed, from the result files of benchmarks."""
+
+from docs.cells import benchmark, markdown
+
+
+def allocation_speed() -> str:
+    """Planning and building by ALDS: seconds, and how many times below the references."""
+    rows = []
+    for row in benchmark("allocation"):
+        seconds, ratios = row["seconds"], [row["below_reference"], row["below_authors"]]
+        figures = [f"{seconds['tenfold']:.2f}", *(f"{x:.1f}x" for x in ratios), f"{row['second_ms']:.0f}"]
+        rows.append([row["net"], *figures, f"{row['memory']['peak_over_model']:.1f}"])
+    head = ["network", "seconds", "below an SVD per slice", "below the authors' figures", "second budget, ms"]
+    return markdown([*head, "peak memory, models"], rows)
+
+
+def inference_speed() -> str:
+    """Forward passes: speed-up over the dense network, and how much of the MAC ratio that is."""
+    rows = []
+    for row in benchmark("inference"):
+        wide = row["wide"]["quotient"] if row["wide"] else None
+        figures = [
+            f"{row['dense_ms']:.1f}",
+            f"{row['small_ms']:.1f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['mac_ratio']:.1f}x",
+        ]
+        quotients = [f"{row['quotient']:.2f}", "" if wide is None else f"{wide:.2f}"]
+        rows.append(
+            [row["net"], row["method"], f"{row['budget']['macs']:.0%}", f"{row['batch']}", *figures, *quotients]
+        )
+    head = ["network", "method", "MACs kept", "batch", "dense, ms", "compressed, ms", "speed-up", "MAC ratio"]
+    return markdown([*head, "speed-up / ratio", "wide layers"], rows)
+
+
+def projection_speed() -> str:
+    """One projection of a whole network."""
+    rows = []
+    for row in benchmark("projection"):
+        if "ratio" in row:
+            seconds = [f"{1000 * row['seconds'][name]:.0f}" for name in ("reference", "exact", "warm")]
+            ratios = [f"{row['ratio'][name]:.1f}x" for name in ("exact", "warm")]
+            rows.append([row["net"], *seconds, *ratios, *(f"{row['error'][name]:.0e}" for name in row["error"])])
+    head = ["network", "SVD per layer, ms", "exact, ms", "warm, ms", "exact", "warm"]
+    return markdown([*head, *(f"error, {name}" for name in ("exact", "warm", "SVD"))], rows)
+
+
+def projection_overhead() -> str:
+    """What projections add to training."""
+    rows = [
+        [row["net"], f"{row['step']:.2f}", f"{1000 * row['projection']:.0f}", f"{row['overhead']:.1%}"]
+        for row in benchmark("projection")
+        if "overhead" in row
+    ]
+    return markdown(["network", "training step, s", "projection, ms", "added at m = 20"], rows)

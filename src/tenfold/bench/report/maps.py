@@ -1,0 +1,122 @@
+"""Maps: ranks by layer and method, and by layer and epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tenfold.bench.report.figure import Choice, Figure, Panel, epoch_ticks, layout, plain, short, wrapped
+from tenfold.bench.report.summary import Entry, by_budget
+from tenfold.bench.results import Layer, RunResult
+
+
+def rank_map(found: Sequence[Entry]) -> Panel | None:
+    """What each method kept of each layer, a map per budget: the share of the weights in colour, the ranks as text."""
+    groups = {where: shown for where, group in by_budget(found).items() if (shown := [e for e in group if _layers(e)])}
+    if not groups:
+        return None
+    figures = {str(number): _map(group) for number, group in enumerate(groups.values())}
+    alt = "A map of layers by methods: the share of each layer's weights that is kept, with the ranks as text."
+    return Panel("ranks", "Ranks per layer", alt, figures, [Choice("Budget", list(groups))])
+
+
+def _layers(entry: Entry) -> list[tuple[Layer, ...]]:
+    """Each layer over the seeds, in module order."""
+    return list(zip(*(run.layers for run in entry.done if run.layers), strict=False))
+
+
+def _map(group: Sequence[Entry]) -> Figure:
+    cells = {(layer[0].name, e.label): layer for e in group for layer in _layers(e)}
+    names = list(dict.fromkeys(name for name, _ in cells))
+    labels = list(dict.fromkeys(entry.label for entry in group))
+    shares = [[_share(cells.get((name, label))) for label in labels] for name in names]
+    texts = [[_rank_text(cells.get((name, label))) for label in labels] for name in names]
+    return _heatmap([wrapped(x) for x in labels], [plain(y) for y in names], shares, texts, "weights kept")
+
+
+def _share(layers: tuple[Layer, ...] | None) -> float | None:
+    if not layers or any(layer.dense_params == 0 for layer in layers):
+        return None
+    return short(sum(layer.params / layer.dense_params for layer in layers) / len(layers))
+
+
+def _rank_text(layers: tuple[Layer, ...] | None) -> str:
+    """The rank; the range of it where the seeds differ; every one of those that are no numbers."""
+    if layers is None:
+        return ""
+    ranks = [layer.rank for layer in layers]
+    whole = [rank for rank in ranks if isinstance(rank, int)]
+    if len(whole) == len(ranks):
+        text = str(whole[0]) if len(set(whole)) == 1 else f"{min(whole)}–{max(whole)}"
+    else:
+        text = " or ".join(dict.fromkeys(rank_words(rank) for rank in ranks))
+    slices = sorted({layer.slices for layer in layers})
+    return text + (f" × {'–'.join(map(str, slices))}" if slices[-1] > 1 else "")
+
+
+def rank_words(rank: int | list[int] | None) -> str:
+    """``12``, ``8·6`` for a rank per mode, "dense" for none."""
+    if rank is None:
+        return "dense"
+    return "·".join(map(str, rank)) if isinstance(rank, list) else str(rank)
+
+
+def evolution(found: Sequence[Entry]) -> Panel | None:
+    """The ranks of a run epoch by epoch, for methods that change them; the first seed of each."""
+    shown = {e.name: run for e in found for run in e.done[:1] if run.evolution and run.evolution.ranks}
+    if not shown:
+        return None
+    figures = {str(number): _evolved(run) for number, run in enumerate(shown.values())}
+    alt = "A map of layers by epochs: the rank of each layer, relative to the largest that it had, with ranks as text."
+    return Panel("evolution", "Ranks while training", alt, figures, [Choice("Run", list(shown))])
+
+
+def _evolved(run: RunResult) -> Figure:
+    assert run.evolution is not None
+    sizes = {n: [_size(rank) for rank in ranks] for n, ranks in run.evolution.ranks.items()}
+    shares = [
+        [None if size is None else short(size / max(s or 1 for s in row)) for size in row] for row in sizes.values()
+    ]
+    few = len(run.evolution.epochs) <= 24
+    ranks = run.evolution.ranks.values()
+    texts = [["" if rank is None or not few else rank_words(rank) for rank in row] for row in ranks]
+    made = _heatmap(run.evolution.epochs, [plain(n) for n in sizes], shares, texts, "rank, of its largest")
+    made["layout"]["xaxis"] |= {"title": {"text": "after epoch"}, "side": "bottom", "tickangle": 0, "type": "linear"}
+    made["layout"]["xaxis"] |= epoch_ticks(run.evolution.epochs)
+    return made
+
+
+def _size(rank: int | list[int] | None) -> int | None:
+    return math.prod(rank) if isinstance(rank, list) else rank
+
+
+def _heatmap(x: Sequence[Any], y: Sequence[str], z: list[Any], texts: list[list[str]], title: str) -> Figure:
+    trace: Figure = {
+        "type": "heatmap",
+        "x": list(x),
+        "y": list(y),
+        "z": z,
+        "text": texts,
+        "texttemplate": "%{text}",
+        "textfont": {"size": 12},
+        "hovertemplate": "%{y}<br>%{x}<br>" + title + " %{z:.1%}<br>rank %{text}<extra></extra>",
+        "colorscale": "Cividis",
+        "zmin": 0,
+        "zmax": 1,
+        "xgap": 2,
+        "ygap": 2,
+        "colorbar": {
+            "title": {"text": title, "side": "right"},
+            "tickformat": ".0%",
+            "thickness": 12,
+            "outlinewidth": 0,
+        },
+    }
+    made = layout("", "", height=130 + 24 * len(y))
+    made["margin"]["b"] = 12
+    made["xaxis"] |= {"side": "top", "type": "category", "showgrid": False, "tickangle": -40}
+    made["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
+    widest = max((len(text) for row in texts for text in row), default=0)
+    made["meta"] = {"least": 200 + len(x) * max(34, 9 * widest)}
+    return {"data": [trace], "layout": made}

@@ -1,0 +1,198 @@
+"""One page that holds a whole comparison: tables, plots, and the program that draws them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tenfold.bench.report import curves, maps, tables, tradeoff
+from tenfold.bench.report.figure import THEMES, Panel, plural
+from tenfold.bench.report.summary import Entry, entries, latencies, percent, verdicts
+from tenfold.bench.report.tables import Cell, Group, Table
+from tenfold.bench.results import Results, RunResult
+from tenfold.errors import TenfoldError
+from tenfold.files import atomic_file
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. One that is empty is left out.
+
+    Args:
+        id: of the element, for links.
+        title: over it.
+        text: paragraphs before its tables and plots.
+        tables: of it.
+        panels: plots of it.
+        code: (title, text) to be shown as it is.
+    """
+
+    id: str
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    code: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing but words."""
+        return not (self.tables or self.panels or self.code)
+
+
+def write_report(results: Results, path: Path | str) -> None:
+    """Write a comparison as one HTML page that needs nothing else: no network, no other file.
+
+    Accuracies are means over the seeds of the runs that did not fail, with 95 % intervals of the mean by Student's t.
+    Parts of which the results hold nothing are left out.
+
+    Args:
+        results: of `tenfold compare`; also of one that is not finished.
+        path: of the file.
+
+    Raises:
+        TenfoldError: jinja2 or plotly is missing.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise TenfoldError(f"Reports need {error.name}, which is missing: pip install 'tenfold[report]'.") from error
+    found = entries(results)
+    sections = [section for section in _sections(found, results) if not section.empty]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    assets = files("tenfold.bench.report")
+    page = environment.from_string(assets.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
+        title=results.name,
+        lead=_lead(found, results),
+        facts=_facts(found, results),
+        sections=sections,
+        panels=script_json({"panels": [asdict(p) for s in sections for p in s.panels], "themes": THEMES}),
+        style=assets.joinpath("page.css").read_text(encoding="utf-8"),
+        script=assets.joinpath("page.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs().replace("</script", "<\\/script") if any(s.panels for s in sections) else "",
+    )
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def script_json(value: Any) -> str:
+    """JSON that can stand inside a ``script`` element: nothing in it ends the element or begins a comment."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _lead(found: Sequence[Entry], results: Results) -> list[str]:
+    """What it comes to, in a few sentences."""
+    lead = []
+    if len(results.runs) < results.expected:
+        lead.append(f"Not finished: {len(results.runs)} of {results.expected} runs are there so far.")
+    dense = next((entry.accuracy for entry in found if entry.dense), None)
+    if dense is not None:
+        lead.append(f"The dense network reaches {percent(dense)} on the test set.")
+    return lead + verdicts(found)
+
+
+def _facts(found: Sequence[Entry], results: Results) -> list[tuple[str, str]]:
+    """What was compared, on what."""
+    runs = results.runs
+    facts = [
+        ("Network", _listed(run.model for run in runs)),
+        ("Data", _listed(_data_words(run.data) for run in runs)),
+        ("Methods", _listed(entry.label for entry in found if not entry.dense)),
+        ("Budgets", _listed(entry.where for entry in found if not entry.dense)),
+        ("Seeds", _listed(str(run.seed) for run in runs)),
+        ("Epochs", _listed((_epoch_words(run.epochs) for run in runs), " or ")),
+        (
+            "Latency",
+            _listed(f"{m.device}, batch of {m.batch}, {plural(m.threads, 'thread')}" for m in latencies(results)),
+        ),
+    ]
+    return [(term, text) for term, text in facts if text]
+
+
+def _listed(texts: Iterable[str], between: str = ", ") -> str:
+    return between.join(dict.fromkeys(texts))
+
+
+def _data_words(data: dict[str, Any]) -> str:
+    count = data.get("train")
+    return str(data.get("name")) + (f" ({count:,} training examples)" if isinstance(count, int) else "")
+
+
+def _epoch_words(epochs: dict[str, int]) -> str:
+    return " + ".join(f"{count} of {phase}" for phase, count in epochs.items() if count)
+
+
+def _sections(found: Sequence[Entry], results: Results) -> list[Section]:
+    """The parts of the page, in order."""
+    return [
+        Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),
+        Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*tradeoff.all_costs(found))),
+        Section("layers", "Ranks", (_RANKS,), panels=_some(maps.rank_map(found), maps.evolution(found))),
+        Section("spectra", "Singular values", (_SPECTRA,), panels=_some(curves.spectra(found))),
+        Section("training", "Training", (_TRAINING,), panels=_some(curves.training(found))),
+        Section("stages", "Accuracy by stage", tables=_some(tables.stages(found))),
+        Section("cost", "What training costs", tables=_some(tables.costs(found))),
+        Section("dense", "Left dense", tables=_some(tables.left_dense(found))),
+        Section("failures", "Failures", tables=_some(tables.failures(results))),
+        _manifest(results),
+    ]
+
+
+_TRADEOFF = (
+    "Marks are means over the seeds, bars their 95 % intervals. The broad grey line is the Pareto front of the means: "
+    "who stands on it is beaten by no one in both figures. Latency is relative to the dense network, because each "
+    "model was measured in turns with it."
+)
+_RANKS = "Colour is the share that is kept, numbers are ranks; a range where the seeds differ."
+_SPECTRA = (
+    "Of the first seed, relative to the largest value before compression; values below 1/10,000 of it are left out. "
+    "Dotted lines are networks trained by a method, before it compressed them."
+)
+_TRAINING = "Lines are means over the seeds, bands reach from the lowest seed to the highest."
+
+
+def _some(*parts: T | None) -> tuple[T, ...]:
+    return tuple(part for part in parts if part is not None)
+
+
+def _manifest(results: Results) -> Section:
+    """How to make it again: the command with its configuration, and where, with what and on what it was made."""
+    places: dict[tuple[tuple[str, str], ...], int] = {}
+    for run in results.runs:
+        rows = tuple(_place_rows(run))
+        places[rows] = places.get(rows, 0) + 1
+    made = [
+        Table(
+            _of_runs(count, results), ["What", "Value"], [Group("", [[Cell(a), Cell(b)] for a, b in rows])], words=True
+        )
+        for rows, count in places.items()
+    ]
+    command = ("Command", "tenfold compare --experiment experiment.json")
+    configuration = ("experiment.json", json.dumps(results.experiment, indent=2))
+    text = (f"{len(results.runs)} of {plural(results.expected, 'run')}.",)
+    return Section("manifest", "How to make it again", text, tuple(made), code=(command, configuration))
+
+
+def _of_runs(count: int, results: Results) -> str:
+    return "Of all runs." if count == len(results.runs) else f"Of {plural(count, 'run')}."
+
+
+def _place_rows(run: RunResult) -> Iterable[tuple[str, str]]:
+    place = run.place
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in place.versions.items())
+    if place.commit is not None:
+        yield "Commit", place.commit + (", with changes that are not committed" if place.dirty else "")
+    yield "Processor", f"{place.cpu}, {plural(place.cores, 'core')}, {plural(place.threads, 'thread')} used"
+    if place.gpu is not None:
+        yield "GPU", place.gpu
+    yield "Trained on", place.device
+    yield "Network", run.model
+    yield from ((f"Data: {name}", str(value)) for name, value in run.data.items() if value is not None)

@@ -1,0 +1,223 @@
+"""A comparison boiled down: the runs of a method at a budget as one entry, with intervals over the seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import t as student
+
+from tenfold.bench.results import Latency, Results, RunResult
+
+CONFIDENCE = 0.95
+"""Of every interval."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds, and how sure it is.
+
+    Args:
+        value: the mean.
+        half: half the width of the confidence interval of the mean, by Student's t; None for a single value.
+        count: how many values.
+    """
+
+    value: float
+    half: float | None
+    count: int
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.value - (self.half or 0.0)
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        return self.value + (self.half or 0.0)
+
+
+def mean(values: Iterable[float | None]) -> Mean | None:
+    """The mean of the values that are known, with the interval ``t_{0.975, n-1} s / sqrt(n)``; None where none is."""
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    count = len(known)
+    half = None
+    if count > 1:
+        half = float(student.ppf((1 + CONFIDENCE) / 2, count - 1)) * statistics.stdev(known) / math.sqrt(count)
+    return Mean(statistics.fmean(known), half, count)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method at a budget: its runs, one per seed.
+
+    Args:
+        label: of the method.
+        kind: "dense", "post-training" or "training".
+        budget: limits by name; empty for the dense network, and for methods that choose for themselves.
+        runs: all of them, the failed ones too.
+    """
+
+    label: str
+    kind: str
+    budget: dict[str, Any]
+    runs: tuple[RunResult, ...]
+
+    @property
+    def done(self) -> tuple[RunResult, ...]:
+        """The runs that did not fail."""
+        return tuple(run for run in self.runs if run.failure is None)
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is the baseline."""
+        return self.kind == "dense"
+
+    @property
+    def where(self) -> str:
+        """The budget in words."""
+        return "dense" if self.dense else budget_words(self.budget)
+
+    @property
+    def name(self) -> str:
+        """Method and budget."""
+        return self.label if self.dense else f"{self.label}, {self.where}"
+
+    def over(self, figure: Callable[[RunResult], float | None]) -> Mean | None:
+        """The mean of a figure over the runs that did not fail."""
+        return mean(figure(run) for run in self.done)
+
+    @property
+    def accuracy(self) -> Mean | None:
+        """On the test set, in [0, 1]."""
+        return self.over(lambda run: run.test and run.test.accuracy)
+
+    @property
+    def params(self) -> Mean | None:
+        """Of what came out."""
+        return self.over(lambda run: run.price and run.price.params)
+
+    @property
+    def macs(self) -> Mean | None:
+        """Of what came out, for one example."""
+        return self.over(lambda run: run.price and run.price.macs)
+
+    @property
+    def time(self) -> Mean | None:
+        """Of a forward pass relative to the dense network measured in turns with it; 1 for the dense one itself."""
+        return self.over(lambda run: 1.0 if self.dense else run.latency and 1 / run.latency.speedup)
+
+    @property
+    def cost(self) -> Mean | None:
+        """Seconds of all stages."""
+        return self.over(lambda run: sum(run.seconds.values()) if run.seconds else None)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes at the peak of the hungriest run."""
+        return max((run.peak_memory for run in self.done if run.peak_memory is not None), default=None)
+
+
+def budget_words(budget: dict[str, Any]) -> str:
+    """``{"params": 0.25}`` as "25 % of the parameters"; several limits joined by "and"."""
+    known = {"params": "parameters", "macs": "MACs"}
+    parts = [
+        f"{value:,} {known.get(name, name)}"
+        if isinstance(value, int)
+        else f"{100 * value:.4g} % of the {known.get(name, name)}"
+        for name, value in budget.items()
+        if value is not None
+    ]
+    return " and ".join(parts) or "own choice"
+
+
+def entries(results: Results) -> list[Entry]:
+    """The runs by method and budget, in the order of the experiment."""
+    found: dict[tuple[str, str, str], list[RunResult]] = {}
+    for run in results.runs:
+        found.setdefault((run.label, run.kind, repr(run.budget)), []).append(run)
+    return [Entry(runs[0].label, runs[0].kind, runs[0].budget, tuple(runs)) for runs in found.values()]
+
+
+def by_budget(found: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Compressed entries under the name of their budget, the largest first, as far as they can be compared."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in found:
+        if not entry.dense:
+            groups.setdefault(entry.where, []).append(entry)
+    return dict(sorted(groups.items(), key=lambda group: _size(group[1][0].budget), reverse=True))
+
+
+def _size(budget: dict[str, Any]) -> tuple[float, ...]:
+    return tuple(float(budget.get(name) or 0) for name in ("params", "macs"))
+
+
+def best(found: Sequence[Entry], figure: Callable[[Entry], Mean | None], *, largest: bool) -> list[Entry]:
+    """The entries whose mean is best, ties included; none where fewer than two have one, or where all are equal."""
+    known = [(entry, value.value) for entry in found if (value := figure(entry)) is not None]
+    values = {value for _, value in known}
+    if len(values) < 2:
+        return []
+    top = max(values) if largest else min(values)
+    return [entry for entry, value in known if value == top]
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The Pareto front of (cost, accuracy): those that no other beats in one without losing in the other.
+
+    Args:
+        points: any order.
+
+    Returns:
+        By rising cost, and so by rising accuracy.
+    """
+    kept: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not kept or accuracy > kept[-1][1]:
+            kept.append((cost, accuracy))
+    return kept
+
+
+def median(values: Sequence[float]) -> float | None:
+    """None where there is nothing."""
+    return statistics.median(values) if values else None
+
+
+def latencies(results: Results) -> list[Latency]:
+    """All that were measured."""
+    return [run.latency for run in results.runs if run.latency is not None]
+
+
+def verdicts(found: Sequence[Entry]) -> list[str]:
+    """A sentence per budget at which at least two methods came through: who is ahead, and whether seeds say so."""
+    sentences = []
+    for where, group in by_budget(found).items():
+        ranked = [(entry, value) for entry in group if (value := entry.accuracy) is not None]
+        ranked.sort(key=lambda pair: -pair[1].value)
+        if len(ranked) < 2 or not group[0].budget:  # those that choose for themselves are of different sizes
+            continue
+        (first, top), (second, next_) = ranked[:2]
+        if top.value == next_.value:
+            sentences.append(f"At {where}: {first.label} and {second.label} are level at {percent(top)}.")
+            continue
+        sentence = f"At {where}: {first.label} is ahead with {percent(top)}, then {second.label} with {percent(next_)}"
+        if top.half is None or next_.half is None:
+            sentence += "; with one seed there is no telling chance from merit."
+        elif top.low <= next_.high:
+            sentence += "; their intervals overlap, so these seeds do not separate them."
+        else:
+            sentence += "; their intervals are apart."
+        sentences.append(sentence)
+    return sentences
+
+
+def percent(value: Mean) -> str:
+    """In per cent, with the interval: "97.12 ± 0.31 %". Its spaces do not break."""
+    interval = "" if value.half is None else f"\xa0±\xa0{100 * value.half:.2f}"
+    return f"{100 * value.value:.2f}{interval}\xa0%"

@@ -1,0 +1,219 @@
+"""The tables of a report: plain rows of text, made from results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tenfold.bench.report.figure import si
+from tenfold.bench.report.summary import Entry, Mean, best, by_budget, latencies, median, percent
+from tenfold.bench.results import Latency, Results, RunResult
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Args:
+        text: of it.
+        note: more of it, in smaller letters.
+        best: whether it is the best of its column in its group.
+    """
+
+    text: str
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that belong together.
+
+    Args:
+        title: over them; "" for none, as for the dense network.
+        rows: of cells; the first of each is what the row is about.
+    """
+
+    title: str
+    rows: list[list[Cell]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        caption: what it says.
+        head: of the columns.
+        groups: of its rows.
+        words: whether cells hold sentences: they are set flush left, and wrap.
+    """
+
+    caption: str
+    head: list[str]
+    groups: list[Group] = field(default_factory=list)
+    words: bool = False
+
+
+def headline(found: Sequence[Entry], results: Results) -> Table:
+    """Method by budget: accuracy, size, speed and cost; the best of each column in each budget is marked."""
+    columns: list[tuple[str, Callable[[Entry], Mean | None], Callable[[Entry], Cell], bool]] = [
+        ("Test accuracy", lambda e: e.accuracy, _accuracy, True),
+        ("Parameters", lambda e: e.params, lambda e: _amount(e, e.params, "params"), False),
+        ("MACs", lambda e: e.macs, lambda e: _amount(e, e.macs, "macs"), False),
+        ("Latency", lambda e: e.time, lambda e: _latency(e, results), False),
+        ("Training cost", lambda e: e.cost, lambda e: Cell(seconds(e.cost.value) if e.cost else NOTHING), False),
+    ]
+    groups = []
+    for where, group in _groups(found).items():
+        winners = [[id(entry) for entry in best(group, figure, largest=most)] for _, figure, _, most in columns]
+        rows = []
+        for entry in group:
+            cells = [draw(entry) for _, _, draw, _ in columns]
+            marked = [Cell(c.text, c.note, id(entry) in won) for c, won in zip(cells, winners, strict=True)]
+            rows.append([Cell(entry.label), *marked, Cell(_seeds(entry))])
+        groups.append(Group(where, rows))
+    caption = "Means over the seeds, ± half the 95 % interval of the mean. ★ marks the best of a column at a budget. "
+    caption += "Each latency is compared with that of the dense network, measured in turns with it."
+    return Table(caption, ["Method", *(name for name, *_ in columns), "Seeds"], groups)
+
+
+def _groups(found: Sequence[Entry]) -> dict[str, list[Entry]]:
+    dense = [entry for entry in found if entry.dense]
+    return ({"": dense} if dense else {}) | by_budget(found)
+
+
+def _accuracy(entry: Entry) -> Cell:
+    return Cell(percent(entry.accuracy) if entry.accuracy else "failed")
+
+
+def _amount(entry: Entry, value: Mean | None, name: str) -> Cell:
+    share = entry.over(lambda run: run.price and run.price.kept[name])
+    if value is None or share is None:
+        return Cell(NOTHING)
+    return Cell(si(value.value), "" if entry.dense else f"{100 * share.value:.1f} %")
+
+
+def _latency(entry: Entry, results: Results) -> Cell:
+    """How many times as fast as the dense network in turns with it; milliseconds are of one moment, and say less."""
+    ms = median([m.dense_ms for m in latencies(results)] if entry.dense else [m.small_ms for m in _measured(entry)])
+    speedup = entry.over(lambda run: run.latency and run.latency.speedup)
+    if ms is None:
+        return Cell(NOTHING)
+    if entry.dense or speedup is None:
+        return Cell(f"{ms:.3g} ms")
+    return Cell(f"{speedup.value:.2f}× as fast", f"{ms:.3g} ms")
+
+
+def _measured(entry: Entry) -> list[Latency]:
+    return [run.latency for run in entry.done if run.latency is not None]
+
+
+def _seeds(entry: Entry) -> str:
+    whole = len(entry.runs) == len(entry.done)
+    return str(len(entry.runs)) if whole else f"{len(entry.done)} of {len(entry.runs)}"
+
+
+_STAGES: dict[str, Callable[[RunResult], float | None]] = {
+    "Before compression": lambda run: run.accuracy.before,
+    "Right after": lambda run: run.accuracy.right_after,
+    "Norms re-estimated": lambda run: run.accuracy.reestimated,
+    "Recovered": lambda run: run.accuracy.recovered,
+    "Test, in the end": lambda run: run.test and run.test.accuracy,
+}
+
+
+def stages(found: Sequence[Entry]) -> Table | None:
+    """Accuracy from stage to stage."""
+    caption = "On the validation set, stage by stage; the test set is measured once, in the end."
+    drawn = {name: lambda entry, figure=figure: _percent(entry.over(figure)) for name, figure in _STAGES.items()}
+    return _filled(caption, found, drawn)
+
+
+def costs(found: Sequence[Entry]) -> Table | None:
+    """Wall time by stage, and peak memory."""
+    known = {"training": "Training", "plan": "Plan", "apply": "Apply", "reestimate": "Norms", "recovery": "Recovery"}
+    names = dict.fromkeys([*known, *(name for entry in found for run in entry.done for name in run.seconds)])
+    drawn: dict[str, Callable[[Entry], str]] = {known.get(name, name): _stage_seconds(name) for name in names}
+    drawn["All"] = lambda entry: _seconds(entry.cost)
+    drawn["Peak memory"] = lambda entry: NOTHING if entry.memory is None else size(entry.memory)
+    caption = "Wall time, means over the seeds; the peak memory of the hungriest run. Methods that compress after the "
+    caption += "training share one dense training per seed; its time is counted for each."
+    return _filled(caption, found, drawn)
+
+
+def _stage_seconds(name: str) -> Callable[[Entry], str]:
+    return lambda entry: _seconds(entry.over(lambda run: run.seconds.get(name)))
+
+
+def _filled(caption: str, found: Sequence[Entry], drawn: dict[str, Callable[[Entry], str]]) -> Table | None:
+    """A row per entry that came through; columns without a figure are left out."""
+    groups = {where: [entry for entry in group if entry.done] for where, group in _groups(found).items()}
+    texts = {id(e): {name: draw(e) for name, draw in drawn.items()} for group in groups.values() for e in group}
+    names = [name for name in drawn if any(row[name] != NOTHING for row in texts.values())]
+    if not names:
+        return None
+    made = [
+        Group(where, [[Cell(e.label), *(Cell(texts[id(e)][name]) for name in names)] for e in group])
+        for where, group in groups.items()
+        if group
+    ]
+    return Table(caption, ["Method", *names], made)
+
+
+def left_dense(found: Sequence[Entry]) -> Table | None:
+    """Layers that stay dense, with the reason, and in which entries."""
+    where: dict[tuple[str, str], dict[str, None]] = {}
+    for entry in (entry for entry in found if not entry.dense):
+        for layer in (layer for run in entry.done for layer in run.layers if layer.decomposition == "dense"):
+            where.setdefault((layer.reason or "not said", layer.name), {})[entry.name] = None
+    grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (reason, layer), names in where.items():
+        grouped.setdefault((reason, tuple(names)), []).append(layer)
+    if not grouped:
+        return None
+    everywhere = tuple(entry.name for entry in found if not entry.dense and entry.done)
+    rows = [
+        [Cell(", ".join(layers)), Cell(reason), Cell("all" if names == everywhere else "; ".join(names))]
+        for (reason, names), layers in grouped.items()
+    ]
+    caption = "Layers that at least one seed leaves dense."
+    return Table(caption, ["Layers", "Why", "In"], [Group("", rows)], words=True)
+
+
+def failures(results: Results) -> Table | None:
+    """Runs without a result, with what they said."""
+    rows = [
+        [Cell(run.id), Cell(run.failure.type), Cell(run.failure.message)]
+        for run in results.runs
+        if run.failure is not None
+    ]
+    caption = "They count nowhere else in this report."
+    return Table(caption, ["Run", "Error", "Message"], [Group("", rows)], words=True) if rows else None
+
+
+def _percent(value: Mean | None) -> str:
+    return NOTHING if value is None else percent(value)
+
+
+def _seconds(value: Mean | None) -> str:
+    return NOTHING if value is None else seconds(value.value)
+
+
+def seconds(value: float) -> str:
+    """``75.0`` as "1 min 15 s"."""
+    if value < 1e-3:
+        return "< 1 ms"
+    if value < 1:
+        return f"{1000 * value:.3g} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: int) -> str:
+    """Bytes as "477 MiB"."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

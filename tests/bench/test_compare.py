@@ -1,0 +1,246 @@
+"""Comparisons: every run once, whatever happens; what is measured; failures as results."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from compare_stubs import Broken, experiment, process, read
+
+import tenfold
+from tenfold.bench import compare as module
+from tenfold.bench.compare import compare
+from tenfold.bench.config import read_experiment
+from tenfold.bench.experiment import DataChoice
+from tenfold.bench.results import Results, RunResult
+from tenfold.errors import ArgumentError, CheckpointError, DataError
+from tenfold.train import evaluate, load_data, loop
+from tenfold.train.calibration import limited
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A comparison that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = process(folder)
+    done.join()
+    assert done.exitcode == 0
+    return folder
+
+
+def test_killed_ten_times_it_ends_with_the_same_results(whole, tmp_path):
+    draw = random.Random(7)
+    for _ in range(10):
+        worker = process(tmp_path)
+        worker.join(draw.uniform(0.2, 2.0))
+        worker.kill()
+        worker.join()
+    last = process(tmp_path)
+    last.join()
+    assert last.exitcode == 0
+    assert read(tmp_path) == read(whole)
+    lines = (tmp_path / "work" / "journal.log").read_text().splitlines()
+    finished = Counter(line.split()[-1] for line in lines if " done " in line)
+    started = Counter(line.split()[-1] for line in lines if " start " in line)
+    assert sum(started.values()) > len(started)  # some were cut in the middle
+    assert set(finished.values()) == {1}
+    assert not list((tmp_path / "work" / "claims").iterdir())
+
+
+def test_two_processes_do_each_run_once_and_both_end_with_all(whole, tmp_path):
+    workers = [process(tmp_path), process(tmp_path)]
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert read(tmp_path) == read(whole)
+    lines = [line.split() for line in (tmp_path / "work" / "journal.log").read_text().splitlines()]
+    assert Counter(line[-1] for line in lines if line[-2] == "done") == dict.fromkeys(
+        ("base-s0", "dense-s0", "svd-params0.5-s0", "trp-every=2-params0.5-s0"), 1
+    )
+    assert len({line[3] for line in lines}) == 2  # both had a part in it
+
+
+def test_a_finished_comparison_does_nothing_but_read(whole, monkeypatch):
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("a run was done again"))
+    monkeypatch.setattr(module, "train_base", lambda *_: pytest.fail("a training was done again"))
+    files = {path: path.stat().st_mtime_ns for path in (whole / "results").iterdir()}
+    assert compare(experiment(), whole).runs == Results.read(whole / "results.json").runs
+    assert {path: path.stat().st_mtime_ns for path in (whole / "results").iterdir()} == files
+
+
+def test_each_run_gets_the_same_epochs_and_the_budget_holds(whole):
+    runs = {run.method: run for run in Results.read(whole / "results.json").runs}
+    assert {name: [len(curve.epochs) for curve in run.curves] for name, run in runs.items()} == {
+        "dense": [3],
+        "svd": [2, 1],
+        "trp": [3],
+    }
+    for run in runs.values():
+        numbers = [epoch.epoch for curve in run.curves for epoch in curve.epochs]
+        assert numbers == [1, 2, 3]
+        assert sum(run.epochs.values()) == 3
+        assert run.failure is None
+    assert runs["svd"].curves[0].epochs[-1].lr < 0.05 * 0.01  # to the end of the schedule, then the end once more
+    assert runs["svd"].curves[1].epochs[-1].lr == runs["dense"].curves[0].epochs[-1].lr
+    assert runs["svd"].price.kept["params"] <= 0.5
+    assert runs["trp"].price.kept["params"] <= 0.5
+    assert runs["dense"].price.kept == {"params": 1.0, "macs": 1.0}
+
+
+def test_stages_are_those_that_a_run_has(whole):
+    found = {run.method: run.accuracy for run in Results.read(whole / "results.json").runs}
+    assert (found["dense"].right_after, found["dense"].reestimated, found["dense"].recovered) == (None, None, None)
+    assert found["trp"].recovered is None
+    assert None not in (found["svd"].before, found["svd"].right_after, found["svd"].reestimated)
+    last = {run.method: run.curves[-1].epochs[-1] for run in Results.read(whole / "results.json").runs}
+    assert found["svd"].recovered == last["svd"].validation_accuracy
+    assert found["dense"].before == last["dense"].validation_accuracy
+
+
+def test_what_is_recorded_is_what_came_out(whole):
+    runs = {run.method: run for run in Results.read(whole / "results.json").runs}
+    spectra = {entry.layer: entry for entry in runs["svd"].spectra}
+    for layer in runs["svd"].layers:
+        if layer.decomposition == "low-rank" and layer.name in spectra:
+            index, value = spectra[layer.name].after.index, spectra[layer.name].after.value
+            assert all(v < 1e-4 * value[0] for i, v in zip(index, value, strict=True) if i > layer.rank)
+            assert min(v for i, v in zip(index, value, strict=True) if i <= layer.rank) > 0
+    dense = tenfold.build_model("cnn", 10, 1, 8)
+    assert runs["svd"].price.dense_params == tenfold.cost(dense).params
+    assert runs["trp"].evolution.epochs == [1, 2, 3]
+    last = {name: ranks[-1] for name, ranks in runs["trp"].evolution.ranks.items()}
+    chosen = {layer.name: layer.rank for layer in runs["trp"].layers if layer.rank is not None}
+    assert set(chosen) <= set(last)
+    assert runs["svd"].evolution is None
+    assert runs["svd"].data["checksum"] == load_data("digits").checksum
+    assert runs["svd"].data["train"] == 256
+    for run in runs.values():
+        assert run.peak_memory > 0
+        assert run.latency.speedup > 0
+        assert run.place.versions["torch"] == torch.__version__
+
+
+def test_the_figures_are_those_of_the_networks_that_are_kept(whole):
+    data = load_data("digits")
+    for run in Results.read(whole / "results.json").runs:
+        net = tenfold.load(whole / "networks" / run.id, model=tenfold.build_model("cnn", 10, 1, 8))
+        assert run.test.accuracy == evaluate(net, data.test).accuracy
+        assert tenfold.cost(net, torch.zeros(1, 1, 8, 8)) == tenfold.Cost(run.price.params, run.price.macs)
+        last = run.accuracy.recovered or run.accuracy.reestimated or run.accuracy.before
+        assert last == evaluate(net, data.validation).accuracy
+
+
+def test_it_goes_on_after_the_last_whole_epoch(whole, tmp_path, monkeypatch):
+    """Stopped in the second epoch of the dense training before the compressions, then in the second of TRP's."""
+    trained = []
+    save = loop.save_checkpoint
+
+    def saving(folder, parts, record):
+        trained.append((folder.parent.name, record["epoch"]))
+        if trained in ([*base, ("base-s0", 2)], [*base, ("base-s0", 2), *dense, *svd, *trp]):
+            raise KeyboardInterrupt
+        save(folder, parts, record)
+
+    base = [("base-s0", 1)]
+    dense = [("base-s0", 2), *(("dense-s0", n) for n in (1, 2, 3))]
+    svd = [("svd-params0.5-s0", 1)]
+    trp = [("trp-every=2-params0.5-s0", n) for n in (1, 2)]
+    monkeypatch.setattr(loop, "save_checkpoint", saving)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            compare(experiment(), tmp_path)
+    compare(experiment(), tmp_path)
+    assert trained == [*base, ("base-s0", 2), *dense, *svd, *trp, trp[-1], ("trp-every=2-params0.5-s0", 3)]
+    assert read(tmp_path) == read(whole)
+
+
+def test_failures_are_results_and_the_others_go_on(tmp_path):
+    both = experiment(Broken(), tenfold.SVD(), budgets=(tenfold.Budget(params=1),), recipe=_short(), recovery=1)
+    results = compare(both, tmp_path)
+    failed = {run.method: run.failure for run in results.runs}
+    assert failed["dense"] is None
+    assert (failed["broken"].type, failed["broken"].message) == ("ZeroDivisionError", "of the ranks")
+    assert failed["svd"].type == "BudgetError"
+    assert RunResult.read(tmp_path / "results" / "svd-params1-s0.json").failure == failed["svd"]
+    assert "of the ranks" in (tmp_path / "work" / "broken-params1-s0.failed.txt").read_text()
+    # ... and are kept, until they are to be tried again
+    done = []
+    original = module.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "run", lambda setting, row, tell: done.append(row.id) or original(setting, row, tell))
+        compare(both, tmp_path)
+        assert done == []
+        compare(both, tmp_path, retry=True)
+    assert sorted(done) == ["broken-params1-s0", "svd-params1-s0"]
+
+
+def test_a_dense_training_that_fails_takes_those_with_it_that_start_from_it(tmp_path):
+    results = compare(experiment(tenfold.SVD(), recipe=_short(lr=1e9)), tmp_path)
+    dense, svd = results.runs
+    assert "loss" in dense.failure.message
+    assert svd.failure.message.startswith("the dense training that it starts from failed: The loss is")
+
+
+def test_a_full_disk_is_no_result(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("tenfold.train.loop.save_checkpoint", full)
+    with pytest.raises(OSError, match="No space"):
+        compare(experiment(tenfold.SVD(), recipe=_short()), tmp_path)
+    assert not list((tmp_path / "work" / "claims").iterdir())
+    assert not (tmp_path / "results").exists()
+
+
+def test_another_experiment_is_refused_and_more_methods_are_not(tmp_path):
+    small = experiment(tenfold.SVD(), recipe=_short())
+    compare(small, tmp_path)
+    for changes in ({"model": "resnet20"}, {"recipe": _short(lr=0.02)}, {"recovery": 0}, {"exclude": ["linear"]}):
+        with pytest.raises(CheckpointError, match=next(iter(changes))):
+            compare(experiment(tenfold.SVD(), **({"recipe": _short()} | changes)), tmp_path)
+    grown = compare(experiment(tenfold.SVD(), Broken(), recipe=_short()), tmp_path)
+    assert [run.method for run in grown.runs] == ["dense", "svd", "broken"]
+
+
+def test_what_cannot_be_had_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(DataError):
+        compare(experiment(data=DataChoice("nothing")), tmp_path / "a")
+    with pytest.raises(tenfold.TenfoldError, match="known network"):
+        compare(experiment(model="nothing"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_part_of_the_training_set_is_the_same_every_time_and_leaves_the_rest_alone():
+    data = load_data("digits")
+    part, again = limited(data, 100), limited(data, 100)
+    assert torch.equal(part.train.x, again.train.x)
+    rows = {tuple(x.flatten().tolist()) for x in data.train.x}
+    assert all(tuple(x.flatten().tolist()) in rows for x in part.train.x)
+    assert len(part.train) == 100
+    assert torch.equal(part.validation.x, data.validation.x)
+    assert torch.equal(part.test.x, data.test.x)
+    assert limited(data, None) is data
+    with pytest.raises(ArgumentError, match="examples"):
+        limited(data, 10**6)
+
+
+@pytest.mark.slow
+def test_the_smoke_experiment_runs_with_every_method(tmp_path):
+    chosen = read_experiment(ROOT / "experiments" / "smoke" / "config.yaml")
+    assert {entry.method.name for entry in chosen.methods} == set(tenfold.methods())
+    results = compare(chosen, tmp_path)
+    assert {run.method for run in results.runs} == set(tenfold.methods())
+    assert {run.id: run.failure for run in results.runs if run.failure} == {}
+    budget = chosen.budgets[0]
+    for run in results.runs[len(chosen.seeds) :]:
+        assert run.price.params <= budget.allowed("params", run.price.dense_params), run.id
+    body = json.loads((tmp_path / "results.json").read_text())
+    assert body["expected"] == len(body["runs"]) == len(results.runs)
+
+
+def _short(**changes):
+    return tenfold.train.Recipe(**({"epochs": 2, "batch_size": 128, "lr": 0.05} | changes))
