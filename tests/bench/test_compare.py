@@ -15,9 +15,8 @@ from tenfold.bench.compare import compare
 from tenfold.bench.config import read_experiment
 from tenfold.bench.experiment import DataChoice
 from tenfold.bench.results import Results, RunResult
-from tenfold.errors import ArgumentError, CheckpointError, DataError
+from tenfold.errors import CheckpointError, DataError
 from tenfold.train import evaluate, load_data, loop
-from tenfold.train.calibration import limited
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,20 +211,6 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(tenfold.TenfoldError, match="known network"):
         compare(experiment(model="nothing"), tmp_path / "a")
     assert not (tmp_path / "a").exists()
-
-
-def test_a_part_of_the_training_set_is_the_same_every_time_and_leaves_the_rest_alone():
-    data = load_data("digits")
-    part, again = limited(data, 100), limited(data, 100)
-    assert torch.equal(part.train.x, again.train.x)
-    rows = {tuple(x.flatten().tolist()) for x in data.train.x}
-    assert all(tuple(x.flatten().tolist()) in rows for x in part.train.x)
-    assert len(part.train) == 100
-    assert torch.equal(part.validation.x, data.validation.x)
-    assert torch.equal(part.test.x, data.test.x)
-    assert limited(data, None) is data
-    with pytest.raises(ArgumentError, match="examples"):
-        limited(data, 10**6)
 
 
 @pytest.mark.slow

@@ -34,7 +34,6 @@ from tenfold.bench.single import Setting, Tell, failed, run, train_base
 from tenfold.errors import CheckpointError
 from tenfold.files import atomic_file, write_json
 from tenfold.train import Data, build_model, load_data
-from tenfold.train.calibration import limited
 
 EXPERIMENT, RESULTS, WORK, MERGED = "experiment.json", "results", "work", "results.json"
 _GROWS = ("methods", "budgets", "seeds", "name", "threads", "keep")
@@ -102,8 +101,9 @@ def compare(
     """
     out = Path(out)
     with _threads(experiment.threads):
-        data = limited(load_data(experiment.data.name, experiment.data.root), experiment.data.examples)
-        limited(data, experiment.calibration, "calibration")
+        data = load_data(experiment.data.name, experiment.data.root).part(experiment.data.examples)
+        if experiment.calibration is not None:
+            data.train.part(experiment.calibration, "calibration")  # refused at once, if it is
         build_model(experiment.model, data.classes, data.channels, data.size)  # refused before anything is written
         _settle(experiment, data, out)
         setting = Setting(experiment, data, place(), out / WORK)

@@ -42,7 +42,7 @@ from tenfold.train import (
     load_checkpoint,
     read_record,
 )
-from tenfold.train.calibration import calibration, limited
+from tenfold.train.calibration import calibration
 from tenfold.train.data import Batches
 
 NETWORKS = "networks"
@@ -85,8 +85,7 @@ class Setting:
 
     def calibration(self, seed: int) -> Batches:
         """Training images for what looks at data: re-estimated batch norm, and methods that need it."""
-        part = limited(self.data, self.experiment.calibration)
-        return calibration(part, self.experiment.whole(seed))
+        return calibration(self.data.part(self.experiment.calibration), self.experiment.whole(seed))
 
     def score(self, model: nn.Module, split: Split) -> Score:
         """How good ``model`` is on ``split``, in the precision of the training, as in its epochs."""

@@ -42,13 +42,17 @@ class Split:
         x = self.x if isinstance(self.x, Images) else self.x.to(device)
         return replace(self, x=x, y=self.y.to(device))
 
-    def part(self, examples: int) -> Split:
+    def part(self, examples: int, name: str = "examples") -> Split:
         """``examples`` of them, drawn once and for all: the same ones every time, a smaller part within a larger one.
+
+        Args:
+            examples: how many.
+            name: what they are called where they are asked for, for the error.
 
         Raises:
             ArgumentError: less than one, or more than there are.
         """
-        check(is_count(examples) and examples <= len(self), "examples", f"in [1, {len(self)}]", examples)
+        check(is_count(examples) and examples <= len(self), name, f"in [1, {len(self)}]", examples)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(VALIDATION_SEED))[:examples]
         x, y = _take((self.x, self.y), order)
         return replace(self, x=x, y=y)
@@ -88,7 +92,7 @@ class Data:
         return replace(
             self,
             train=self.train if train is None else self.train.part(train),
-            validation=self.validation if validation is None else self.validation.part(validation),
+            validation=self.validation if validation is None else self.validation.part(validation, "validation"),
         )
 
 
