@@ -27,8 +27,10 @@ from tenfold.methods.base import compress as compress
 from tenfold.methods.base import plan as plan
 from tenfold.methods.dense import Dense as Dense
 from tenfold.methods.fisher_svd import FisherSVD as FisherSVD
+from tenfold.methods.group_lasso import GroupLasso as GroupLasso
 from tenfold.methods.l_rank import LRank as LRank
 from tenfold.methods.lrpet import LRPET as LRPET
+from tenfold.methods.nuclear_norm import NuclearNorm as NuclearNorm
 from tenfold.methods.pca import PCA as PCA
 from tenfold.methods.svd import SVD as SVD
 from tenfold.methods.svd_energy import SVDEnergy as SVDEnergy
