@@ -1,8 +1,8 @@
 """What a norm ball is: a symmetric norm of the magnitudes that a tensor splits into.
 
-Every set here is ``C(r) = {x : gauge(x) <= r}`` with ``gauge(x) = N(z(x))``. The *split* ``z`` takes a tensor apart into
-magnitudes: of its entries, the lengths of its filters, or its singular values. The norm ``N`` neither sees signs nor
-order. All that is asked of the set then happens on magnitudes and goes back along the same directions::
+Every set here is ``C(r) = {x : gauge(x) <= r}`` with ``gauge(x) = N(z(x))``. The *split* takes a tensor apart into
+magnitudes ``z``: of its entries, the lengths of its filters, or its singular values. The norm ``N`` sees neither signs
+nor order. All that is asked of the set then happens on magnitudes and goes back along the same directions::
 
     support(g) = N*(z(g))            max of <g, x> over C(1), the dual norm
     lmo(g, r)  = -r rebuild(t)       t maximises <z(g), t> over N(t) <= 1
@@ -13,7 +13,6 @@ Source: von Neumann 1937, Lewis 1995 for singular values; Zimmer, Spiegel, Pokut
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,35 +22,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tenfold.errors import TenfoldError, check, is_count
+from tenfold.errors import TenfoldError, check
+from tenfold.linalg.balls.norms import Norm, SparseNorm, SupportNorm, check_k, how_many
 from tenfold.linalg.svd import like, working
 
 Rebuild = Callable[[Tensor], Tensor]
 Radius = float | Tensor
-
-
-class Norm(ABC):
-    """A norm of magnitudes ``z (b, n) >= 0`` that does not depend on their order."""
-
-    @abstractmethod
-    def gauge(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        """``N(z)``."""
-
-    @abstractmethod
-    def dual(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        """``max <z, t>`` over ``N(t) <= 1``."""
-
-    @abstractmethod
-    def vertex(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-        """A ``t >= 0`` that attains it; 0 where ``z`` is 0. ``z`` is at most 1."""
-
-    @abstractmethod
-    def project(self, z: Float[Tensor, "b n"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
-        """The nearest ``t`` with ``N(t) <= radius``, for ``z`` outside."""
-
-    @abstractmethod
-    def reach(self, n: int) -> float:
-        """``max ||t||_2`` over ``N(t) <= 1`` for ``n`` magnitudes: half the diameter of the set at radius 1."""
 
 
 class Split(ABC):
@@ -106,8 +82,8 @@ class Ball(ABC):
         x = g if stacked else g[None]
         if x.numel() == 0:
             return g.clone()
-        unit, factor = self._unit(x, radius)
-        v = (self._vertices(unit) * factor).to(g.dtype)
+        unit, top = self._unit(x)
+        v = (self._vertices(unit) * self._factor(top, radius, unit)).to(g.dtype)
         return v if stacked else v[0]
 
     def gauge(self, x: Float[Tensor, "*shape"], *, stacked: bool = False) -> Float[Tensor, "..."]:
@@ -172,13 +148,18 @@ class Ball(ABC):
         z, rebuild = self.split.apart(unit)
         return rebuild(self.norm(z.shape[-1]).vertex(z))
 
-    def _unit(self, x: Float[Tensor, "b *shape"], radius: Radius) -> tuple[Tensor, Tensor]:
-        """``x`` over its largest entry, so that no square overflows or vanishes; ``-radius``, NaN where x is not finite."""
+    @staticmethod
+    def _unit(x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b *shape"], Float[Tensor, "b"]]:
+        """``x`` over its largest magnitudes, so that no square overflows or vanishes; and these."""
         w = x.detach()
         w = w.float() if w.element_size() < 4 else w
         top = torch.linalg.vector_norm(w.flatten(1) if w.ndim > 1 else w[:, None], float("inf"), dim=1)
-        factor = torch.where(torch.isfinite(top), -_radius(radius).to(top), torch.nan)
-        return w / _spread(torch.where(top > 0, top, 1.0), w), _spread(factor, w)
+        return w / _spread(torch.where(top > 0, top, 1.0), w), top
+
+    @staticmethod
+    def _factor(top: Float[Tensor, "b"], radius: Radius, x: Tensor) -> Tensor:
+        """``-radius`` for each tensor of ``x``, NaN where it is not finite."""
+        return _spread(torch.where(torch.isfinite(top), -_radius(radius).to(top), torch.nan), x)
 
     def _measure(self, x: Tensor, stacked: bool, measure: Callable[[Tensor], Tensor]) -> Tensor:
         stack = x if stacked else x[None]
@@ -190,15 +171,25 @@ class Ball(ABC):
         return found if stacked else found[0]
 
 
-def how_many(k: float, n: int) -> int:
-    """``k`` of ``n``: an int counts, at most n; a float is a share, rounded up."""
-    return min(k, n) if isinstance(k, int) else max(1, min(n, math.ceil(k * n - 1e-9)))
+@dataclass(frozen=True)
+class Counted(Ball):
+    """A ball whose vertices have k of what there is."""
 
+    k: int | float
 
-def check_k(k: float) -> None:
-    """An int >= 1 or a float in (0, 1]."""
-    good = is_count(k) or (isinstance(k, float) and 0 < k <= 1)
-    check(good, "k", "an int >= 1 (that many) or a float in (0, 1] (a share)", k)
+    of: ClassVar[type[SparseNorm | SupportNorm]]
+    """The family of norms."""
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+
+    def count(self, n: int) -> int:
+        """``k`` of ``n``: an int counts, n at most; a float is a share, rounded up."""
+        return how_many(self.k, n)
+
+    def norm(self, n: int) -> Norm:
+        """The family's norm for k of n."""
+        return type(self).of(self.count(n))
 
 
 def _radius(radius: Radius) -> Tensor:

@@ -1,4 +1,4 @@
-"""Balls of filters: the norms of `tenfold.linalg.balls.vectors`, of the lengths of the filters.
+"""A ball of filters: the k-support norm of the lengths of the filters.
 
 Source: Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921), group k-support norm ball; Rao, Dudik, Harchaoui 2017.
 """
@@ -13,27 +13,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenfold.linalg.balls.ball import Ball, Norm, Rebuild, Split, check_k, how_many
-from tenfold.linalg.balls.vectors import SupportNorm
+from tenfold.linalg.balls.ball import Counted, Rebuild, Split
+from tenfold.linalg.balls.norms import SparseNorm, SupportNorm
 
 
 class Filters(Split):
     """The lengths of the filters: one per index of the first dimension of each tensor."""
 
     def count(self, shape: Sequence[int]) -> int:
+        """Of the filters."""
         return shape[0] if shape else 1
 
     def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
+        """The L2 norm of each filter."""
         return _rows(x).norm(dim=-1)
 
     def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
+        """Filters keep their directions; a zero filter stays zero."""
         z = self.magnitudes(x)
         safe = torch.where(z > 0, z, 1.0)
         return z, lambda new: (_rows(x) * (new / safe)[..., None]).view(x.shape)
 
 
 @dataclass(frozen=True)
-class GroupKSupport(Ball):
+class GroupKSupport(Counted):
     """The hull of the tensors with k filters and L2 norm ``r``: the k-support norm of the lengths of the filters.
 
     Filters stand in the first dimension: a transposed convolution goes in with its first two swapped.
@@ -45,15 +48,8 @@ class GroupKSupport(Ball):
         ArgumentError: k out of range.
     """
 
-    k: int | float
-
     split: ClassVar[Split] = Filters()
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
-
-    def norm(self, n: int) -> Norm:
-        return SupportNorm(how_many(self.k, n))
+    of: ClassVar[type[SparseNorm | SupportNorm]] = SupportNorm
 
 
 def _rows(x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n m"]:

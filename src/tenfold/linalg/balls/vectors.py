@@ -1,21 +1,12 @@
-"""Balls of entries, and the norms that all other balls share: k-sparse, k-support, Lp.
+"""Balls of entries: L1, L2, LInf, Lp, and the two families between them.
 
-Two families hold all but Lp. With k = 1 both are the L1 norm; with k = n they are LInf and L2.
-
-====================  ===============================  ===========================  ==============
-set at radius r       convex hull of                   dual norm                    diameter
-====================  ===============================  ===========================  ==============
-k-sparse              ``+-r`` on k entries             sum of the k largest         ``2 r sqrt(k)``
-k-support             k entries, L2 norm ``r``         L2 norm of the k largest     ``2 r``
-====================  ===============================  ===========================  ==============
-
-Source: Argyriou, Foygel, Srebro 2012 (arXiv 1204.5043) for the k-support norm; the projections onto both are derived.
+Source: Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921), section 3 and appendix.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,161 +15,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenfold.errors import check
-from tenfold.linalg.balls.ball import Ball, Norm, Rebuild, Split, check_k, how_many
-
-_HALVINGS = 64
-"""Of an interval of float64 numbers: nothing is left between its ends."""
-
-
-@dataclass(frozen=True)
-class SparseNorm(Norm):
-    """``max(max z, sum z / k)``; the unit ball is the hull of the vectors with ``+-1`` on k entries."""
-
-    k: int
-
-    def gauge(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        return torch.maximum(z.amax(-1), z.sum(-1) / self.k)
-
-    def dual(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        return z.topk(min(self.k, z.shape[-1]), dim=-1, sorted=False).values.sum(-1)
-
-    def vertex(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-        return (_largest(z, self.k) != 0).to(z.dtype)
-
-    def project(self, z: Float[Tensor, "b n"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
-        """``clip(z - l, 0, r)`` with the smallest ``l >= 0`` at which its sum is ``r k`` at most."""
-        r = radius[:, None]
-
-        def cut(level: Tensor) -> Tensor:
-            return torch.minimum((z - level[:, None]).clamp(min=0), r)
-
-        top = z.amax(-1)
-        level = _halve(lambda x: cut(x).sum(-1) > self.k * radius, torch.zeros_like(top), top)
-        return cut(level)
-
-    def reach(self, n: int) -> float:
-        return math.sqrt(min(self.k, n))
-
-
-@dataclass(frozen=True)
-class SupportNorm(Norm):
-    """The k-support norm; its unit ball is the hull of the vectors with k entries and L2 norm 1.
-
-    ``N(z)^2 = min sum z_i^2 / t_i`` over ``0 <= t <= 1, sum t <= k``. With ``z`` descending the best t is 1 on the
-    ``h`` largest and proportional to z on the rest, for some ``h < k``.
-    """
-
-    k: int
-
-    def gauge(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        k = min(self.k, z.shape[-1])
-        s = z.sort(-1, descending=True).values
-        rest = s.flip(-1).cumsum(-1).flip(-1)[:, :k]
-        head = s.square().cumsum(-1)[:, :k] - s[:, :k].square()
-        left = torch.arange(k, 0, -1, dtype=z.dtype, device=z.device)  # k - h
-        # Each h whose t is at most 1 gives a bound; the best of them is the norm, and ties do not matter.
-        allowed = s[:, :k] * left <= rest
-        allowed[:, -1] = True
-        return torch.where(allowed, head + rest.square() / left, torch.inf).amin(-1).sqrt()
-
-    def dual(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        return z.topk(min(self.k, z.shape[-1]), dim=-1, sorted=False).values.norm(dim=-1)
-
-    def vertex(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-        kept = _largest(z, self.k)
-        return kept / kept.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
-
-    def project(self, z: Float[Tensor, "b n"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
-        """``z t / (t + l)`` with ``t = clip(c z - l, 0, 1)``, ``sum t = min(k, nonzeros)``, and l such that ``N = r``.
-
-        From ``min ||x - z||^2 + l sum x_i^2 / t_i`` over x and t. Both searches look at sorted sums only.
-        """
-        ramp = _Ramp.of(z, self.k)
-        most = (self.gauge(z) / radius - 1).clamp(min=0)  # N(x) <= N(z) / (1 + l)
-        l = _halve(lambda x: ramp.norm(x) > radius, torch.zeros_like(most), most)  # noqa: E741
-        t = (ramp.slope(l)[:, None] * z - l[:, None]).clamp(0, 1)
-        x = z * t / (t + l[:, None]).clamp(min=torch.finfo(z.dtype).tiny)
-        return x * (radius / self.gauge(x).clamp(min=torch.finfo(z.dtype).tiny)).clamp(max=1)[:, None]
-
-    def reach(self, n: int) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True)
-class PowerNorm(Norm):
-    """``(sum z^p)^(1/p)`` for ``1 < p < inf``; the dual is that of ``q = p / (p - 1)``."""
-
-    p: float
-
-    @property
-    def q(self) -> float:
-        return self.p / (self.p - 1)
-
-    def gauge(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        return _power(z, self.p)
-
-    def dual(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        return _power(z, self.q)
-
-    def vertex(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-        whole = _power(z, self.q)[:, None]
-        return (z / torch.where(whole > 0, whole, 1.0)).pow(self.q - 1)
-
-    def project(self, z: Float[Tensor, "b n"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
-        raise NotImplementedError  # refused by name in Ball.project
-
-    def reach(self, n: int) -> float:
-        return float(n) ** max(0.0, 0.5 - 1 / self.p)
-
-
-@dataclass(frozen=True)
-class _Ramp:
-    """Sorted magnitudes and their running sums: the sums over ``t = clip(c z - l, 0, 1)`` without touching each z."""
-
-    ascending: Float[Tensor, "b n"]
-    sums: Float[Tensor, "b n1"]
-    squares: Float[Tensor, "b n1"]
-    wanted: Float[Tensor, "b"]
-
-    @classmethod
-    def of(cls, z: Float[Tensor, "b n"], k: int) -> _Ramp:
-        s = z.sort(-1).values
-        zero = torch.zeros_like(s[:, :1])
-        sums, squares = (torch.cat([zero, x.cumsum(-1)], -1) for x in (s, s.square()))
-        return cls(s, sums, squares, (s > 0).sum(-1).clamp(1, k).to(s.dtype))
-
-    def slope(self, l: Float[Tensor, "b"]) -> Float[Tensor, "b"]:  # noqa: E741
-        """The ``c`` at which ``sum t`` is what is wanted."""
-        top, n = self.ascending[:, -1], self.ascending.shape[-1]
-        least = torch.where(self.ascending > 0, self.ascending, torch.inf).amin(-1)
-        least, top = (torch.where(top > 0, x, 1.0) for x in (least, top))
-        # The largest t is n-th part of the sum at least; all nonzero z have t = 1 at the other end.
-        low, high = ((l + self.wanted / n) / top).log(), ((1 + l) / least).log()
-        return _halve(lambda c: self._parts(c.exp(), l)[0] < self.wanted, low, high).exp()
-
-    def norm(self, l: Float[Tensor, "b"]) -> Float[Tensor, "b"]:  # noqa: E741
-        """``N(z t / (t + l))``."""
-        return self._parts(self.slope(l), l)[1].clamp(min=0).sqrt()
-
-    def _parts(self, c: Float[Tensor, "b"], l: Float[Tensor, "b"]) -> tuple[Tensor, Tensor]:  # noqa: E741
-        """``sum t`` and ``sum z^2 t / (t + l)^2``: t is 1 from ``one`` on, and ``c z - l`` from ``some`` to there."""
-        some, one = (torch.searchsorted(self.ascending, x[:, None]) for x in (l / c, (1 + l) / c))
-        linear = (self.sums.gather(-1, one) - self.sums.gather(-1, some))[:, 0]
-        square = (self.squares[:, -1:] - self.squares.gather(-1, one))[:, 0]
-        total = c * linear - l * (one - some)[:, 0]
-        return self.ascending.shape[-1] - one[:, 0] + total, square / (1 + l).square() + total / c.square()
+from tenfold.linalg.balls.ball import Ball, Counted, Rebuild, Split
+from tenfold.linalg.balls.norms import Norm, PowerNorm, SparseNorm, SupportNorm
 
 
 class Entries(Split):
     """The magnitudes of the entries; the directions are signs."""
 
     def count(self, shape: Sequence[int]) -> int:
+        """Of the entries."""
         return math.prod(shape)
 
     def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
+        """``|x|``."""
         return x.abs().reshape(len(x), -1)
 
     def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
+        """Signs are kept."""
         return self.magnitudes(x), lambda z: torch.copysign(z.view(x.shape), x)
 
 
@@ -189,6 +42,7 @@ class L1(Ball):
     split: ClassVar[Split] = Entries()
 
     def norm(self, n: int) -> Norm:
+        """L1."""
         return SparseNorm(1)
 
 
@@ -199,6 +53,7 @@ class L2(Ball):
     split: ClassVar[Split] = Entries()
 
     def norm(self, n: int) -> Norm:
+        """L2."""
         return SupportNorm(n)
 
 
@@ -209,12 +64,15 @@ class LInf(Ball):
     split: ClassVar[Split] = Entries()
 
     def norm(self, n: int) -> Norm:
+        """LInf."""
         return SparseNorm(n)
 
 
 @dataclass(frozen=True)
 class Lp(Ball):
-    """``(sum |x_i|^p)^(1/p) <= r``.
+    """``(sum |x_i|^p)^(1/p) <= r``; the vertex is ``-r sign(g_i) (|g_i| / ||g||_q)^(q-1)`` with ``1/p + 1/q = 1``.
+
+    The Euclidean projection is not known.
 
     Args:
         p: > 1 and finite; `L1` and `LInf` are the ends.
@@ -232,11 +90,12 @@ class Lp(Ball):
         check(1 < self.p < math.inf, "p", "> 1 and finite", self.p, "Take L1 or LInf for the ends.")
 
     def norm(self, n: int) -> Norm:
+        """Lp."""
         return PowerNorm(self.p)
 
 
 @dataclass(frozen=True)
-class KSparse(Ball):
+class KSparse(Counted):
     """``max |x_i| <= r`` and ``sum |x_i| <= r k``; the vertices are ``+-r`` on k entries.
 
     Args:
@@ -246,19 +105,12 @@ class KSparse(Ball):
         ArgumentError: k out of range.
     """
 
-    k: int | float
-
     split: ClassVar[Split] = Entries()
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
-
-    def norm(self, n: int) -> Norm:
-        return SparseNorm(how_many(self.k, n))
+    of: ClassVar[type[SparseNorm | SupportNorm]] = SparseNorm
 
 
 @dataclass(frozen=True)
-class KSupport(Ball):
+class KSupport(Counted):
     """The hull of the vectors with k entries and L2 norm ``r``; the vertex is the k largest entries of ``-g``, scaled.
 
     Args:
@@ -268,38 +120,5 @@ class KSupport(Ball):
         ArgumentError: k out of range.
     """
 
-    k: int | float
-
     split: ClassVar[Split] = Entries()
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
-
-    def norm(self, n: int) -> Norm:
-        return SupportNorm(how_many(self.k, n))
-
-
-def _largest(z: Float[Tensor, "b n"], k: int) -> Float[Tensor, "b n"]:
-    """``z`` with all but its k largest entries 0: k of them by index, so that ties never keep more."""
-    if k >= z.shape[-1]:
-        return z
-    found = z.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(z).scatter_(-1, found.indices, found.values)
-
-
-def _power(z: Float[Tensor, "b n"], p: float) -> Float[Tensor, "b"]:
-    """The Lp norm by its largest entry: no power overflows or loses all."""
-    top = z.amax(-1)
-    safe = torch.where(top > 0, top, 1.0)
-    return top * (z / safe[:, None]).pow(p).sum(-1).pow(1 / p)
-
-
-def _halve(
-    too_low: Callable[[Float[Tensor, "b"]], Tensor], low: Float[Tensor, "b"], high: Float[Tensor, "b"]
-) -> Float[Tensor, "b"]:
-    """The smallest value in ``[low, high]`` that is not too low, to the last digit, each entry for itself."""
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        up = too_low(middle)
-        low, high = torch.where(up, middle, low), torch.where(up, high, middle)
-    return high
+    of: ClassVar[type[SparseNorm | SupportNorm]] = SupportNorm
