@@ -14,9 +14,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tenfold.errors import ArgumentError, TenfoldError, check, is_share
 from tenfold.layers.copies import duplicate
+from tenfold.layers.cost import call_arguments
+from tenfold.layers.matrix import LowRank
 from tenfold.layers.select import Selection, select
 from tenfold.layers.spec import CONVS, TRANSPOSED, refuse_wrapped, spec_of, to_kernel
 from tenfold.linalg.svd import require_finite, working
@@ -24,7 +27,7 @@ from tenfold.linalg.svd import require_finite, working
 _FILTERS = (*CONVS, *TRANSPOSED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """Filters that can only be removed together, channel by channel.
 
@@ -120,6 +123,8 @@ def find_filters(
     """
     check(norm in (1, 2), "norm", "1 or 2", norm)
     refuse_wrapped(model)
+    if any(isinstance(m, LowRank) for m in model.modules()):
+        raise ArgumentError("`model` must be dense to lose filters; this one is factorised. See tenfold.to_dense.")
     copy = duplicate(model)
     graph = _graph(copy, example_inputs)
     names = {m: name for name, m in copy.named_modules()}
@@ -132,30 +137,38 @@ def find_filters(
     for group in graph.get_all_groups(root_module_types=list(_FILTERS)):
         members = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
         found = tuple(names[m] for m in members if isinstance(m, _FILTERS))
-        reason = _why_not(found, members, chosen, excluded)
-        if reason is None and _changes_output(model, example_inputs, found[0]):
-            reason = "its channels are the model's output"
+        touched = [dep.target.module for dep, _ in group if dep.target.module in names]
+        reason = _why_not(found, touched, names, chosen, excluded)
         if reason is None:
             bundles.append(Bundle(found[0], found, _scores(group, graph, names, norm)))
         else:
             left |= dict.fromkeys(found, reason)
+    # One run tells that no bundle is the output, as is usual; only if some are each has to be tried.
+    if _changes_output(model, example_inputs, [b.root for b in bundles]):
+        fixed = [b for b in bundles if _changes_output(model, example_inputs, [b.root])]
+        bundles = [b for b in bundles if b not in fixed]
+        left |= {name: "its channels are the model's output" for b in fixed for name in b.layers}
     return Filters(model, tuple(bundles), left, example_inputs)
 
 
 def _why_not(
-    found: tuple[str, ...], members: Sequence[nn.Module], chosen: set[str] | None, excluded: set[str]
+    found: tuple[str, ...],
+    touched: Sequence[nn.Module],
+    names: Mapping[nn.Module, str],
+    chosen: set[str] | None,
+    excluded: set[str],
 ) -> str | None:
-    tied = "" if len(found) == 1 else f" (tied: {', '.join(found)})"
+    """Why filters stay: nobody asked for them, or a layer that puts out or takes in their channels cannot shrink."""
     if chosen is not None and not chosen.intersection(found):
         return "not in target_modules"
     if excluded.intersection(found):
-        return "in exclude_modules" + tied
-    for module in members:
+        return "in exclude_modules" + ("" if len(found) == 1 else f", or tied to one that is: {', '.join(found)}")
+    for module in touched:
         spec = spec_of(module)
         if isinstance(module, (*_FILTERS, nn.Linear)) and spec is None:
-            return f"{type(module).__name__} with more than a plain layer has" + tied
+            return f"'{names[module]}' is a {type(module).__name__} with more than a plain layer has"
         if spec is not None and spec.groups > 1 and spec.groups != spec.in_channels:
-            return "grouped, and not depthwise" + tied
+            return f"'{names[module]}' has groups of channels, which have to stay of one size"
     return None
 
 
@@ -174,11 +187,11 @@ def _scores(group: Any, graph: Any, names: Mapping[nn.Module, str], norm: float)
     return torch.as_tensor(total).pow(1 / norm)
 
 
-def _changes_output(model: nn.Module, inputs: Any, root: str) -> bool:
-    """Whether the model puts out another shape, or nothing at all, without one channel of ``root``."""
+def _changes_output(model: nn.Module, inputs: Any, roots: Sequence[str]) -> bool:
+    """Whether the model puts out another shape, or nothing at all, without one channel of each of ``roots``."""
     copy = duplicate(model)
     before = _shapes(copy, inputs)
-    _remove(copy, inputs, {root: [0]})
+    _remove(copy, inputs, {root: [0] for root in roots})
     try:
         return _shapes(copy, inputs) != before
     except RuntimeError:  # a reshape, or an operation that the graph does not know, holds on to the number of channels
@@ -187,9 +200,9 @@ def _changes_output(model: nn.Module, inputs: Any, root: str) -> bool:
 
 @torch.no_grad()
 def _shapes(model: nn.Module, inputs: Any) -> Any:
-    args, kwargs = _arguments(inputs)
+    args, kwargs = call_arguments(inputs)
     out = model.eval()(*args, **kwargs)
-    return [x.shape for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
+    return [x.shape for x in tree_leaves(out) if isinstance(x, Tensor)]
 
 
 def _remove(model: nn.Module, inputs: Any, gone: Mapping[str, Sequence[int]]) -> None:
@@ -210,7 +223,7 @@ def _remove(model: nn.Module, inputs: Any, gone: Mapping[str, Sequence[int]]) ->
 def _graph(model: nn.Module, inputs: Any) -> Any:
     """The dependency graph, from one run in eval mode."""
     pruning = import_pruning()
-    args, kwargs = _arguments(inputs)
+    args, kwargs = call_arguments(inputs)
     try:
         model.eval()(*args, **kwargs)
     except Exception as error:
@@ -240,12 +253,6 @@ def import_pruning() -> Any:
     except ImportError as error:
         raise TenfoldError("removing filters needs torch-pruning: pip install 'tenfold[prune]'.") from error
     return torch_pruning
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
 
 
 def _least(scores: Tensor, count: int) -> list[int]:

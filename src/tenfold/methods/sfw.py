@@ -30,6 +30,8 @@ from tenfold.ranks.uniform import uniform_plan
 _DEVIATIONS = 2.5
 """Five standard deviations of the norm of n uniform numbers, over its mean, times ``sqrt(n)``: ``5 sqrt(0.2)``."""
 
+_PAPER = SpectralKSupport(k=0.1)
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -65,8 +67,8 @@ class SFW(Method):
 
         m <- mu m + g,   v = argmin_{v in C} <m, v>,   theta <- (1 - eta) theta + eta v
 
-    see `tenfold.linalg.frank_wolfe`. The set of a kernel acts on the matrix ``c_out x (c_in kh kw)``; its L2 diameter is
-    ``2 w rho``, rho the L2 norm that the tensor is expected to have at initialisation. `describe` tells which tensor
+    see `tenfold.linalg.frank_wolfe`. The set of a kernel acts on the matrix ``c_out x (c_in kh kw)``; its L2 diameter
+    is ``2 w rho``, rho the L2 norm that the tensor is expected to have at initialisation. `describe` tells which tensor
     gets which set. What matters is that the start is forgotten, ``F = prod (1 - eta) ~ 0``, and that the learning rate
     falls to about 0; see `FrankWolfe.stats`, and the page docs/methods/sfw.md for how to choose.
 
@@ -91,7 +93,7 @@ class SFW(Method):
     re-estimated after compression; a tensor of zeros has no scale and is trained by SGD.
     """
 
-    constraint: Ball | str | Mapping[str, Any] = SpectralKSupport(k=0.1)
+    constraint: Ball | str | Mapping[str, Any] = _PAPER
     width: float = 10.0
     rescale: Literal["none", "diameter", "gradient", "radius"] = "gradient"
     max_eta: float = 1.0
@@ -256,7 +258,7 @@ def read_ball(value: Any) -> Ball:
 
 
 def _number(part: str) -> tuple[str, Any]:
-    """ "k=0.1" as a name and a number: an int without a point."""
+    """A name and a number from "k=0.1": an int without a point."""
     name, _, text = part.partition("=")
     try:
         return name.strip(), int(text) if text.strip().lstrip("-").isdigit() else float(text)
