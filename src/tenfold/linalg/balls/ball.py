@@ -79,11 +79,11 @@ class Ball(ABC):
         Raises:
             ArgumentError: the radius is a number and not > 0.
         """
-        x = g if stacked else g[None]
+        x = g.detach() if stacked else g.detach()[None]
         if x.numel() == 0:
-            return g.clone()
-        unit, top = self._unit(x)
-        v = (self._vertices(unit) * self._factor(top, radius, unit)).to(g.dtype)
+            return g.detach().clone()
+        x = x.float() if x.element_size() < 4 else x
+        v = self._vertex(x, radius_like(radius, x)).to(g.dtype)
         return v if stacked else v[0]
 
     def gauge(self, x: Float[Tensor, "*shape"], *, stacked: bool = False) -> Float[Tensor, "..."]:
@@ -99,12 +99,12 @@ class Ball(ABC):
     ) -> Bool[Tensor, "..."]:
         """``gauge(x) <= radius (1 + tolerance)``, on the device; False where ``x`` is not finite."""
         gauge = self.gauge(x, stacked=stacked)
-        return gauge <= _radius(radius).to(gauge) * (1 + tolerance)
+        return gauge <= radius_like(radius, gauge) * (1 + tolerance)
 
     def pull_in(self, x: Float[Tensor, "*shape"], radius: Radius, *, stacked: bool = False) -> Float[Tensor, "*shape"]:
         """``x min(1, radius / gauge(x))``: shrunk towards 0 to the boundary; a point of the set stays bit for bit."""
         gauge = self.gauge(x, stacked=stacked)
-        scale = _radius(radius).to(gauge) / gauge
+        scale = radius_like(radius, gauge) / gauge
         scale = torch.where(scale < 1, scale, 1.0)  # 0 / 0 and NaN leave x as it is
         return like(_spread(scale, x) * working(x), x)
 
@@ -118,12 +118,11 @@ class Ball(ABC):
         if not self.projects:
             raise TenfoldError(f"the projection onto {self!r} is not known (`projects` is False). Use `pull_in`.")
         stack = x if stacked else x[None]
-        limit = _radius(radius).to(torch.float64)
         if stack.numel() == 0:
             return x.clone()
         w, finite = _clean(stack)
         z, rebuild = self.split.apart(w)
-        norm, limit = self.norm(z.shape[-1]), limit.to(w.device).expand(len(w))
+        norm, limit = self.norm(z.shape[-1]), radius_like(radius, w).expand(len(w))
         outside = finite & (norm.gauge(z) > limit)
         # Where z lies inside, project the zero vector instead: its result is not used, and no case is special.
         found = like(rebuild(norm.project(torch.where(outside[:, None], z, 0.0), limit)), x)
@@ -143,23 +142,13 @@ class Ball(ABC):
         """Plain data: the name of the class and its fields."""
         return {"ball": type(self).__name__} | asdict(self)
 
-    def _vertices(self, unit: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
-        """``-lmo`` at radius 1 of gradients whose largest entry is 1, or which are 0."""
-        z, rebuild = self.split.apart(unit)
-        return rebuild(self.norm(z.shape[-1]).vertex(z))
-
-    @staticmethod
-    def _unit(x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b *shape"], Float[Tensor, "b"]]:
-        """``x`` over its largest magnitudes, so that no square overflows or vanishes; and these."""
-        w = x.detach()
-        w = w.float() if w.element_size() < 4 else w
-        top = torch.linalg.vector_norm(w.flatten(1) if w.ndim > 1 else w[:, None], float("inf"), dim=1)
-        return w / _spread(torch.where(top > 0, top, 1.0), w), top
-
-    @staticmethod
-    def _factor(top: Float[Tensor, "b"], radius: Radius, x: Tensor) -> Tensor:
-        """``-radius`` for each tensor of ``x``, NaN where it is not finite."""
-        return _spread(torch.where(torch.isfinite(top), -_radius(radius).to(top), torch.nan), x)
+    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Tensor) -> Float[Tensor, "b *shape"]:
+        """`lmo` of a stack in single or double precision."""
+        z, rebuild = self.split.apart(x)
+        top = z.amax(-1)
+        # Over its largest magnitude, so that no square overflows or vanishes.
+        t = self.norm(z.shape[-1]).vertex(z / torch.where(top > 0, top, 1.0)[:, None])
+        return rebuild(t * torch.where(torch.isfinite(top), radius.to(top.dtype), torch.nan)[:, None]).neg_()
 
     def _measure(self, x: Tensor, stacked: bool, measure: Callable[[Tensor], Tensor]) -> Tensor:
         stack = x if stacked else x[None]
@@ -192,9 +181,12 @@ class Counted(Ball):
         return type(self).of(self.count(n))
 
 
-def _radius(radius: Radius) -> Tensor:
-    check(isinstance(radius, Tensor) or radius > 0, "radius", "> 0", radius)
-    return torch.as_tensor(radius)
+def radius_like(radius: Radius, x: Tensor) -> Tensor:
+    """On the device and in the dtype of ``x``, without a wait for either; a number is checked."""
+    if isinstance(radius, Tensor):
+        return radius.to(x)
+    check(radius > 0, "radius", "> 0", radius)
+    return torch.full((), radius, dtype=x.dtype, device=x.device)
 
 
 def _clean(x: Float[Tensor, "b *shape"]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenfold.linalg.balls.ball import Counted, Rebuild, Split
-from tenfold.linalg.balls.norms import SparseNorm, SupportNorm
+from tenfold.linalg.balls.norms import SparseNorm, SupportNorm, precise
 
 
 class Filters(Split):
@@ -26,13 +26,13 @@ class Filters(Split):
 
     def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
         """The L2 norm of each filter."""
-        return _rows(x).norm(dim=-1)
+        return torch.linalg.vector_norm(_rows(x), dim=-1, dtype=precise(x))
 
     def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
         """Filters keep their directions; a zero filter stays zero."""
         z = self.magnitudes(x)
         safe = torch.where(z > 0, z, 1.0)
-        return z, lambda new: (_rows(x) * (new / safe)[..., None]).view(x.shape)
+        return z, lambda new: (_rows(x) * (new / safe).to(x)[..., None]).view(x.shape)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class SparseNorm(Norm):
 
     def vertex(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """1 on the k largest."""
-        return (_largest(z, self.k) != 0).to(z.dtype)
+        return _largest(z, self.k).sign()
 
     def project(self, z: Float[Tensor, "b n"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
         """``clip(z - l, 0, r)`` with the smallest ``l >= 0`` at which its sum is ``r k`` at most."""
@@ -170,34 +170,50 @@ class PowerNorm(Norm):
 
 @dataclass(frozen=True)
 class _Ramp:
-    """Sorted magnitudes and their running sums: the sums over ``t = clip(c z - l, 0, 1)`` without touching each z."""
+    """Sorted magnitudes ``(b, n)`` and running sums: a sum over ``t = clip(c z - l, 0, 1)`` takes a few look-ups."""
 
-    ascending: Float[Tensor, "b n"]
-    sums: Float[Tensor, "b n1"]
-    squares: Float[Tensor, "b n1"]
-    wanted: Float[Tensor, "b"]
+    ascending: Tensor
+    sums: Tensor
+    squares: Tensor
+    wanted: Tensor
 
     @classmethod
-    def of(cls, z: Float[Tensor, "b n"], k: int) -> _Ramp:
+    def of(cls, z: Tensor, k: int) -> _Ramp:
         s = z.sort(-1).values
         zero = torch.zeros_like(s[:, :1])
         sums, squares = (torch.cat([zero, x.cumsum(-1)], -1) for x in (s, s.square()))
-        return cls(s, sums, squares, (s > 0).sum(-1).clamp(1, k).to(s.dtype))
+        return cls(s, sums, squares, (s > 0).sum(-1).clamp(max=k).to(s.dtype))
 
-    def slope(self, l: Float[Tensor, "b"]) -> Float[Tensor, "b"]:  # noqa: E741
-        """The ``c`` at which ``sum t`` is what is wanted."""
-        top, n = self.ascending[:, -1], self.ascending.shape[-1]
-        least = torch.where(self.ascending > 0, self.ascending, torch.inf).amin(-1)
-        least, top = (torch.where(top > 0, x, 1.0) for x in (least, top))
-        # The largest t is n-th part of the sum at least; all nonzero z have t = 1 at the other end.
-        low, high = ((l + self.wanted / n) / top).log(), ((1 + l) / least).log()
-        return _halve(lambda c: self._parts(c.exp(), l)[0] < self.wanted, low, high).exp()
+    def slope(self, l: Tensor) -> Tensor:  # noqa: E741
+        """The ``c`` at which ``sum t`` is ``wanted``: linear between those z that get to 0 and to 1 there."""
+        top = self.ascending.shape[-1] - 1
+        full = self._leading(lambda z: self._parts((1 + l) / z, l)[0] <= self.wanted)
+        some = self._leading(lambda z: self._parts(l / z, l)[0] < self.wanted)
+        between = self._above(self.sums, some) - self._above(self.sums, full)
+        last = self.ascending.gather(-1, (top + 1 - full).clamp(0, top)[:, None])[:, 0]
+        c = (self.wanted - full + l * (some - full)) / between
+        return torch.where(between > 0, c, (1 + l) / torch.where(last > 0, last, 1.0))
 
-    def norm(self, l: Float[Tensor, "b"]) -> Float[Tensor, "b"]:  # noqa: E741
+    def norm(self, l: Tensor) -> Tensor:  # noqa: E741
         """``N(z t / (t + l))``."""
         return self._parts(self.slope(l), l)[1].clamp(min=0).sqrt()
 
-    def _parts(self, c: Float[Tensor, "b"], l: Float[Tensor, "b"]) -> tuple[Tensor, Tensor]:  # noqa: E741
+    def _leading(self, holds: Callable[[Tensor], Tensor]) -> Tensor:
+        """For how many of the z, from the largest on, it holds; never for a zero."""
+        n = self.ascending.shape[-1]
+        low, high = torch.zeros_like(self.wanted).long(), torch.full_like(self.wanted, n).long()
+        for _ in range(n.bit_length()):
+            middle = (low + high + 1) // 2
+            z = self.ascending.gather(-1, (n - middle).clamp(max=n - 1)[:, None])[:, 0]
+            up = holds(torch.where(z > 0, z, 1.0)) & (z > 0) & (middle > low)
+            low, high = torch.where(up, middle, low), torch.where(up, high, torch.maximum(middle - 1, low))
+        return low
+
+    def _above(self, sums: Tensor, many: Tensor) -> Tensor:
+        """The sum over that many of the largest."""
+        return sums[:, -1] - sums.gather(-1, (self.ascending.shape[-1] - many)[:, None])[:, 0]
+
+    def _parts(self, c: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
         """``sum t`` and ``sum z^2 t / (t + l)^2``: t is 1 from ``one`` on, and ``c z - l`` from ``some`` to there."""
         some, one = (torch.searchsorted(self.ascending, x[:, None]) for x in (l / c, (1 + l) / c))
         linear = (self.sums.gather(-1, one) - self.sums.gather(-1, some))[:, 0]
@@ -215,6 +231,11 @@ def check_k(k: float) -> None:
     """Refuse all but an int >= 1 and a float in (0, 1]."""
     good = is_count(k) or (isinstance(k, float) and 0 < k <= 1)
     check(good, "k", "an int >= 1 (that many) or a float in (0, 1] (a share)", k)
+
+
+def precise(x: Tensor) -> torch.dtype:
+    """float64 where the device has it, for what squares its input."""
+    return x.dtype if x.device.type == "mps" else torch.float64
 
 
 def _largest(z: Float[Tensor, "b n"], k: int) -> Float[Tensor, "b n"]:

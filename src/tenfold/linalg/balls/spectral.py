@@ -1,12 +1,16 @@
 """Balls of singular values, with oracles that need none: a basis of the leading left space is enough.
 
-With *any* basis U of k orthonormal columns, for the matrix G of a gradient::
+With *any* k orthonormal columns U, for the matrix G of a gradient::
 
     v = -r U U^T G / ||U^T G||_F     lies in the spectral k-support ball;   -<G, v> = r ||U^T G||_F
     v = -r U polar(U^T G)            lies in the spectral k-sparse ball;    -<G, v> = r ||U^T G||_*
 
-so an old basis costs accuracy, never feasibility. `Spectral.warm` takes one step ``U <- orth(G G^T U)`` per call, all
-matrix products and one Cholesky factor of size k. A momentum buffer turns slowly: that is nearly exact.
+so an old basis costs accuracy, never feasibility. `Spectral.warm` takes one step per call::
+
+    U = orth(G B^T),   B <- U^T G
+
+three matrix products and one Cholesky factor of size k. A momentum buffer turns slowly: that is nearly exact. Keeping U
+in place of B takes an eighth of the memory and a fourth product.
 
 Source: Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921), sections 3 and 4, who start their power iteration anew at each
 step; the warm start and the vertex without right vectors are derived.
@@ -26,13 +30,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenfold.errors import check
-from tenfold.linalg.balls.ball import Ball, Counted, Radius, Rebuild, Split
-from tenfold.linalg.balls.norms import Norm, SparseNorm, SupportNorm
+from tenfold.linalg.balls.ball import Ball, Counted, Radius, Rebuild, Split, radius_like
+from tenfold.linalg.balls.norms import Norm, SparseNorm, SupportNorm, precise
 from tenfold.linalg.svd import gram, gram_basis, left_basis, singular_values, truncated_svd
 
-_SEED = 1e-3
-"""How much of a fixed matrix is mixed into a basis. It costs 1e-6 of the energy, and a direction that a zero or
-deficient gradient has lost comes back, which it never would from products with gradients alone."""
+_SEED = 1e-5
+"""How much of a fixed matrix is mixed into the columns before they are made orthonormal. It costs what float32 costs,
+and a direction that a zero or deficient gradient has lost comes back, which it never would from gradients alone."""
 _COLD_STEPS = 3
 _FLOOR = 1e-5
 """Singular values below this share of the largest count for less in a polar factor: they are rounding."""
@@ -58,19 +62,18 @@ class Values(Split):
 
 @dataclass(frozen=True)
 class Warm:
-    """What one warm step gives, for each of ``b`` matrices.
+    """What one warm step gives, for each of ``b`` matrices. Nothing of it has been looked at by the host.
 
     Args:
-        vertex: a point of the set, like the gradient: ``(b, *shape)``.
-        basis: for the next step, ``(b, p, k)`` with ``p`` the short side of the matrix; float32, float64 for float64.
-        value: ``-<g, vertex> / radius``, which `Ball.support` bounds.
-        share: ``||U^T G||^2 / ||G||^2`` in [0, 1], the energy in the basis; 0 for a zero gradient, NaN where it is not
-            finite. A fall from one step to the next tells that the basis has lost the gradient. It stays on the
-            device.
+        vertex: a point of the set, like the gradients: ``(b, *shape)``.
+        basis: ``B / ||G||`` for the next step, ``(b, k, n)`` with ``n`` the long side; float32, float64 for float64.
+        value: ``-<g, vertex> / radius``, at most ``support(g)``.
+        share: ``||U^T G||^2 / ||G||^2`` in [0, 1], the energy in the basis; 0 for a zero gradient. A fall from one step
+            to the next tells that the basis has lost the gradient: a call without a basis finds it again.
     """
 
     vertex: Float[Tensor, "b *shape"]
-    basis: Float[Tensor, "b p k"]
+    basis: Float[Tensor, "b k n"]
     value: Float[Tensor, "b"]
     share: Float[Tensor, "b"]
 
@@ -88,51 +91,58 @@ class Spectral(Ball):
     def warm(self, g: Float[Tensor, "b *shape"], radius: Radius, basis: Tensor | None = None) -> Warm:
         """Nearly ``lmo(g, radius, stacked=True)``: one step from the basis of the call before.
 
-        The vertex is in the set for any basis whatsoever: of another gradient, of zeros, even with NaN. Zero and
-        non-finite gradients give the vertices that `lmo` gives, and leave the basis as it is.
+        The vertex is in the set for any basis whatsoever: of another gradient, of zeros, even with NaN. A gradient
+        that is zero or not finite gives 0 or NaN, as `lmo` does, and leaves the basis as it is. What counts is its
+        squared norm: in float32 a gradient below 1e-19 is zero.
 
         Args:
             g: a stack of gradients.
             radius: > 0, or one for each.
-            basis: from the last call, ``(b, p, k)``; None starts from a fixed matrix, the same in every process, with
-                a few steps.
+            basis: from the last call; None starts from a fixed matrix, the same in every process, with a few steps.
 
         Raises:
             ArgumentError: the radius is a number and not > 0; a basis of another shape.
         """
-        unit, top = self._unit(g)
-        m = _wide(unit.nan_to_num(0, 0, 0))
-        b, p, _ = m.shape
-        k = self.width(p)
-        old = m.new_zeros(b, p, k) if basis is None else basis.to(m)
-        check(old.shape == (b, p, k), "basis", f"of shape {(b, p, k)} for gradients {tuple(g.shape)}", tuple(old.shape))
+        x = g.detach()
+        m = _wide(x.float() if x.element_size() < 4 else x)
+        b, p, n = m.shape
+        old = m.new_zeros(b, self.width(p), n) if basis is None else basis.to(m)
+        fits = old.shape == (b, self.width(p), n)
+        check(fits, "basis", f"of shape {(b, self.width(p), n)} for gradients {tuple(g.shape)}", tuple(old.shape))
+        whole = torch.linalg.vector_norm(m, dim=(-2, -1))
+        live = whole.square() >= torch.finfo(m.dtype).tiny
+        finite = torch.isfinite(whole.square())
+        inverse = torch.where(live & finite, 1 / whole, 0.0)[:, None, None]
+        factor = torch.where(finite, -radius_like(radius, m), torch.nan)
         u, inside, new = None, m, old
-        if k > 0:
-            u = torch.where(torch.isfinite(old.sum((-2, -1), keepdim=True)), old, 0.0)
+        if old.shape[1] > 0:
+            inside = old
             for _ in range(_COLD_STEPS if basis is None else 1):
-                u = _orthonormal(m @ (m.mT @ (u + _SEED * _fixed(p, k, m.dtype, m.device))))
-            inside = u.mT @ m
-            new = torch.where((top > 0) & torch.isfinite(top), 1.0, 0.0)[:, None, None]
-            new = torch.where(new > 0, u, old)
-        vertex, value = self._best(u, inside)
-        share = inside.square().sum((-2, -1)) / m.square().sum((-2, -1)).clamp(min=torch.finfo(m.dtype).tiny)
-        finite = torch.isfinite(top)
-        return Warm(
-            (_narrow(vertex, unit) * self._factor(top, radius, unit)).to(g.dtype),
-            new,
-            torch.where(finite, value * top, torch.nan),
-            torch.where(finite, share.clamp(max=1), torch.nan),
-        )
+                u = _orthonormal(m @ inside.mT)
+                inside = (u * inverse).mT @ m
+            new = torch.where((live & finite)[:, None, None], inside, old)
+        vertex, value = self._best(u, inside, factor)
+        value = torch.where(finite, value * (whole if u is not None else 1.0), torch.nan)
+        share = torch.linalg.vector_norm(inside, dim=(-2, -1)).square().clamp(max=1) if u is not None else live.to(m)
+        return Warm(_narrow(vertex, x).to(g.dtype), new, value, torch.where(finite, share, torch.nan))
 
     @abstractmethod
-    def _best(self, u: Float[Tensor, "b p k"] | None, inside: Float[Tensor, "b k n"]) -> tuple[Tensor, Tensor]:
-        """The vertex of ``-lmo`` at radius 1 with columns in ``u``, given ``u^T G``; and its value. None: any."""
+    def _best(
+        self, u: Float[Tensor, "b p k"] | None, inside: Float[Tensor, "b k n"], factor: Float[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b p n"], Float[Tensor, "b"]]:
+        """``factor`` times the best point of the set at radius 1 with columns in ``u``, and its value over ``inside``.
 
-    def _vertices(self, unit: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
-        m = _wide(unit.nan_to_num(0, 0, 0))
+        Args:
+            u: None: all columns.
+            inside: ``u^T G``, up to a factor.
+            factor: one per matrix.
+        """
+
+    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Tensor) -> Float[Tensor, "b *shape"]:
+        m, factor = _scaled(_wide(x), radius)
         k = self.width(m.shape[-2])
         u = left_basis(m, k)[0].to(m) if k else None
-        return _narrow(self._best(u, m if u is None else u.mT @ m)[0], unit)
+        return _narrow(self._best(u, m if u is None else u.mT @ m, factor)[0], x)
 
 
 @dataclass(frozen=True)
@@ -147,8 +157,8 @@ class Nuclear(Spectral):
         """One."""
         return 1
 
-    def _best(self, u: Float[Tensor, "b p k"] | None, inside: Float[Tensor, "b k n"]) -> tuple[Tensor, Tensor]:
-        return _scaled(u, inside)
+    def _best(self, u: Tensor | None, inside: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        return _round(u, inside, factor)
 
 
 @dataclass(frozen=True)
@@ -169,8 +179,8 @@ class SpectralKSupport(Counted, Spectral):
         k = self.count(p)
         return k if k < p else 0
 
-    def _best(self, u: Float[Tensor, "b p k"] | None, inside: Float[Tensor, "b k n"]) -> tuple[Tensor, Tensor]:
-        return _scaled(u, inside)
+    def _best(self, u: Tensor | None, inside: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        return _round(u, inside, factor)
 
 
 @dataclass(frozen=True)
@@ -193,48 +203,52 @@ class SpectralKSparse(Counted, Spectral):
         k = self.count(p)
         return k if k < p else 0
 
-    def _best(self, u: Float[Tensor, "b p k"] | None, inside: Float[Tensor, "b k n"]) -> tuple[Tensor, Tensor]:
+    def _best(self, u: Tensor | None, inside: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         turn = _inverse_root(inside)
-        value = ((turn @ inside) * inside).sum((-2, -1))
+        value = (turn * (inside @ inside.mT)).sum((-2, -1))
+        turn = factor[:, None, None] * turn
         return (turn if u is None else u @ turn) @ inside, value
 
-    def _vertices(self, unit: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
-        m = _wide(unit.nan_to_num(0, 0, 0))
+    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Tensor) -> Float[Tensor, "b *shape"]:
+        m, factor = _scaled(_wide(x), radius)
         u, s, v = truncated_svd(m, self.count(m.shape[-2]))
         noise = max(m.shape[-2:]) * torch.finfo(m.dtype).eps * s[:, :1]
-        return _narrow((u * (s > noise)[:, None, :]) @ v.mT, unit)
+        return _narrow((u * (factor[:, None] * (s > noise))[:, None, :]) @ v.mT, x)
 
 
-def _scaled(u: Float[Tensor, "b p k"] | None, inside: Float[Tensor, "b k n"]) -> tuple[Tensor, Tensor]:
-    """``U B / ||B||`` and ``||B||``."""
+def _scaled(m: Float[Tensor, "b p n"], radius: Tensor) -> tuple[Float[Tensor, "b p n"], Float[Tensor, "b"]]:
+    """Matrices over their largest entries, zeros where not finite; and minus the radius, or NaN there."""
+    top = m.abs().amax((-2, -1))
+    finite = torch.isfinite(top)
+    unit = torch.where(finite[:, None, None], m / torch.where(top > 0, top, 1.0)[:, None, None], 0.0)
+    return unit, torch.where(finite, -radius.to(top), torch.nan)
+
+
+def _round(u: Tensor | None, inside: Float[Tensor, "b k n"], factor: Float[Tensor, "b"]) -> tuple[Tensor, Tensor]:
+    """``U B / ||B||``, and ``||B||``."""
     value = torch.linalg.vector_norm(inside, dim=(-2, -1))
-    scale = (1 / torch.where(value > 0, value, 1.0))[:, None, None]
+    scale = (factor / torch.where(value > 0, value, 1.0))[:, None, None]
     return (inside * scale if u is None else (u * scale) @ inside), value
 
 
 def _inverse_root(b: Float[Tensor, "b k n"]) -> Float[Tensor, "b k k"]:
     """``(B B^T)^(-1/2)``, so that times B it is the polar factor; smaller where B is all but deficient."""
-    w = _fine(b)
-    vectors, s = gram_basis(gram(w, "left"))
-    inverse = s / s.clamp(min=_FLOOR * s[:, :1].clamp(min=torch.finfo(s.dtype).tiny ** 0.5)).square()
-    return ((vectors * inverse[:, None, :]) @ vectors.mT).to(b)
+    vectors, s = gram_basis(gram(b.to(precise(b)), "left").nan_to_num(0, 0, 0))
+    floor = (_FLOOR * s[:, :1]).clamp(min=torch.finfo(b.dtype).tiny)
+    return ((vectors * (s / torch.maximum(s, floor).square())[:, None, :]) @ vectors.mT).to(b)
 
 
 def _orthonormal(y: Float[Tensor, "b p k"]) -> Float[Tensor, "b p k"]:
-    """``Y L^-T`` with ``Y^T Y + eps I = L L^T``: orthonormal columns, shorter where Y is deficient, never longer."""
-    w = _fine(y)
+    """``Y L^-T`` with ``Y^T Y + eps I = L L^T``: orthonormal columns, never longer; filled up where Y is deficient."""
+    w = y.to(precise(y))  # products of a matrix with itself square its condition
+    size = torch.linalg.vector_norm(w, dim=(-2, -1), keepdim=True)
+    w = torch.where((size > 0) & torch.isfinite(size), w / size, 0.0) + _SEED * _fixed(*y.shape[-2:], w.dtype, w.device)
     small = w.mT @ w
-    info = torch.finfo(w.dtype)
-    trace = small.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    # More than the rounding of the factor: that is what makes no column longer than 1, whatever Y is.
+    jitter = small.shape[-1] * torch.finfo(w.dtype).eps * small.diagonal(dim1=-2, dim2=-1).sum(-1)
     eye = torch.eye(small.shape[-1], dtype=w.dtype, device=w.device)
-    # More than the rounding of the factor: that is what makes the columns no longer than 1 whatever Y is.
-    factor = torch.linalg.cholesky_ex(small + (small.shape[-1] * info.eps * trace + info.tiny) * eye)[0]
+    factor = torch.linalg.cholesky_ex(small + jitter[:, None, None] * eye)[0]
     return torch.linalg.solve_triangular(factor.mT, w, upper=True, left=False).to(y)
-
-
-def _fine(x: Tensor) -> Tensor:
-    """In float64, where the device has it: products of a narrow matrix with itself square its condition."""
-    return x if x.device.type == "mps" else x.double()
 
 
 @lru_cache(maxsize=256)
