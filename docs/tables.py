@@ -64,7 +64,42 @@ def post_training() -> str:
     return markdown(["method", "budget", "parameters", "MACs", "right after", "re-estimated"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"first_path": first_path, "post_training": post_training}
+def sfw() -> str:
+    """Training methods on one network: mean accuracy by share removed, right after / re-estimated."""
+    return _cuts("digits")
+
+
+def sfw_rescaling() -> str:
+    """The ablation of the step size."""
+    return _cuts("digits-rescaling")
+
+
+def _cuts(name: str) -> str:
+    found = json.loads((ROOT / "experiments" / "sfw" / "results" / f"{name}.json").read_text())
+    runs: dict[str, list[dict]] = {}
+    for row in found["rows"]:
+        runs.setdefault(row["label"], []).append(row)
+    ratios = [one["ratio"] for one in next(r for r in found["rows"] if "filters" in r)["filters"]]
+    rows = []
+    for label, all_seeds in runs.items():
+        seeds = [row for row in all_seeds if "failure" not in row]
+        for cut in ("filters", "rank") if seeds else ():
+            cells = []
+            for i in range(len(ratios)):
+                both = [[100 * row[cut][i][key] for row in seeds] for key in ("accuracy", "reestimated")]
+                cells.append(" / ".join(f"{sum(values) / len(values):.1f}" for values in both))
+            rows.append([label, cut, f"{len(seeds)}", *cells])
+        if len(seeds) < len(all_seeds):
+            rows.append([label, "failed", f"{len(all_seeds) - len(seeds)}", *[""] * len(ratios)])
+    return markdown(["method", "removed", "seeds", *(f"{ratio:.0%}" for ratio in ratios)], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "first_path": first_path,
+    "post_training": post_training,
+    "sfw": sfw,
+    "sfw_rescaling": sfw_rescaling,
+}
 
 
 def main() -> int:
