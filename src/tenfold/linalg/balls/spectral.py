@@ -37,7 +37,9 @@ from tenfold.linalg.svd import gram, gram_basis, left_basis, singular_values, tr
 _SEED = 1e-5
 """How much of a fixed matrix is mixed into the columns before they are made orthonormal. It costs what float32 costs,
 and a direction that a zero or deficient gradient has lost comes back, which it never would from gradients alone."""
-_COLD_STEPS = 3
+_COLD_STEPS = 2
+_FEW = 4
+"""A basis of fewer columns takes more steps, each as much cheaper: a single direction is found slowly."""
 _FLOOR = 1e-5
 """Singular values below this share of the largest count for less in a polar factor: they are rounding."""
 
@@ -117,7 +119,8 @@ class Spectral(Ball):
         u, inside, new = None, m, old
         if old.shape[1] > 0:
             inside = old
-            for _ in range(_COLD_STEPS if basis is None else 1):
+            steps = math.ceil(_FEW / old.shape[1])
+            for _ in range(steps if basis is not None else steps + _COLD_STEPS):
                 u = _orthonormal(m @ inside.mT)
                 inside = (u * inverse).mT @ m
             new = torch.where((live & finite)[:, None, None], inside, old)
@@ -234,7 +237,7 @@ def _round(u: Tensor | None, inside: Float[Tensor, "b k n"], factor: Float[Tenso
 def _inverse_root(b: Float[Tensor, "b k n"]) -> Float[Tensor, "b k k"]:
     """``(B B^T)^(-1/2)``, so that times B it is the polar factor; smaller where B is all but deficient."""
     vectors, s = gram_basis(gram(b.to(precise(b)), "left").nan_to_num(0, 0, 0))
-    floor = (_FLOOR * s[:, :1]).clamp(min=torch.finfo(b.dtype).tiny)
+    floor = (_FLOOR * s[:, :1]).clamp(min=torch.finfo(s.dtype).tiny ** 0.5)
     return ((vectors * (s / torch.maximum(s, floor).square())[:, None, :]) @ vectors.mT).to(b)
 
 
