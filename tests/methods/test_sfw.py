@@ -100,7 +100,7 @@ def test_k_counts_filters_of_transposed_convolutions_on_their_second_dimension()
 def test_the_scale_is_the_mean_norm_of_many_initialisations(make) -> None:
     """To 1 %, for weights; biases are few numbers, and are looked at by their mean square instead."""
     layers = [make() for _ in range(200)]
-    weights = torch.tensor([float(layer.weight.norm()) for layer in layers])
+    weights = torch.tensor([float(layer.weight.detach().norm()) for layer in layers])
     rho, default = expected_norm(layers[0], layers[0].weight)
     assert default
     assert rho == pytest.approx(float(weights.mean()), rel=0.01)

@@ -32,7 +32,7 @@ class Bundle:
     """Filters that can only be removed together, channel by channel.
 
     Args:
-        root: the first layer that has them.
+        root: the layer whose channels they are numbered by.
         layers: the names of all layers that have them.
         scores: the norm of each channel's weights in all of these layers, ``(channels,)``, float64.
     """
@@ -210,6 +210,7 @@ def _remove(model: nn.Module, inputs: Any, gone: Mapping[str, Sequence[int]]) ->
     if not any(gone.values()):
         return
     modes = {m: m.training for m in model.modules()}
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
     graph = _graph(model, inputs)
     for root, channels in gone.items():
         if channels:
@@ -218,6 +219,8 @@ def _remove(model: nn.Module, inputs: Any, gone: Mapping[str, Sequence[int]]) ->
             graph.get_pruning_group(layer, pruner.prune_out_channels, list(channels)).prune()
     for module, training in modes.items():
         module.training = training
+    for name, p in model.named_parameters():  # narrower ones are new, and would all be trained
+        p.requires_grad_(trained[name])
 
 
 def _graph(model: nn.Module, inputs: Any) -> Any:

@@ -161,7 +161,7 @@ class SFW(Method):
         """
         goal = goal or Goal()
         targets = {
-            f"{t.name}.weight": t.spec
+            f"{t.name}.weight".lstrip("."): t.spec
             for t in find(model, goal.target_modules, goal.exclude_modules)
             if t.reason is None and t.spec is not None
         }
