@@ -32,18 +32,29 @@ mine = torch.cat([p.detach().flatten() for p in model.parameters()])
 others = [torch.empty_like(mine) for _ in range(2)]
 distributed.all_gather(others, mine)
 assert torch.equal(others[0], others[1])
-distributed.destroy_process_group()
 print("equal")
+
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from tenfold.optim.frank_wolfe import FrankWolfe
+
+sharded = nn.Parameter(distribute_tensor(torch.ones(4, 2), init_device_mesh("cpu", (2,)), [Shard(0)]))
+try:
+    FrankWolfe([sharded], 0.1, constraint=balls.L2(), radius=1.0)
+except tenfold.TenfoldError as error:
+    assert "sharded" in str(error)
+    print("refused")
+distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_available(), reason="torch is built without distributed")
-def test_two_processes_with_different_seeds_stay_equal(tmp_path: Path) -> None:
+def test_two_processes_with_different_seeds_stay_equal_and_sharded_tensors_are_refused(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("equal") == 2
+    assert done.stdout.count("equal") == done.stdout.count("refused") == 2
