@@ -11,18 +11,18 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
-from tenfold.errors import TenfoldError, TenfoldWarning, check, is_count, is_share
-from tenfold.layers.spec import swap_channels
+from tenfold.errors import TenfoldError, TenfoldWarning, check
 from tenfold.linalg import balls
 from tenfold.linalg.balls import Ball
 from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward, usable
+from tenfold.optim.sets import ball_of, check_group, check_tensor, gradient, kernel, radii
 
 TOLERANCE = 1e-5
 """Relative excess of the gauge over the radius that still counts as inside."""
@@ -123,8 +123,8 @@ class FrankWolfe(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, now or later; its constraint becomes plain data, its radius one number per tensor."""
         group = self.defaults | param_group
-        ball = _ball(group["constraint"])
-        _check_group(group)
+        ball = ball_of(group["constraint"])
+        check_group(group)
         if ball is not None:
             check(not param_group.get("weight_decay"), "weight_decay", "0 where a set holds", group["weight_decay"])
             group["weight_decay"] = 0.0
@@ -132,8 +132,8 @@ class FrankWolfe(Optimizer):
         group = self.param_groups[-1]
         try:
             for p in group["params"]:
-                _check_tensor(p)
-            group["radius"] = None if ball is None else _radii(group, ball)
+                check_tensor(p)
+            group["radius"] = None if ball is None else radii(group, ball)
         except TenfoldError:
             self.param_groups.pop()
             raise
@@ -169,8 +169,8 @@ class FrankWolfe(Optimizer):
         gap = 0.0
         for _, p, ball, radius, swapped in self._constrained():
             if p.grad is not None:
-                g = _kernel(p.grad, swapped).double()
-                gap += float((g * _kernel(p, swapped).double()).sum()) + radius * float(ball.support(g))
+                g = kernel(p.grad, swapped).double()
+                gap += float((g * kernel(p, swapped).double()).sum()) + radius * float(ball.support(g))
         return gap
 
     @torch.no_grad()
@@ -186,7 +186,7 @@ class FrankWolfe(Optimizer):
                         name,
                         eta=course["eta"],
                         clamped=course["clamped"] / max(steps, 1),
-                        gauge=float(ball.gauge(_kernel(p, swapped))) / radius,
+                        gauge=float(ball.gauge(kernel(p, swapped))) / radius,
                         kept=math.exp(course["log_kept"]),
                         steps=steps,
                         skipped=int(course["skipped"]),
@@ -221,9 +221,9 @@ class FrankWolfe(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
             state["radius"] = torch.tensor(radius, dtype=weight.dtype, device=p.device)
             state["course"] = torch.zeros(len(_COURSE), device=p.device)
-            kernel = _kernel(weight, swapped)
-            if not bool(ball.contains(kernel, radius, TOLERANCE)):
-                weight.copy_(_kernel(ball.pull_in(kernel, radius), swapped))
+            inside = kernel(weight, swapped)
+            if not bool(ball.contains(inside, radius, TOLERANCE)):
+                weight.copy_(kernel(ball.pull_in(inside, radius), swapped))
                 pulled.append(name)
         if pulled:
             names = ", ".join(f"'{name}'" for name in pulled)
@@ -252,7 +252,7 @@ class FrankWolfe(Optimizer):
         buffers = [self.state[p].get("momentum_buffer") for p in params]
         sgd(
             weights,
-            [_gradient(p).to(w.dtype) for p, w in zip(params, weights, strict=True)],
+            [gradient(p).to(w.dtype) for p, w in zip(params, weights, strict=True)],
             buffers,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -277,9 +277,9 @@ class FrankWolfe(Optimizer):
         """One step of tensors of one shape."""
         swapped, states = group["swapped"], [self.state[p] for p in params]
         weights = [self._weight(p) for p in params]
-        theta = torch.stack([_kernel(w, swapped) for w in weights])
-        g = torch.stack([_kernel(_gradient(p), swapped) for p in params]).to(theta.dtype)
-        old = torch.stack([_kernel(s["momentum_buffer"], swapped) for s in states])
+        theta = torch.stack([kernel(w, swapped) for w in weights])
+        g = torch.stack([kernel(gradient(p), swapped) for p in params]).to(theta.dtype)
+        old = torch.stack([kernel(s["momentum_buffer"], swapped) for s in states])
         radius = torch.stack([s["radius"] for s in states])
         m = blend(old, g, group["momentum"], group["dampening"])
         vertex = self._vertex(ball, m, radius, states)
@@ -295,8 +295,8 @@ class FrankWolfe(Optimizer):
         skipped = torch.cat([course[:, :4], course[:, 4:] + 1], 1)
         course = torch.where(good[:, None], moved, skipped)
         for i, state in enumerate(states):
-            weights[i].copy_(_kernel(theta[i], swapped))
-            state["momentum_buffer"] = _kernel(m[i], swapped)
+            weights[i].copy_(kernel(theta[i], swapped))
+            state["momentum_buffer"] = kernel(m[i], swapped)
             state["course"] = course[i]
 
     def _vertex(self, ball: Ball, m: Tensor, radius: Tensor, states: list[dict[str, Any]]) -> Tensor:
@@ -307,66 +307,6 @@ class FrankWolfe(Optimizer):
         for i, state in enumerate(states):
             state["basis"] = warm.basis[i]
         return warm.vertex
-
-
-def _ball(constraint: Any) -> Ball | None:
-    if constraint is None or isinstance(constraint, Ball):
-        return constraint
-    check(isinstance(constraint, Mapping), "constraint", "a ball of tenfold.balls, its to_dict, or None", constraint)
-    return balls.from_dict(constraint)
-
-
-def _check_group(group: Mapping[str, Any]) -> None:
-    lr = group["lr"]
-    check(isinstance(lr, Tensor) or is_share(lr), "lr", "a number >= 0", lr)
-    for name in ("momentum", "dampening"):
-        value = group[name]
-        top = value <= 1 if name == "dampening" else value < 1
-        check(is_share(value) and top, name, "in [0, 1)" if name == "momentum" else "in [0, 1]", value)
-    check(group["rescale"] in RESCALINGS, "rescale", f"one of {', '.join(RESCALINGS)}", group["rescale"])
-    check(is_share(group["weight_decay"]), "weight_decay", "a number >= 0", group["weight_decay"])
-    check(is_share(group["width"]) and group["width"] > 0, "width", "a number > 0", group["width"])
-    check(is_share(group["max_eta"]) and 0 < group["max_eta"] <= 1, "max_eta", "in (0, 1]", group["max_eta"])
-    check(is_count(group["swapped"], 0), "swapped", "an integer >= 0", group["swapped"])
-
-
-def _check_tensor(p: Tensor) -> None:
-    if torch.distributed.is_available():
-        from torch.distributed.tensor import DTensor
-
-        if isinstance(p, DTensor):
-            raise TenfoldError(
-                "FrankWolfe needs whole tensors: this one is sharded, and its vertex depends on all of it. "
-                "Train copies of the model (DistributedDataParallel), or leave it out of the optimizer."
-            )
-    if not p.is_floating_point():
-        raise TenfoldError(f"FrankWolfe trains floating-point tensors; got {p.dtype}.")
-
-
-def _radii(group: Mapping[str, Any], ball: Ball) -> list[float]:
-    """One radius per tensor: as given, or from the width and the norm that the tensor has now."""
-    params, given = group["params"], group["radius"]
-    if given is None:
-        norms = [float(p.detach().double().norm()) for p in params]
-        check(all(norms), "radius", "given for a tensor of zeros", given, "Its norm says nothing of its scale.")
-        shapes = [_kernel(p.detach(), group["swapped"]).shape for p in params]
-        return [ball.radius(2 * group["width"] * n, s) for n, s in zip(norms, shapes, strict=True)]
-    radii = list(given) if isinstance(given, (list, tuple)) else [given] * len(params)
-    good = len(radii) == len(params) and all(is_share(r) and r > 0 for r in radii)
-    check(good, "radius", f"a number > 0, or {len(params)} of them", given)
-    return [float(r) for r in radii]
-
-
-def _kernel(x: Tensor, swapped: int) -> Tensor:
-    """Filters first; the same swap leads back."""
-    return swap_channels(x, swapped) if swapped else x
-
-
-def _gradient(p: Tensor) -> Tensor:
-    g = cast("Tensor", p.grad)
-    if g.is_sparse:
-        raise TenfoldError("FrankWolfe needs dense gradients; got a sparse one. Use nn.Embedding(sparse=False).")
-    return g
 
 
 def _norm(x: Tensor) -> Tensor:
