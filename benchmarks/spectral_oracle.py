@@ -10,7 +10,8 @@ The floor
 ---------
 A warm step is three products of ``p k n`` multiply-adds for a ``p x n`` matrix: at k = p / 10 one tenth of those of a
 product of the matrix with itself, three times. All layers together are 0.49 G multiply-adds each at 10 %, 1.46 G at
-30 %: at 40 G/s 37 ms and 109 ms. A full SVD of them takes about 2 s. Expected: 40 times below it at 10 %, 20 at 30 %; exact 5.
+30 %: at 40 G/s 37 ms and 109 ms. A full SVD of them takes about 2 s. Expected: warm 40 times below it at 10 % and 20
+times at 30 %, exact 5 times.
 """
 
 import statistics
