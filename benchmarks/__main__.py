@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.record import record
 
-NAMES = ("allocation", "inference", "projection")
+NAMES = ("allocation", "inference", "projection", "spectral_oracle")
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ TABLES: dict[str, Callable[[], str]] = {
         accuracy.projection,
         accuracy.pretrained,
         accuracy.comparison,
+        accuracy.sfw,
+        accuracy.sfw_rescaling,
         timing.allocation_speed,
         timing.inference_speed,
         timing.projection_speed,

@@ -1,6 +1,10 @@
 """tenfold: smaller, faster neural networks by low-rank weights, while they train or after."""
 
 from tenfold import linalg as linalg
+from tenfold.bench.sweep import FilterCut as FilterCut
+from tenfold.bench.sweep import RankCut as RankCut
+from tenfold.bench.sweep import SweepRow as SweepRow
+from tenfold.bench.sweep import sweep as sweep
 from tenfold.errors import ArgumentError as ArgumentError
 from tenfold.errors import BudgetError as BudgetError
 from tenfold.errors import CheckpointError as CheckpointError
@@ -17,6 +21,7 @@ from tenfold.layers.fold_norm import fold_batchnorm as fold_batchnorm
 from tenfold.layers.matrix import LowRankConv as LowRankConv
 from tenfold.layers.matrix import LowRankLinear as LowRankLinear
 from tenfold.layers.swap import to_dense as to_dense
+from tenfold.linalg import balls as balls
 from tenfold.methods import build_method as build_method
 from tenfold.methods import methods as methods
 from tenfold.methods.activation_svd import ActivationSVD as ActivationSVD
@@ -27,9 +32,12 @@ from tenfold.methods.base import compress as compress
 from tenfold.methods.base import plan as plan
 from tenfold.methods.dense import Dense as Dense
 from tenfold.methods.fisher_svd import FisherSVD as FisherSVD
+from tenfold.methods.group_lasso import GroupLasso as GroupLasso
 from tenfold.methods.l_rank import LRank as LRank
 from tenfold.methods.lrpet import LRPET as LRPET
+from tenfold.methods.nuclear_norm import NuclearNorm as NuclearNorm
 from tenfold.methods.pca import PCA as PCA
+from tenfold.methods.sfw import SFW as SFW
 from tenfold.methods.svd import SVD as SVD
 from tenfold.methods.svd_energy import SVDEnergy as SVDEnergy
 from tenfold.methods.trp import TRP as TRP
@@ -37,6 +45,8 @@ from tenfold.methods.vbmf import VBMF as VBMF
 from tenfold.ranks.build import Report as Report
 from tenfold.ranks.build import Result as Result
 from tenfold.ranks.build import apply as apply
+from tenfold.ranks.filters import Pruned as Pruned
+from tenfold.ranks.filters import prune_filters as prune_filters
 from tenfold.ranks.plan import Budget as Budget
 from tenfold.ranks.plan import LayerPlan as LayerPlan
 from tenfold.ranks.plan import Plan as Plan

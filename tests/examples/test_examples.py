@@ -34,6 +34,12 @@ def test_the_plain_loop_compresses_recovers_and_saves(tmp_path):
     assert tenfold.cost(small).params <= 0.25 * 278_890
 
 
+def test_the_loop_by_frank_wolfe_tells_how_the_start_is_forgotten_and_cuts_ranks():
+    shown = run("frank_wolfe.py", "--epochs", 1)
+    assert "conv1.weight" in shown
+    assert "80% of the ranks removed" in shown
+
+
 def test_pretrained_names_the_pip_command_where_the_packages_are_missing(tmp_path, monkeypatch, capsys):
     for package in PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)

@@ -32,6 +32,17 @@ def titled(title: str, made: Table) -> Group:
     return Group(Text(title, style="bold"), made, "")
 
 
+def described(method: str, rows: Sequence[dict[str, Any]]) -> list[Group]:
+    """What a method does to which tensor while training; nothing where it has nothing to say."""
+    if not rows:
+        return []
+    made = table([name.capitalize() for name in rows[0]], left=2)
+    for row in rows:
+        cells = ("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
+        made.add_row(*cells)
+    return [titled(f"{method}, while training", made)]
+
+
 def stages(title: str, rows: Sequence[Stage]) -> Group:
     """Accuracy on validation and test, stage by stage."""
     made = table(("Accuracy", "Validation", "Test"))

@@ -87,7 +87,10 @@ def command(
         result, rows = _finish(job, trained)
     body = _results(out, job.settings, trained, result, rows)
     runs.write_training(out, job.settings, result.model, result.plan, body)
-    return Outcome(body, _shown(out, job.settings, trained, result, rows))
+    treated = job.method.describe(job.network, job.goal())
+    return Outcome(
+        body, [*tables.described(job.method.name, treated), *_shown(out, job.settings, trained, result, rows)]
+    )
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def _run(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
         module = model.get_submodule(name)
         calls[name] = Counter()
         handles.append(module.register_forward_hook(_recorder(calls[name], spec_of(module)), with_kwargs=True))
-    args, kwargs = _arguments(inputs)
+    args, kwargs = call_arguments(inputs)
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -194,7 +194,8 @@ def _to_meta(inputs: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.to("meta"), inputs)
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})

@@ -3,6 +3,9 @@
 from tenfold.linalg.fold import Fold as Fold
 from tenfold.linalg.project import nuclear_subgradient as nuclear_subgradient
 from tenfold.linalg.project import project as project
+from tenfold.linalg.shrink import row_subgradient as row_subgradient
+from tenfold.linalg.shrink import shrink_rows as shrink_rows
+from tenfold.linalg.shrink import shrink_spectrum as shrink_spectrum
 from tenfold.linalg.slices import slice_spectra as slice_spectra
 from tenfold.linalg.svd import energy_rank as energy_rank
 from tenfold.linalg.svd import low_rank_factors as low_rank_factors

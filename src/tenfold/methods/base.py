@@ -113,6 +113,10 @@ class Method(ABC):
         """
         return optimizer
 
+    def describe(self, model: nn.Module, goal: Goal | None = None) -> list[dict[str, Any]]:
+        """What the method does to which tensor while training, one row each, for people; empty where it is the same."""
+        return []
+
     @abstractmethod
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """What each layer becomes; `plan` has seen to it that all that the method needs is there."""

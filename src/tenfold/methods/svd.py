@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tenfold.errors import check
-from tenfold.linalg.fold import NAMES, Fold
+from tenfold.linalg.fold import NAMES
 from tenfold.methods.base import Method
-from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.options import options, settle
 from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem
-from tenfold.ranks.uniform import allocate
+from tenfold.ranks.problem import Problem
+from tenfold.ranks.uniform import uniform_plan
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,4 @@ class SVD(Method):
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The largest common fraction within ``budget``."""
-        assert budget is not None
-        tables = options(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))
-        full = [Fold(s.cost.shape, s.cost.groups, 1, self.fold).full_rank for s in problem.sites]
-        choice, fraction = allocate(tables, full, full, problem.limits(budget)) or (None, None)
-        why = RANK_SAVES_NOTHING
-        return settle(problem, self.name, tables, choice, budget, why=why, measure="max", level=fraction)
+        return uniform_plan(problem, self.name, budget, self.fold)

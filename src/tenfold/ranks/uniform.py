@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tenfold.ranks.options import Options
+from tenfold.linalg.fold import Fold
+from tenfold.ranks.measures import MEASURES
+from tenfold.ranks.options import Options, options, settle
+from tenfold.ranks.plan import Budget, LayerPlan, Plan
+from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem
+
+NO_BUDGET = "no budget was given; `finish`, `tenfold.compress` and `tenfold.sweep` take any, again and again"
 
 
 def allocate(
@@ -49,3 +55,43 @@ def allocate(
         middle = (low + high) // 2
         low, high = (middle, high) if fits(choose(steps[middle])) else (low, middle)
     return choose(steps[low]), float(steps[low])
+
+
+def uniform_plan(problem: Problem, method: str, budget: Budget | None, fold: str = "channel") -> Plan:
+    """``j_l = max(1, round(a r_l))`` of the full ranks ``r_l``, with the largest ``a`` (the plan's level) that fits.
+
+    Args:
+        problem: the layers.
+        method: the name for the plan.
+        budget: what may be kept; None leaves every layer dense.
+        fold: see `tenfold.linalg.fold`.
+
+    Raises:
+        BudgetError: even rank 1 everywhere does not fit.
+    """
+    if budget is None:
+        return problem.plan(method, [LayerPlan("dense", reason=NO_BUDGET) for _ in problem.sites])
+    tables = options(problem, MEASURES["max"], folds=(fold,), slices=(1,))
+    full = full_ranks(problem, fold)
+    choice, fraction = allocate(tables, full, full, problem.limits(budget)) or (None, None)
+    return settle(problem, method, tables, choice, budget, why=RANK_SAVES_NOTHING, measure="max", level=fraction)
+
+
+def fraction_plan(problem: Problem, method: str, fraction: float, fold: str = "channel") -> Plan:
+    """``j_l = max(1, round(a r_l))`` for a given ``a``; layers that their rank would not make smaller stay dense.
+
+    Args:
+        problem: the layers.
+        method: the name for the plan.
+        fraction: ``a`` in (0, 1].
+        fold: see `tenfold.linalg.fold`.
+    """
+    tables = options(problem, MEASURES["max"], folds=(fold,), slices=(1,))
+    ranks = [max(1, int(np.floor(fraction * n + 0.5 + 1e-12))) for n in full_ranks(problem, fold)]
+    choice = [j if j < len(t.rank) else 0 for t, j in zip(tables, ranks, strict=True)]
+    return settle(problem, method, tables, choice, None, why=RANK_SAVES_NOTHING, measure="max", level=fraction)
+
+
+def full_ranks(problem: Problem, fold: str) -> list[int]:
+    """The full rank of each site's matrices in a fold."""
+    return [Fold(s.cost.shape, s.cost.groups, 1, fold).full_rank for s in problem.sites]

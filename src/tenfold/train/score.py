@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,17 +41,39 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500) -> Score:
     """
     if len(split) == 0:
         raise DataError("`split` must hold at least one example; got none.")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return score(model, batches(split.to(_device(model)), batch_size))
+
+
+@torch.no_grad()
+def score(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Score:
+    """As `evaluate`, over batches ``(x, y)`` of any sizes, from anything that can be gone through.
+
+    Args:
+        model: as for `evaluate`.
+        loader: batches of inputs as the model takes them, and labels.
+
+    Raises:
+        DataError: no example at all.
+    """
+    device = _device(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
+    count = 0
     try:
-        for x, y in batches(split.to(device), batch_size):
-            logits = model(x).float()
-            loss += F.cross_entropy(logits, y, reduction="sum")
-            correct += (logits.argmax(1) == y).sum()
+        for x, y in loader:
+            logits, labels = model(x.to(device)).float(), y.to(device)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
+            count += len(labels)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Score(float(loss) / len(split), int(correct) / len(split))
+    if count == 0:
+        raise DataError("`loader` must hold at least one example; got none.")
+    return Score(float(loss) / count, int(correct) / count)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

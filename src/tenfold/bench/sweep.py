@@ -1,0 +1,150 @@
+"""Accuracy against the share that is removed: one trained model, many compressions of it, each on a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tenfold.errors import ArgumentError, TenfoldError, check, is_share
+from tenfold.layers.batchnorm import reestimate_
+from tenfold.layers.cost import cost
+from tenfold.layers.select import Selection
+from tenfold.methods.base import Method
+from tenfold.ranks.build import apply
+from tenfold.ranks.filters import prune_filters
+from tenfold.ranks.plan import Budget
+from tenfold.ranks.problem import survey
+from tenfold.ranks.uniform import fraction_plan
+from tenfold.train.score import score
+
+Cut = Callable[[nn.Module, float], nn.Module]
+"""``(model, ratio) -> model``: a copy with the share ``ratio`` removed of whatever it is that is removed."""
+
+
+@dataclass(frozen=True)
+class RankCut:
+    """Removes the same share of the full rank in every layer; layers that would not shrink stay dense.
+
+    Args:
+        fold: see `tenfold.linalg.fold`.
+        target_modules: see `tenfold.plan`.
+        exclude_modules: see `tenfold.plan`.
+
+    Source: Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921), section 4; theirs factorises layers that grow by it, too.
+    """
+
+    fold: str = "channel"
+    target_modules: Selection = None
+    exclude_modules: Selection = None
+
+    def __call__(self, model: nn.Module, ratio: float) -> nn.Module:
+        """A copy of ``model``, by ranks ``max(1, round((1 - ratio) full))``."""
+        problem = survey(model, target_modules=self.target_modules, exclude_modules=self.exclude_modules)
+        return apply(problem.model, fraction_plan(problem, "rank-cut", 1 - ratio, self.fold))
+
+
+@dataclass(frozen=True)
+class FilterCut:
+    """Removes the share of the filters of least norm; see `tenfold.prune_filters`, which has the same arguments."""
+
+    example_inputs: Any
+    norm: float = 2
+    together: bool = False
+    target_modules: Selection = None
+    exclude_modules: Selection = None
+
+    def __call__(self, model: nn.Module, ratio: float) -> nn.Module:
+        """A copy of ``model`` with fewer filters."""
+        return prune_filters(
+            model,
+            ratio,
+            self.example_inputs,
+            norm=self.norm,
+            together=self.together,
+            target_modules=self.target_modules,
+            exclude_modules=self.exclude_modules,
+        ).model
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One ratio of a sweep.
+
+    Args:
+        ratio: the share removed.
+        params: of the compressed model.
+        macs: of the compressed model; None without example inputs.
+        accuracy: right after, in [0, 1].
+        reestimated: with batch norm re-estimated; None without data for it.
+        failure: why there is none of all this; None where it worked.
+    """
+
+    ratio: float
+    params: int | None = None
+    macs: int | None = None
+    accuracy: float | None = None
+    reestimated: float | None = None
+    failure: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def sweep(
+    model: nn.Module,
+    method: Method | Cut,
+    ratios: Sequence[float],
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    data: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+) -> list[SweepRow]:
+    """Compress ``model`` at each ratio, without any training, and measure each result. The model is untouched.
+
+    Args:
+        model: trained.
+        method: a `Method`: ``Budget(params=1 - ratio)`` is what it is given; or `RankCut`, `FilterCut`, or any
+            function ``(model, ratio) -> model``.
+        ratios: shares to remove, each in [0, 1).
+        loader: test batches ``(x, y)``, gone through for every ratio.
+        data: training batches ``x`` or ``(x, y)`` to re-estimate batch norm from, and to calibrate a method that needs
+            them; gone through for every ratio.
+        example_inputs: for MACs only; see `tenfold.plan`.
+
+    Returns:
+        one row per ratio. A ratio that cannot be reached is a row with its failure.
+
+    Raises:
+        ArgumentError: a ratio out of range, or an iterator that can be gone through only once.
+    """
+    for ratio in ratios:
+        check(is_share(ratio) and ratio < 1, "ratios", "numbers in [0, 1): shares to remove", ratio)
+    for name, value in (("loader", loader), ("data", data)):
+        if isinstance(value, Iterator):
+            raise ArgumentError(f"`{name}` is gone through for every ratio; got a {type(value).__name__}. Pass a list.")
+    rows = []
+    for ratio in ratios:
+        try:
+            small = _compressed(model, method, ratio, data)
+        except TenfoldError as error:
+            rows.append(SweepRow(ratio, failure=str(error)))
+            continue
+        costs, right_after = cost(small, example_inputs), score(small, loader).accuracy
+        again = None
+        if data is not None:
+            reestimate_(small, data)
+            again = score(small, loader).accuracy
+        rows.append(SweepRow(ratio, costs.params, costs.macs, right_after, again))
+    return rows
+
+
+def _compressed(model: nn.Module, method: Method | Cut, ratio: float, data: Iterable[Any] | None) -> nn.Module:
+    if not isinstance(method, Method):
+        return method(model, ratio)
+    problem = survey(model, data=data)
+    plan = method.plan(problem, Budget(params=1.0 - ratio))
+    return apply(method.prepare(problem.model, plan), plan)

@@ -1,0 +1,201 @@
+"""What a norm ball is: a symmetric norm of the magnitudes that a tensor splits into.
+
+Every set here is ``C(r) = {x : gauge(x) <= r}`` with ``gauge(x) = N(z(x))``. The *split* takes a tensor apart into
+magnitudes ``z``: of its entries, the lengths of its filters, or its singular values. The norm ``N`` sees neither signs
+nor order. All that is asked of the set then happens on magnitudes and goes back along the same directions::
+
+    support(g) = N*(z(g))            max of <g, x> over C(1), the dual norm
+    lmo(g, r)  = -r rebuild(t)       t maximises <z(g), t> over N(t) <= 1
+    project    = rebuild(t)          t nearest to z(x) with N(t) <= r
+
+Source: von Neumann 1937, Lewis 1995 for singular values; Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921) for the sets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tenfold.errors import TenfoldError, check
+from tenfold.linalg.balls.norms import Norm, SparseNorm, SupportNorm, check_k, how_many
+from tenfold.linalg.svd import like, working
+
+Rebuild = Callable[[Tensor], Tensor]
+Radius = float | Tensor
+
+
+class Split(ABC):
+    """How tensors ``(b, *shape)`` come apart into magnitudes ``(b, n)`` and directions."""
+
+    @abstractmethod
+    def count(self, shape: Sequence[int]) -> int:
+        """``n`` for one tensor of this shape."""
+
+    @abstractmethod
+    def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
+        """``z(x)``."""
+
+    @abstractmethod
+    def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
+        """``z(x)``, and what puts other magnitudes in its place."""
+
+
+@dataclass(frozen=True)
+class Ball(ABC):
+    """A set of tensors, one for each radius. Plain data: `to_dict` and `from_dict` are a JSON round trip.
+
+    A set is given for *one* tensor, whatever its shape: filters stand in its first dimension, and its matrix is
+    ``x.flatten(1)``. With ``stacked=True`` the first dimension counts tensors of one shape instead, all results are one
+    per tensor, and a radius may be a tensor with one value for each. Nothing here waits for the device except
+    singular values, and nothing draws random numbers.
+    """
+
+    split: ClassVar[Split]
+    projects: ClassVar[bool] = True
+    """Whether `project` knows the Euclidean projection."""
+
+    @abstractmethod
+    def norm(self, n: int) -> Norm:
+        """The norm of ``n`` magnitudes."""
+
+    def lmo(self, g: Float[Tensor, "*shape"], radius: Radius, *, stacked: bool = False) -> Float[Tensor, "*shape"]:
+        """``argmin <g, v>`` over the set: a vertex. It does not depend on the scale of ``g``.
+
+        Args:
+            g: the gradient, any shape, any floating dtype; half types are worked on in float32.
+            radius: > 0.
+            stacked: ``g`` is a stack ``(b, *shape)``.
+
+        Returns:
+            a new tensor like ``g``: 0 for ``g = 0``, NaN throughout for a ``g`` with NaN or infinite entries. Among
+            tied entries some are taken, never more than the set allows.
+
+        Raises:
+            ArgumentError: the radius is a number and not > 0.
+        """
+        x = g.detach() if stacked else g.detach()[None]
+        if x.numel() == 0:
+            return g.detach().clone()
+        x = x.float() if x.element_size() < 4 else x
+        v = self._vertex(x, radius_like(radius, x)).to(g.dtype)
+        return v if stacked else v[0]
+
+    def gauge(self, x: Float[Tensor, "*shape"], *, stacked: bool = False) -> Float[Tensor, "..."]:
+        """The smallest radius at which the set holds ``x``, float64; NaN where ``x`` is not finite."""
+        return self._measure(x, stacked, lambda z: self.norm(z.shape[-1]).gauge(z))
+
+    def support(self, g: Float[Tensor, "*shape"], *, stacked: bool = False) -> Float[Tensor, "..."]:
+        """``max <g, x>`` over the set at radius 1, the dual norm of ``g``, float64; NaN where ``g`` is not finite."""
+        return self._measure(g, stacked, lambda z: self.norm(z.shape[-1]).dual(z))
+
+    def contains(
+        self, x: Float[Tensor, "*shape"], radius: Radius, tolerance: float = 1e-5, *, stacked: bool = False
+    ) -> Bool[Tensor, "..."]:
+        """``gauge(x) <= radius (1 + tolerance)``, on the device; False where ``x`` is not finite."""
+        gauge = self.gauge(x, stacked=stacked)
+        return gauge <= radius_like(radius, gauge) * (1 + tolerance)
+
+    def pull_in(self, x: Float[Tensor, "*shape"], radius: Radius, *, stacked: bool = False) -> Float[Tensor, "*shape"]:
+        """``x min(1, radius / gauge(x))``: shrunk towards 0 to the boundary; a point of the set stays bit for bit."""
+        gauge = self.gauge(x, stacked=stacked)
+        scale = radius_like(radius, gauge) / gauge
+        scale = torch.where(scale < 1, scale, 1.0)  # 0 / 0 and NaN leave x as it is
+        return like(_spread(scale, x) * working(x), x)
+
+    def project(self, x: Float[Tensor, "*shape"], radius: Radius, *, stacked: bool = False) -> Float[Tensor, "*shape"]:
+        """The point of the set that is nearest to ``x`` in the L2 norm; a point of the set stays bit for bit.
+
+        Raises:
+            ArgumentError: the radius is a number and not > 0.
+            TenfoldError: the projection onto this set is not known: `projects` is False.
+        """
+        if not self.projects:
+            raise TenfoldError(f"the projection onto {self!r} is not known (`projects` is False). Use `pull_in`.")
+        stack = x if stacked else x[None]
+        if stack.numel() == 0:
+            return x.clone()
+        w, finite = _clean(stack)
+        z, rebuild = self.split.apart(w)
+        norm, limit = self.norm(z.shape[-1]), radius_like(radius, w).expand(len(w))
+        outside = finite & (norm.gauge(z) > limit)
+        # Where z lies inside, project the zero vector instead: its result is not used, and no case is special.
+        found = like(rebuild(norm.project(torch.where(outside[:, None], z, 0.0), limit)), x)
+        new = torch.where(_spread(outside.to(x.device), stack), found, stack)
+        return new if stacked else new[0]
+
+    def diameter(self, radius: float, shape: Sequence[int]) -> float:
+        """The largest L2 distance of two points of the set, for a tensor of this shape."""
+        n = self.split.count(shape)
+        return 2 * radius * self.norm(n).reach(n)
+
+    def radius(self, diameter: float, shape: Sequence[int]) -> float:
+        """The radius at which the set has this diameter."""
+        return diameter / self.diameter(1.0, shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the name of the class and its fields."""
+        return {"ball": type(self).__name__} | asdict(self)
+
+    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Tensor) -> Float[Tensor, "b *shape"]:
+        """`lmo` of a stack in single or double precision."""
+        z, rebuild = self.split.apart(x)
+        top = z.amax(-1)
+        # Over its largest magnitude, so that no square overflows or vanishes.
+        t = self.norm(z.shape[-1]).vertex(z / torch.where(top > 0, top, 1.0)[:, None])
+        return rebuild(t * torch.where(torch.isfinite(top), radius.to(top.dtype), torch.nan)[:, None]).neg_()
+
+    def _measure(self, x: Tensor, stacked: bool, measure: Callable[[Tensor], Tensor]) -> Tensor:
+        stack = x if stacked else x[None]
+        if stack.numel() == 0:
+            found = torch.zeros(len(stack), dtype=torch.float64, device=x.device)
+        else:
+            w, finite = _clean(stack)
+            found = torch.where(finite, measure(self.split.magnitudes(w)), torch.nan).to(x.device)
+        return found if stacked else found[0]
+
+
+@dataclass(frozen=True)
+class Counted(Ball):
+    """A ball whose vertices have k of what there is."""
+
+    k: int | float
+
+    of: ClassVar[type[SparseNorm | SupportNorm]]
+    """The family of norms."""
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+
+    def count(self, n: int) -> int:
+        """``k`` of ``n``: an int counts, n at most; a float is a share, rounded up."""
+        return how_many(self.k, n)
+
+    def norm(self, n: int) -> Norm:
+        """The family's norm for k of n."""
+        return type(self).of(self.count(n))
+
+
+def radius_like(radius: Radius, x: Tensor) -> Tensor:
+    """On the device and in the dtype of ``x``, without a wait for either; a number is checked."""
+    if isinstance(radius, Tensor):
+        return radius.to(x)
+    check(radius > 0, "radius", "> 0", radius)
+    return torch.full((), radius, dtype=x.dtype, device=x.device)
+
+
+def _clean(x: Float[Tensor, "b *shape"]) -> tuple[Tensor, Tensor]:
+    """In float64, zeros in place of tensors that are not finite, and which are."""
+    w = working(x)
+    finite = torch.isfinite(w.abs().flatten(1).amax(1) if w.ndim > 1 else w)
+    return torch.where(_spread(finite, w), w, 0.0), finite
+
+
+def _spread(value: Tensor, x: Tensor) -> Tensor:
+    """One value per tensor of a stack, broadcast over it; one value for all where it is a scalar."""
+    return value.reshape(-1, *[1] * (x.ndim - 1)) if value.ndim else value

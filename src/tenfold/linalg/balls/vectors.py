@@ -1,0 +1,124 @@
+"""Balls of entries: L1, L2, LInf, Lp, and the two families between them.
+
+Source: Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921), section 3 and appendix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tenfold.errors import check
+from tenfold.linalg.balls.ball import Ball, Counted, Rebuild, Split
+from tenfold.linalg.balls.norms import Norm, PowerNorm, SparseNorm, SupportNorm
+
+
+class Entries(Split):
+    """The magnitudes of the entries; the directions are signs."""
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Of the entries."""
+        return math.prod(shape)
+
+    def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
+        """``|x|``."""
+        return x.abs().reshape(len(x), -1)
+
+    def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
+        """Signs are kept."""
+        return self.magnitudes(x), lambda z: torch.copysign(z.view(x.shape), x)
+
+
+@dataclass(frozen=True)
+class L1(Ball):
+    """``sum |x_i| <= r``; the vertices have one entry."""
+
+    split: ClassVar[Split] = Entries()
+
+    def norm(self, n: int) -> Norm:
+        """L1."""
+        return SparseNorm(1)
+
+
+@dataclass(frozen=True)
+class L2(Ball):
+    """``||x||_2 <= r``; the vertex is ``-r g / ||g||``."""
+
+    split: ClassVar[Split] = Entries()
+
+    def norm(self, n: int) -> Norm:
+        """L2."""
+        return SupportNorm(n)
+
+
+@dataclass(frozen=True)
+class LInf(Ball):
+    """``max |x_i| <= r``; the vertex is ``-r sign(g)``."""
+
+    split: ClassVar[Split] = Entries()
+
+    def norm(self, n: int) -> Norm:
+        """LInf."""
+        return SparseNorm(n)
+
+
+@dataclass(frozen=True)
+class Lp(Ball):
+    """``(sum |x_i|^p)^(1/p) <= r``; the vertex is ``-r sign(g_i) (|g_i| / ||g||_q)^(q-1)`` with ``1/p + 1/q = 1``.
+
+    The Euclidean projection is not known.
+
+    Args:
+        p: > 1 and finite; `L1` and `LInf` are the ends.
+
+    Raises:
+        ArgumentError: p out of range.
+    """
+
+    p: float
+
+    split: ClassVar[Split] = Entries()
+    projects: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(1 < self.p < math.inf, "p", "> 1 and finite", self.p, "Take L1 or LInf for the ends.")
+
+    def norm(self, n: int) -> Norm:
+        """Lp."""
+        return PowerNorm(self.p)
+
+
+@dataclass(frozen=True)
+class KSparse(Counted):
+    """``max |x_i| <= r`` and ``sum |x_i| <= r k``; the vertices are ``+-r`` on k entries.
+
+    Args:
+        k: an int >= 1, how many entries; or a float in (0, 1], the share of the entries, rounded up.
+
+    Raises:
+        ArgumentError: k out of range.
+    """
+
+    split: ClassVar[Split] = Entries()
+    of: ClassVar[type[SparseNorm | SupportNorm]] = SparseNorm
+
+
+@dataclass(frozen=True)
+class KSupport(Counted):
+    """The hull of the vectors with k entries and L2 norm ``r``; the vertex is the k largest entries of ``-g``, scaled.
+
+    Args:
+        k: an int >= 1, how many entries; or a float in (0, 1], the share of the entries, rounded up.
+
+    Raises:
+        ArgumentError: k out of range.
+    """
+
+    split: ClassVar[Split] = Entries()
+    of: ClassVar[type[SparseNorm | SupportNorm]] = SupportNorm

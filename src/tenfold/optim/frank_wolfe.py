@@ -1,0 +1,314 @@
+"""Stochastic Frank-Wolfe as a torch optimizer: weights that stay inside norm balls, moved toward their vertices.
+
+The mathematics of a step is `tenfold.linalg.frank_wolfe`'s, the sets are `tenfold.balls`. What is here is bookkeeping:
+tensors of one shape together, momentum and bases between steps, float32 copies of half-precision weights. A step never
+waits for the device, but for a parameter's first, which looks whether it starts inside its set.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.sgd import sgd
+
+from tenfold.errors import TenfoldError, TenfoldWarning, check
+from tenfold.linalg import balls
+from tenfold.linalg.balls import Ball
+from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward, usable
+from tenfold.optim.sets import ball_of, check_group, check_tensor, gradient, kernel, radii
+
+TOLERANCE = 1e-5
+"""Relative excess of the gauge over the radius that still counts as inside."""
+_COURSE = ("log_kept", "eta", "clamped", "steps", "skipped")
+
+
+@dataclass(frozen=True)
+class Track:
+    """How one constrained tensor has fared.
+
+    Args:
+        name: where the optimizer was given names, else its place: "0.3" is the fourth of the first group.
+        eta: the last step size.
+        clamped: share of the steps whose size was clipped at ``max_eta``.
+        gauge: of the tensor, over the radius: 1 on the boundary.
+        kept: the forgetting factor ``F = prod (1 - eta)``: how much of the start is left. Structure shows once it is
+            small.
+        steps: taken.
+        skipped: not taken, because the gradient was not finite.
+    """
+
+    name: str
+    eta: float
+    clamped: float
+    gauge: float
+    kept: float
+    steps: int
+    skipped: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class FrankWolfe(Optimizer):
+    """Stochastic Frank-Wolfe; see `tenfold.linalg.frank_wolfe` for the step.
+
+    Every argument but ``params`` can be given per group. Groups without a constraint are trained by torch's SGD, with
+    the same learning rate, momentum and dampening, and with weight decay. Learning-rate schedulers, closures, gradient
+    clipping and scaling work as with SGD. **The learning rate has to fall to about 0**: at a constant one the iterates
+    jump between vertices for ever.
+
+    Args:
+        params: tensors, named tensors, or groups.
+        lr: > 0 in use; with the rescaling "none" it is the step size itself, 1 at most.
+        momentum: mu in [0, 1).
+        dampening: in [0, 1]; ``momentum`` makes the momentum a running mean.
+        rescale: "none", "diameter", "gradient" or "radius".
+        constraint: a ball of `tenfold.balls`, or its `to_dict`; None for no constraint.
+        radius: of the ball, > 0: one, or one per tensor. None: ``width`` says.
+        width: w > 0: the L2 diameter of the set is ``2 w`` times the norm that a tensor has now.
+        weight_decay: of the groups without a constraint; a set takes its place.
+        max_eta: in (0, 1]; below 1 no step lands on a vertex.
+        swapped: 0: filters stand in the first dimension of a tensor. ``n >= 1``: in the second, in n groups, as in a
+            transposed convolution of n groups.
+
+    A tensor that starts outside its set is pulled in at its first step, with a warning. A gradient that is not finite
+    moves nothing: see `stats`. Tensors without a gradient are left alone.
+
+    Raises:
+        ArgumentError: a value out of range; a tensor of zeros without a radius.
+        TenfoldError: a sharded or complex tensor, or a sparse gradient.
+
+    Source: Pokutta, Spiegel, Zimmer 2020 (arXiv 2010.07243); Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921).
+    Deviations: spectral sets are handled from the basis of the step before instead of a cold power iteration; a step
+    along a zero gradient has size 0.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        rescale: str = "gradient",
+        constraint: Ball | Mapping[str, Any] | None = None,
+        *,
+        radius: float | list[float] | None = None,
+        width: float = 10.0,
+        weight_decay: float = 0.0,
+        max_eta: float = 1.0,
+        swapped: int = 0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "rescale": rescale,
+            "constraint": constraint,
+            "radius": radius,
+            "width": width,
+            "weight_decay": weight_decay,
+            "max_eta": max_eta,
+            "swapped": swapped,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, now or later; its constraint becomes plain data, its radius one number per tensor."""
+        group = self.defaults | param_group
+        ball = ball_of(group["constraint"])
+        check_group(group)
+        if ball is not None:
+            check(not param_group.get("weight_decay"), "weight_decay", "0 where a set holds", group["weight_decay"])
+            group["weight_decay"] = 0.0
+        super().add_param_group(group)
+        group = self.param_groups[-1]
+        try:
+            for p in group["params"]:
+                check_tensor(p)
+            group["radius"] = None if ball is None else radii(group, ball)
+        except TenfoldError:
+            self.param_groups.pop()
+            raise
+        group["constraint"] = None if ball is None else ball.to_dict()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step. ``closure`` computes the loss and its gradient anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._start()
+        for group in self.param_groups:
+            if group["constraint"] is None:
+                self._descend(group)
+                continue
+            ball = balls.from_dict(group["constraint"])
+            for batch in self._batches(group):
+                self._move(group, ball, batch)
+        for p, state in self.state.items():
+            if "master" in state and p.grad is not None:
+                p.copy_(state["master"])
+        return loss
+
+    @torch.no_grad()
+    def fw_gap(self) -> float:
+        """``sum_C max_{v in C} <g, theta - v>`` at the gradients as they are: 0 only at a stationary point."""
+        gap = 0.0
+        for _, p, ball, radius, swapped in self._constrained():
+            if p.grad is not None:
+                g = kernel(p.grad, swapped).double()
+                gap += float((g * kernel(p, swapped).double()).sum()) + radius * float(ball.support(g))
+        return gap
+
+    @torch.no_grad()
+    def stats(self) -> list[Track]:
+        """How each constrained tensor that has moved has fared."""
+        tracks = []
+        for name, p, ball, radius, swapped in self._constrained():
+            if "course" in self.state[p]:
+                course = dict(zip(_COURSE, self.state[p]["course"].tolist(), strict=True))
+                steps = int(course["steps"])
+                tracks.append(
+                    Track(
+                        name,
+                        eta=course["eta"],
+                        clamped=course["clamped"] / max(steps, 1),
+                        gauge=float(ball.gauge(kernel(p, swapped))) / radius,
+                        kept=math.exp(course["log_kept"]),
+                        steps=steps,
+                        skipped=int(course["skipped"]),
+                    )
+                )
+        return tracks
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; torch would bring the float32 part of half-precision weights' states into half precision."""
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(saved, params, strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                self.state[p][key] = value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
+
+    def _constrained(self) -> Iterator[tuple[str, Tensor, Ball, float, int]]:
+        for i, group in enumerate(self.param_groups):
+            if group["constraint"] is not None:
+                ball, names = balls.from_dict(group["constraint"]), group.get("param_names")
+                for j, p in enumerate(group["params"]):
+                    name = names[j] if names else f"{i}.{j}"
+                    yield name, p, ball, group["radius"][j], group["swapped"]
+
+    def _start(self) -> None:
+        """States for the parameters that have their first gradient; those outside their sets are pulled in."""
+        pulled = []
+        for name, p, ball, radius, swapped in self._constrained():
+            if p.grad is None or "course" in self.state[p]:
+                continue
+            weight, state = self._weight(p), self.state[p]
+            state["momentum_buffer"] = torch.zeros_like(weight)
+            state["radius"] = torch.tensor(radius, dtype=weight.dtype, device=p.device)
+            state["course"] = torch.zeros(len(_COURSE), device=p.device)
+            inside = kernel(weight, swapped)
+            if not bool(ball.contains(inside, radius, TOLERANCE)):
+                weight.copy_(kernel(ball.pull_in(inside, radius), swapped))
+                pulled.append(name)
+        if pulled:
+            names = ", ".join(f"'{name}'" for name in pulled)
+            warnings.warn(
+                f"{names} started outside the set and has been pulled in. Raise `width` or `radius` to start inside.",
+                TenfoldWarning,
+                stacklevel=3,
+            )
+
+    def _weight(self, p: Tensor) -> Tensor:
+        """What is updated in the place of ``p``: itself, or its float32 copy, brought up to date if ``p`` changed."""
+        if p.element_size() >= 4:
+            return p.detach()
+        state = self.state[p]
+        if "master" not in state:
+            state["master"] = p.detach().float()
+        master = state["master"]
+        return master.copy_(torch.where(master.to(p.dtype) == p, master, p.float()))
+
+    def _descend(self, group: dict[str, Any]) -> None:
+        """SGD, for the tensors without a constraint."""
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        weights = [self._weight(p) for p in params]
+        buffers = [self.state[p].get("momentum_buffer") for p in params]
+        sgd(
+            weights,
+            [gradient(p).to(w.dtype) for p, w in zip(params, weights, strict=True)],
+            buffers,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=False,
+            maximize=False,
+        )
+        if group["momentum"]:
+            for p, buffer in zip(params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _batches(self, group: dict[str, Any]) -> list[list[Tensor]]:
+        """The tensors with a gradient, those of one kind together."""
+        alike: dict[Any, list[Tensor]] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                alike.setdefault((p.shape, p.dtype, p.device, "basis" in self.state[p]), []).append(p)
+        return list(alike.values())
+
+    def _move(self, group: dict[str, Any], ball: Ball, params: list[Tensor]) -> None:
+        """One step of tensors of one shape."""
+        swapped, states = group["swapped"], [self.state[p] for p in params]
+        weights = [self._weight(p) for p in params]
+        theta = torch.stack([kernel(w, swapped) for w in weights])
+        g = torch.stack([kernel(gradient(p), swapped) for p in params]).to(theta.dtype)
+        old = torch.stack([kernel(s["momentum_buffer"], swapped) for s in states])
+        radius = torch.stack([s["radius"] for s in states])
+        m = blend(old, g, group["momentum"], group["dampening"])
+        vertex = self._vertex(ball, m, radius, states)
+        lengths = Lengths(_norm(m), _norm(theta - vertex), radius * ball.diameter(1.0, theta.shape[1:]))
+        eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], lengths, group["max_eta"])
+        good = usable(lengths)
+        keep = good.reshape(-1, *[1] * (m.ndim - 1))
+        m = torch.where(keep, m, old)
+        theta = torch.where(keep, toward(theta, vertex, eta), theta)
+        course = torch.stack([s["course"] for s in states])
+        count = torch.stack([forgotten(course[:, 0], eta.float()), eta.float(), course[:, 2] + clamped], 1)
+        moved = torch.cat([count, course[:, 3:4] + 1, course[:, 4:]], 1)
+        skipped = torch.cat([course[:, :4], course[:, 4:] + 1], 1)
+        course = torch.where(good[:, None], moved, skipped)
+        for i, state in enumerate(states):
+            weights[i].copy_(kernel(theta[i], swapped))
+            state["momentum_buffer"] = kernel(m[i], swapped)
+            state["course"] = course[i]
+
+    def _vertex(self, ball: Ball, m: Tensor, radius: Tensor, states: list[dict[str, Any]]) -> Tensor:
+        if not isinstance(ball, balls.Spectral):
+            return ball.lmo(m, radius, stacked=True)
+        basis = torch.stack([s["basis"] for s in states]) if "basis" in states[0] else None
+        warm = ball.warm(m, radius, basis)
+        for i, state in enumerate(states):
+            state["basis"] = warm.basis[i]
+        return warm.vertex
+
+
+def _norm(x: Tensor) -> Tensor:
+    """One L2 norm per tensor of a stack."""
+    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)

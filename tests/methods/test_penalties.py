@@ -1,0 +1,109 @@
+"""Group lasso and nuclear norm: what one step adds is what the pure functions say, whatever the optimizer."""
+
+import pytest
+import torch
+from torch import nn
+
+import tenfold
+from tenfold.linalg import nuclear_subgradient, row_subgradient, shrink_rows, shrink_spectrum
+
+METHODS = [tenfold.GroupLasso, tenfold.NuclearNorm]
+PURE = {
+    tenfold.GroupLasso: (row_subgradient, shrink_rows),
+    tenfold.NuclearNorm: (lambda a: nuclear_subgradient(a, min(a.shape[-2:])), shrink_spectrum),
+}
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4)).double()
+
+
+def loss(model, seed=0) -> torch.Tensor:
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return model(x).square().sum()
+
+
+def step(model, optimizer, seed=0) -> None:
+    optimizer.zero_grad()
+    loss(model, seed).backward()
+    optimizer.step()
+
+
+@pytest.fixture(params=METHODS, ids=lambda m: m.name)
+def kind(request):
+    return request.param
+
+
+def test_the_subgradient_is_added_to_the_gradient(kind) -> None:
+    model, plain = net(), net()
+    step(model, kind(strength=0.01).optimizer(model, lr=0.1))
+    w = plain[0].weight
+    (pulled,) = torch.autograd.grad(loss(plain), w)
+    wanted = w - 0.1 * (pulled + 0.01 * PURE[kind][0](w.detach().flatten(1)).view_as(w))
+    torch.testing.assert_close(model[0].weight, wanted, rtol=1e-10, atol=1e-12)
+    step(plain, torch.optim.SGD(plain.parameters(), 0.1))
+    assert torch.equal(model[2].weight, plain[2].weight)  # linear layers are left alone
+
+
+def test_the_proximal_map_follows_the_step_with_the_thresholds_added_up(kind) -> None:
+    model, plain = net(), net()
+    optimizer = kind(strength=0.3, update="proximal", every=2).optimizer(model, lr=1e-3)
+    sgd = torch.optim.SGD(plain.parameters(), 1e-3)
+    for seed, lr in ((0, 1e-3), (1, 2e-3)):
+        for one in (optimizer, sgd):
+            one.param_groups[0]["lr"] = lr
+        step(model, optimizer, seed)
+        step(plain, sgd, seed)
+        if seed == 0:
+            assert torch.equal(model[0].weight, plain[0].weight)
+    w = plain[0].weight.detach()
+    wanted = PURE[kind][1](w.flatten(1), 0.3 * 3e-3).view_as(w)
+    torch.testing.assert_close(model[0].weight.detach(), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_a_strong_proximal_penalty_makes_exact_zeros() -> None:
+    for kind, count in ((tenfold.GroupLasso, lambda w: w.norm(dim=1)), (tenfold.NuclearNorm, torch.linalg.svdvals)):
+        model = net()
+        optimizer = kind(strength=40.0, update="proximal").optimizer(model, lr=1e-2)
+        for seed in range(3):
+            step(model, optimizer, seed)
+        values = count(model[0].weight.detach().flatten(1))
+        assert (values <= 1e-12).any()
+
+
+def test_strength_zero_is_the_optimizer_itself(kind) -> None:
+    for update in ("subgradient", "proximal"):
+        model, plain = net(), net()
+        mine = kind(strength=0.0, update=update).optimizer(model, lr=0.01, momentum=0.9)
+        other = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9)
+        for seed in range(3):
+            step(model, mine, seed)
+            step(plain, other, seed)
+        assert torch.equal(model[0].weight, plain[0].weight)
+
+
+def test_a_held_subgradient_is_made_anew_every_so_many_steps(kind) -> None:
+    model = net()
+    optimizer = kind(strength=0.1, every=2).optimizer(model, lr=0.01)
+    held = []
+    for seed in range(4):
+        step(model, optimizer, seed)
+        held.append(
+            next(v for k, v in optimizer.param_groups[0].items() if k == kind.name.replace("-", "_"))["held"]["0"]
+        )
+    assert torch.equal(held[0], held[1])
+    assert not torch.equal(held[1], held[2])
+    assert torch.equal(held[2], held[3])
+
+
+def test_groups_of_a_convolution_are_matrices_of_their_own() -> None:
+    model = nn.Conv2d(4, 6, 3, groups=2, bias=False).double()
+    w = model.weight.detach().clone()
+    optimizer = tenfold.NuclearNorm(strength=1.0).optimizer(model, lr=1.0)
+    optimizer.zero_grad()
+    (model(torch.zeros(1, 4, 3, 3).double()).sum()).backward()
+    optimizer.step()
+    for part, before in zip(model.weight.detach().chunk(2), w.chunk(2), strict=True):
+        wanted = before - nuclear_subgradient(before.flatten(1), 3).view_as(before)
+        torch.testing.assert_close(part, wanted, rtol=1e-10, atol=1e-12)
