@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -28,6 +28,8 @@ class Factorised(Protocol):
     """
 
     groups: int
+    augmented: Tensor
+    """A bool buffer ``()``, saved with the rest: the ranks have grown, and the cut that follows has not been made."""
 
     @property
     def core(self) -> nn.Parameter:
