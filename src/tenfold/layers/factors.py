@@ -13,8 +13,9 @@ ranks, stacked as convolutions stack them: core ``(g r_1, r_2, ..., *rest)``, ou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 class Factorised(Protocol):
     """A module whose kernel is a Tucker tensor.
 
-    ``core`` and ``bases`` are Parameters that live as long as the module: whoever changes a rank writes
-    ``parameter.data = new`` and the forward pass reads their shapes each time. Loading a state of other ranks resizes
+    ``core`` and ``bases`` are Parameters that live as long as the module: whoever changes a rank calls `put_`, and the
+    forward pass reads their shapes each time. Loading a state of other ranks resizes
     them first. The bases may have ``requires_grad`` switched on and off; nothing but an integrator changes them.
     """
 
@@ -49,3 +50,25 @@ class Factorised(Protocol):
     def set_ranks_(self, ranks: Sequence[int]) -> None:
         """Resize core and bases, their numbers undefined: for loading into."""
         ...
+
+
+def factorised(model: nn.Module) -> dict[str, Factorised]:
+    """The modules of a model in Tucker format by name; of several that share a core, the first."""
+    found: dict[int, tuple[str, Factorised]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Factorised):
+            found.setdefault(id(module.core), (name, cast("Factorised", module)))
+    return dict(found.values())
+
+
+def put_(parameter: nn.Parameter, value: Tensor) -> None:
+    """``parameter.data = value``, of any shape; a gradient of another shape is dropped.
+
+    While the graph of the last loss is alive, autograd keeps what it knows of the parameter, its old shape too, and the
+    next backward pass would fail. It forgets that where the type changes: hence the detour.
+    """
+    if value.shape != parameter.shape:
+        parameter.grad = None
+        other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+        parameter.data = torch.empty(0, dtype=other, device=parameter.device)
+    parameter.data = value

@@ -79,6 +79,43 @@ def hosvd_bound(w: Float[Tensor, "*shape"], ranks: Sequence[int]) -> float:
     return math.sqrt(float(torch.stack(tails).sum())) if tails else 0.0
 
 
+def hooi(w: Float[Tensor, "*shape"], ranks: Sequence[int], *, sweeps: int = 10) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Higher-order orthogonal iteration: `hosvd`, then every basis in turn made the best for the others.
+
+    The error never grows from sweep to sweep; where the ranks are far below full it ends a few per cent below that of
+    `hosvd`.
+
+    Args:
+        w: the tensor, any floating dtype, finite.
+        ranks: see `hosvd`.
+        sweeps: over all modes, at most; it stops where the core's energy grows by less than 1e-7 of itself.
+
+    Returns:
+        core and bases, as `hosvd`.
+
+    Raises:
+        ArgumentError: a rank or ``sweeps`` out of range.
+        TenfoldError: NaN or infinite entries.
+
+    Source: De Lathauwer, De Moor, Vandewalle 2000, "On the best rank-1 and rank-(R1, ..., RN) approximation".
+    """
+    check(sweeps >= 0, "sweeps", ">= 0", sweeps)
+    exact = working(w)
+    bases = [working(basis) for basis in hosvd(w, ranks)[1]]
+    core = tucker_full(exact, [b.mT for b in bases])
+    for _ in range(sweeps if len(ranks) > 1 else 0):
+        before = core.square().sum()
+        for mode, rank in enumerate(ranks):
+            others = exact
+            for other, basis in enumerate(bases):
+                others = others if other == mode else mode_product(others, basis.mT, other)
+            bases[mode] = left_basis(unfold(others, mode), rank, driver=_driver(w))[0]
+        core = tucker_full(exact, [b.mT for b in bases])
+        if core.square().sum() - before <= 1e-7 * before:
+            break
+    return like(core, w), tuple(like(b, w) for b in bases)
+
+
 def tucker_truncate(
     core: Float[Tensor, "*shape"], bases: Sequence[Tensor], tolerance: float
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
