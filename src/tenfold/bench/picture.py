@@ -67,8 +67,9 @@ def _panel(panel: Axes, problem: Problem, site: Site, plans: Mapping[str, Plan])
     for number, (name, plan) in enumerate(plans.items()):
         layer, colour = plan.layers[site.name], _COLOURS[number % len(_COLOURS)]
         look: dict[str, Any] = {"color": colour, "marker": _MARKERS[number % len(_MARKERS)], "linestyle": "none"}
-        if layer.rank is None or layer.fold is None:
-            panel.plot([], [], alpha=0.35, label=f"{name}: dense", **look)
+        if not isinstance(layer.rank, int) or layer.fold is None:  # no rank of a spectrum
+            became = "dense" if layer.rank is None else f"{layer.decomposition} {layer.rank}"
+            panel.plot([], [], alpha=0.35, label=f"{name}: {became}", **look)
             continue
         spectrum = _spectrum(problem, site, layer.fold, layer.groups)
         shared = structures.count((layer.fold, layer.groups)) > 1

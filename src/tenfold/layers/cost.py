@@ -76,6 +76,23 @@ class LayerCost:
         per_rank, macs_per_rank = self.per_rank(slices, fold)
         return Cost(per_rank * rank, None if macs_per_rank is None else macs_per_rank * rank)
 
+    def tucker(self, rank: tuple[int, ...]) -> Cost:
+        """Of the three convolutions at ``(r_out, r_in)`` per group: ``r_in c + g r_out r_in prod(k) + f r_out``.
+
+        The first works at the input's resolution, the last at the output's.
+        """
+        outer, inner = rank
+        encoder = self.groups * inner * self.shape[1]
+        core, decoder = self.groups * outer * inner * math.prod(self.shape[2:]), self.shape[0] * outer
+        weights = encoder + core + decoder
+        if self.calls is None:
+            return Cost(weights)
+        macs = 0
+        for n, before, after in self.calls:
+            first, last = math.prod(before), math.prod(after)
+            macs += n * (encoder * first + core * (first if self.transposed else last) + decoder * last)
+        return Cost(weights, macs)
+
     def per_rank(self, slices: int = 1, fold: str = "channel") -> tuple[int, int | None]:
         """Weights and MACs that one rank costs; both costs of a factor pair are proportional to its rank."""
         f = Fold(self.shape, self.groups, slices, fold)
