@@ -13,6 +13,7 @@ from tenfold.layers import swap
 from tenfold.layers.cost import Cost, layer_cost
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
+from tenfold.layers.trained import TrainedTucker
 from tenfold.ranks.fingerprint import fingerprint
 from tenfold.ranks.plan import Factors, LayerPlan, Plan, priced
 
@@ -161,7 +162,14 @@ def matches(model: nn.Module, plan: Plan) -> bool:
 
 def _decomposed(model: nn.Module) -> dict[str, Decomposed]:
     """The factorised layers under all their names, as plans list them."""
-    return {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Decomposed)}
+    found = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Decomposed)}
+    for name, layer in found.items():
+        if isinstance(layer, TrainedTucker):
+            raise PlanError(
+                f"'{name}' is in the form in which it is trained, which no plan describes. Finish the training with "
+                f"the method's `finish`, or take tenfold.deploy(model), which is made of plain layers."
+            )
+    return found
 
 
 def _describe(spec: LayerSpec | None) -> str:
