@@ -45,15 +45,18 @@ def grow_square(v: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: in
     return new.flatten(0, 1)
 
 
-def turn(m: Float[Tensor, "rows *rest"], turns: Sequence[Float[Tensor, "g r q"]]) -> Tensor:
-    """``m x_i P_i^T``: a gradient or a first moment in the bases ``U_i P_i``; exact inside their span."""
+def turn(m: Float[Tensor, "rows *rest"], turns: Sequence[Tensor]) -> Tensor:
+    """``m x_i P_i^T``: a gradient or a first moment in the bases ``U_i P_i``, ``P_i (g, r_i, q_i)``.
+
+    Exact inside their span.
+    """
     new = stacked(working(m), len(turns[0]))
     for mode, p in enumerate(turns):
         new = batch_product(new, p.mT, mode)
     return like(new.flatten(0, 1), m)
 
 
-def turn_square(v: Float[Tensor, "rows *rest"], turns: Sequence[Float[Tensor, "g r q"]]) -> Tensor:
+def turn_square(v: Float[Tensor, "rows *rest"], turns: Sequence[Tensor]) -> Tensor:
     """``v x_i (P_i o P_i)^T``: second moments in the bases ``U_i P_i``, as if the entries were not correlated."""
     return turn(v, [p.square() for p in turns])
 
@@ -61,8 +64,8 @@ def turn_square(v: Float[Tensor, "rows *rest"], turns: Sequence[Float[Tensor, "g
 def tangent_gradient(
     grad_core: Float[Tensor, "rows *rest"],
     core: Float[Tensor, "rows *rest"],
-    fresh: Sequence[Float[Tensor, "g n p"]],
-    grads: Sequence[Float[Tensor, "g n r"]],
+    fresh: Sequence[Tensor],
+    grads: Sequence[Tensor],
 ) -> Tensor:
     """The Riemannian gradient ``P_T(G)`` at ``W = C x_i U_i``, in the coordinates of the bases ``[U_i | fresh_i]``.
 
@@ -77,8 +80,8 @@ def tangent_gradient(
     Args:
         grad_core: gradient in the core.
         core: C.
-        fresh: the new directions of each mode, group by group; orthogonal to the old basis.
-        grads: gradients in the old bases, group by group.
+        fresh: the new directions ``(g, n_i, p_i)`` of each mode; orthogonal to the old basis.
+        grads: gradients in the old bases, ``(g, n_i, r_i)``.
 
     Returns:
         ``(g (r_1 + p_1), r_2 + p_2, ..., *rest)``, in the dtype of ``grad_core``.

@@ -272,8 +272,8 @@ class Integrator(Optimizer):
         if stalled and "stall" not in state["said"]:
             state["said"].append("stall")
             warnings.warn(
-                f"the ranks of {', '.join(stalled)} cannot grow: most of the gradient lies outside their bases, but "
-                f"what grows in a cycle is {state['growth'][stalled[0]]:.2g} of what the tolerance cuts off. "
+                f"the ranks of {', '.join(map(repr, stalled))} cannot grow: most of the gradient lies outside their "
+                f"bases, but what grows in a cycle is {state['growth'][stalled[0]]:.2g} of what the tolerance cuts off. "
                 "Start at larger ranks, or take a smaller `tau`, a larger `every` or a larger learning rate.",
                 TenfoldWarning,
                 stacklevel=3,

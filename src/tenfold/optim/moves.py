@@ -129,7 +129,7 @@ def cut_(units: Sequence[Unit], limits: Sequence[Limits], tau: float, optimizer:
 
     def cut(unit: Unit, limit: Limits) -> list[Tensor]:
         layer = unit.layer
-        made = tucker_cut(layer.core, layer.bases, tau, limits=limit, groups=layer.groups, aligned=True)
+        made = tucker_cut(layer.core, list(layer.bases), tau, limits=limit, groups=layer.groups, aligned=True)
         about = torch.tensor([made.error, float(made.overridden)], dtype=torch.float64, device=made.core.device)
         return [about, made.core, *made.bases, *made.turns]
 
