@@ -34,6 +34,7 @@ from tenfold.methods.lrpet import LRPET as LRPET
 from tenfold.methods.pca import PCA as PCA
 from tenfold.methods.svd import SVD as SVD
 from tenfold.methods.svd_energy import SVDEnergy as SVDEnergy
+from tenfold.methods.tdlrt import TDLRT as TDLRT
 from tenfold.methods.trp import TRP as TRP
 from tenfold.methods.tucker import Tucker as Tucker
 from tenfold.methods.vbmf import VBMF as VBMF

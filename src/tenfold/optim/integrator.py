@@ -273,7 +273,7 @@ class Integrator(Optimizer):
             state["said"].append("stall")
             warnings.warn(
                 f"the ranks of {', '.join(map(repr, stalled))} cannot grow: most of the gradient lies outside their "
-                f"bases, but what grows in a cycle is {state['growth'][stalled[0]]:.2g} of what the tolerance cuts off. "
+                f"bases, but what grows in a cycle is {state['growth'][stalled[0]]:.2g} of what the cut may take. "
                 "Start at larger ranks, or take a smaller `tau`, a larger `every` or a larger learning rate.",
                 TenfoldWarning,
                 stacklevel=3,
