@@ -191,8 +191,8 @@ class TrainedTucker(Decomposed):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the ranks of what is loaded first."""
-        saved = [state_dict.get(f"{prefix}basis_{i}") for i in range(self.modes)]
-        ranks = [b.shape[1] for b in saved if isinstance(b, Tensor) and b.ndim == 2]
+        saved = zip(self.bases, [state_dict.get(f"{prefix}basis_{i}") for i in range(self.modes)], strict=True)
+        ranks = [b.shape[1] for mine, b in saved if isinstance(b, Tensor) and b.ndim == 2 and len(b) == len(mine)]
         core = state_dict.get(f"{prefix}core")
         if len(ranks) == self.modes and isinstance(core, Tensor) and core.shape == self._core_shape(ranks):
             self.set_ranks_(ranks)
