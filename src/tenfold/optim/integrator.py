@@ -31,7 +31,7 @@ from tenfold.optim.replay import RandomState
 
 STATE = "integrator"
 """Where the state of a run is: ``optimizer.param_groups[0][STATE]``, so that checkpoints have it."""
-PATIENCE = 5
+PATIENCE = 10
 """Cycles in a row after which a growth that is always cut again is called a stall."""
 
 
