@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.record import record
 
-NAMES = ("allocation", "inference", "projection")
+NAMES = ("allocation", "inference", "projection", "tucker_step")
 
 
 def main() -> None:
