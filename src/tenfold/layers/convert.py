@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -250,6 +251,6 @@ def _sizes(spec: LayerSpec) -> tuple[int, ...]:
 
 def _weights(spec: LayerSpec, ranks: tuple[int, ...]) -> int:
     """Of the deployed form."""
-    if len(spec.shape) == 2:
-        return ranks[0] * sum(spec.shape)
+    if math.prod(spec.shape[2:]) == 1:
+        return min(ranks[:2]) * (spec.out_channels + spec.in_channels)
     return layer_cost(spec).tucker(ranks[:2]).params
