@@ -21,6 +21,7 @@ pays the linear algebra in every step.
 
 import functools
 import json
+import math
 import subprocess
 import sys
 import time
@@ -33,8 +34,11 @@ from torch import nn
 
 from benchmarks import memory, nets
 from benchmarks.record import ROOT
-from tenfold.layers.convert import Policy, deploy, to_tucker
+from tenfold.layers.convert import Policy, to_tucker
+from tenfold.layers.cost import layer_cost
 from tenfold.layers.factors import factorised
+from tenfold.layers.spec import spec_of
+from tenfold.linalg.multilinear import feasible
 from tenfold.optim import integrator as integration
 from tenfold.train.models import build_model
 
@@ -85,7 +89,7 @@ def steps(net: str, fewer: float) -> dict[str, Any]:
     for name, course in COURSES.items():
         clock = _Clock()
         took = []
-        train = _training(net, policy, course)
+        train = _training(net, policy, course, BATCH)
         with clock:
             for _ in range(course.every if course.every > 1 else 2):
                 clock.spent = 0.0
@@ -114,7 +118,7 @@ def peaks(net: str, fewer: float) -> dict[str, Any]:
     peak = {}
     for name, share in (("dense", 0.0), ("tucker", fewer)):
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.tucker_step", net, str(share)],
+            [sys.executable, "-m", "benchmarks.tucker_step", net, str(share), str(BATCH)],
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         peak[name] = json.loads(done.stdout)["peak_bytes"]
@@ -148,24 +152,24 @@ class _Clock:
 def _dense(net: str) -> float:
     model = _fresh(net)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    train = _step(model, optimizer, closure=False)
+    train = _step(model, optimizer, BATCH, closure=False)
     train()
     start = time.process_time()
     train()
     return time.process_time() - start
 
 
-def _training(net: str, policy: Policy, course: integration.Course) -> Callable[[], None]:
+def _training(net: str, policy: Policy, course: integration.Course, batch: int) -> Callable[[], None]:
     model = to_tucker(_fresh(net), policy, generator=torch.Generator().manual_seed(nets.SEED)).model
     bases = {id(basis) for layer in factorised(model).values() for basis in layer.bases}
     inner = torch.optim.SGD([p for p in model.parameters() if id(p) not in bases], lr=1e-3, momentum=0.9)
-    return _step(model, integration.Integrator(inner, model, course), closure=course.twice)
+    return _step(model, integration.Integrator(inner, model, course), batch, closure=course.twice)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, *, closure: bool) -> Callable[[], None]:
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: int, *, closure: bool) -> Callable[[], None]:
     model.train()
-    x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(BATCH) % 10
+    x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(batch) % 10
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
@@ -191,39 +195,40 @@ def _fresh(net: str) -> nn.Module:
 
 def _policy(net: str, fewer: float) -> tuple[float, Policy]:
     """The largest alpha that leaves so many fewer weights in convolutions, by bisection, and its ranks."""
-    model = _fresh(net)
-    convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    dense = sum(m.weight.numel() for m in convs.values())
+    specs = {n: spec_of(m) for n, m in _fresh(net).named_modules() if isinstance(m, nn.Conv2d)}
+    costs = {n: layer_cost(spec) for n, spec in specs.items() if spec is not None}
 
-    def policy(alpha: float) -> Policy:
-        spatial = {n: m.weight.shape for n, m in convs.items() if m.kernel_size != (1, 1)}
-        ranks = {n: tuple(max(1, round(alpha * size)) for size in shape[:2]) for n, shape in spatial.items()}
-        return Policy(cap=1.0, floor=1, ranks=ranks)
+    def ranks(alpha: float) -> dict[str, tuple[int, ...]]:
+        wanted = {n: tuple(max(1, round(alpha * size)) for size in cost.shape[:2]) for n, cost in costs.items()}
+        return {n: feasible(r, costs[n].shape[:2], math.prod(costs[n].shape[2:])) for n, r in wanted.items()}
 
     def kept(alpha: float) -> float:
-        small = deploy(to_tucker(model, policy(alpha), generator=torch.Generator().manual_seed(0)).model)
-        parts = (p for n, p in small.named_parameters() if any(n.startswith(f"{c}.") for c in convs) and p.ndim > 1)
-        return sum(p.numel() for p in parts) / dense
+        chosen = ranks(alpha)
+        small = {
+            n: cost.dense() if math.prod(cost.shape[2:]) == 1 else cost.tucker(chosen[n]) for n, cost in costs.items()
+        }
+        return sum(c.params for c in small.values()) / sum(cost.dense().params for cost in costs.values())
 
     low, high = 0.0, 1.0
-    for _ in range(9):
+    for _ in range(12):
         middle = (low + high) / 2
         low, high = (middle, high) if kept(middle) <= 1 - fewer else (low, middle)
-    return low, policy(low)
+    spatial = {n: r for n, r in ranks(low).items() if math.prod(costs[n].shape[2:]) > 1}
+    return low, Policy(cap=1.0, floor=1, ranks=spatial)
 
 
 def main() -> None:
-    """Print the peak memory of two steps as one JSON object: ``python -m benchmarks.tucker_step NET FEWER``."""
-    net, fewer = sys.argv[1], float(sys.argv[2])
+    """Print the peak memory of two steps as one JSON object: ``python -m benchmarks.tucker_step NET FEWER BATCH``."""
+    net, fewer, batch = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     policy = _policy(net, fewer)[1] if fewer else None
     nn.functional.conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))  # libraries load at the first call
     before = memory._reset()
     if policy is None:
         model = _fresh(net)
-        train = _step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9), closure=False)
+        train = _step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9), batch, closure=False)
     else:
-        train = _training(net, policy, integration.Course(tau=0.1, every=2, pinned=True))
+        train = _training(net, policy, integration.Course(tau=0.1, every=2, pinned=True), batch)
     train()
     train()
     print(json.dumps({"peak_bytes": memory._peak() - before}))
