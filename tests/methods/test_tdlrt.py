@@ -59,7 +59,7 @@ def train(method, model, optimizer, steps: int) -> None:
             optimizer.step()
 
 
-def trained(method, steps: int = 40, goal: int | None = 40):
+def trained(method, steps: int = 20, goal: int | None = 20):
     model = method.begin(net())
     optimizer = method.optimizer(model, lr=0.05, momentum=0.9, goal=None if goal is None else tenfold.Goal(steps=goal))
     train(method, model, optimizer, steps)
@@ -150,6 +150,22 @@ def test_ranks_stay_in_the_last_part_of_the_run() -> None:
     assert optimizer.ranks == settled != {n: m.ranks for n, m in factorised(method.begin(net())).items()}
     after = [u.detach() for layer in factorised(model).values() for u in layer.bases]
     assert not all(torch.allclose(a, b) for a, b in zip(before, after, strict=True))  # the bases go on moving
+
+
+def test_with_a_budget_ahead_ranks_freeze_where_it_allows() -> None:
+    method, budget, x = tenfold.TDLRT(tau=0.1, every=4, freeze=0.5), tenfold.Budget(params=0.3, macs=0.4), batch()[0]
+    model = method.begin(net())
+    goal = tenfold.Goal(steps=24, budget=budget, example_inputs=x)
+    optimizer = method.optimizer(model, lr=0.05, goal=goal)
+    train(method, model, optimizer, 24)
+    result = method.finish(model, budget, example_inputs=x)
+    assert result.report.kept["params"] <= 0.3
+    assert result.report.kept["macs"] <= 0.4
+    assert result.plan.level == 0  # nothing is lost in the end
+    for name, ranks in optimizer.ranks.items():
+        assert result.plan.layers[name].rank in (ranks, ranks[0])
+    with pytest.raises(tenfold.BudgetError, match="reachable"):
+        method.optimizer(method.begin(net()), lr=0.05, goal=tenfold.Goal(steps=9, budget=tenfold.Budget(params=1e-3)))
 
 
 def test_fixed_ranks_are_the_ones_given() -> None:

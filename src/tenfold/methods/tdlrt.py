@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from tenfold.ranks.minmax import allocate
 from tenfold.ranks.options import Options, settle
 from tenfold.ranks.pairs import pair_options
 from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem, Site
+from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem, Site, survey
 
 INTEGRATORS = ("cycle", "two_pass", "one_pass", "fixed")
 
@@ -142,15 +143,22 @@ class TDLRT(Method):
         Args:
             model: from `begin`, not wrapped.
             base: the optimizer underneath.
-            goal: ``steps`` of the whole run: the ranks freeze toward its end, and its last step ends a cycle.
+            goal: ``steps`` of the whole run: the ranks freeze toward its end, and its last step ends a cycle. With a
+                ``budget`` they freeze at ranks that it allows, and what is left of the run trains them there.
             hyper: arguments of ``base``.
 
         Raises:
             ArgumentError: a model that is not from `begin`.
+            BudgetError: the budget cannot be reached.
         """
         bases = {id(basis) for layer in factorised(model).values() for basis in layer.bases}
         inner = base((p for p in model.parameters() if p.requires_grad and id(p) not in bases), **hyper)
-        return Integrator(inner, model, self.course(goal))
+        course = self.course(goal)
+        if goal is not None and goal.budget is not None and course.freeze is not None:
+            aim = partial(self._aim, model, goal)
+            aim()  # what cannot be reached is said now
+            course = replace(course, aim=aim)
+        return Integrator(inner, model, course)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """Refused: an optimizer that is there already holds the bases, or will be saved without their cycle.
@@ -193,6 +201,22 @@ class TDLRT(Method):
             choice, level = (None, None) if found is None else (found.choice, found.level)
         why = RANK_SAVES_NOTHING
         return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
+
+    def _aim(self, model: nn.Module, goal: Goal) -> dict[str, tuple[int, ...]]:
+        """The ranks that the goal's budget allows, of the layers in Tucker format by name."""
+        problem = survey(
+            model,
+            example_inputs=goal.example_inputs,
+            target_modules=goal.target_modules,
+            exclude_modules=goal.exclude_modules,
+        )
+        plan, ranks = self.plan(problem, goal.budget), {}
+        for name, layer in factorised(model).items():
+            rank = plan.layers[name].rank
+            if rank is not None:
+                pair = rank if isinstance(rank, tuple) else (rank, rank)
+                ranks[name] = (*pair, *layer.ranks[2:])
+        return ranks
 
     def _own(self, table: Options, layer: Factorised | None) -> int:
         """The cheapest entry within the tolerance: none, where the cut has been made already."""

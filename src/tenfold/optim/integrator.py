@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from tenfold.layers.spec import refuse_wrapped
 from tenfold.linalg.tucker import Limits
 from tenfold.optim.catch import Catch
 from tenfold.optim.moves import Unit, augment_, cut_
-from tenfold.optim.processes import average_, average_gradients_
+from tenfold.optim.processes import average_, average_gradients_, shared
 from tenfold.optim.replay import RandomState
 
 STATE = "integrator"
@@ -50,6 +50,7 @@ class Course:
         multiple: ranks are rounded up to a multiple, >= 1.
         freeze: steps after which ranks stay as they are; None: never.
         steps: of the whole run: the last one ends its cycle; None: not known.
+        aim: says, as the ranks freeze, which ones they are to be, by layer name; None: those that they are.
     """
 
     tau: float
@@ -62,6 +63,7 @@ class Course:
     multiple: int = 1
     freeze: int | None = None
     steps: int | None = None
+    aim: Callable[[], Mapping[str, Sequence[int]]] | None = None
 
     def limits(self, unit: Unit, pinned: Sequence[int] | None) -> Limits:
         """Of the ranks of a unit."""
@@ -161,13 +163,16 @@ class Integrator(Optimizer):
         good = [unit for unit in open_ if bool(torch.isfinite(unit.layer.core.detach().sum()))]
         state["nonfinite"] += len(open_) - len(good)
         frozen = self.course.pinned or (self.course.freeze is not None and state["steps"] >= self.course.freeze)
-        pins = [state["settled"].get(unit.name) if frozen else None for unit in good]
         norms = {unit.name: float(unit.layer.core.detach().double().norm()) for unit in good}
         fresh = {
             unit.name: unit.fresh_norm(unit.layer.core, state["settled"][unit.name])
             for unit in good
             if unit.name in state["settled"]
         }
+        if frozen and not self.course.pinned and self.course.aim is not None and not state["aimed"]:
+            state["aimed"] = True
+            state["settled"] |= self._aim(self.course.aim)
+        pins = [state["settled"].get(unit.name) if frozen else None for unit in good]
         limits = [self.course.limits(unit, pin) for unit, pin in zip(good, pins, strict=True)]
         for name, result in cut_(good, limits, self.course.tau, self.inner).items():
             state["error"][name] = result.error
@@ -240,6 +245,16 @@ class Integrator(Optimizer):
         tangent = not self.course.twice
         augment_(grown, grads, self.inner, columns=self.course.columns, tangent=tangent, scale=scale)
         return grown
+
+    def _aim(self, aim: Callable[[], Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+        """The ranks to freeze at, found by one process: others might find others."""
+
+        def found() -> list[Tensor]:
+            wanted = aim()
+            return [torch.tensor([*wanted.get(u.name, ())], dtype=torch.float64) for u in self._units]
+
+        ranks = shared([found], [1])[0]
+        return {u.name: [int(r) for r in x.tolist()] for u, x in zip(self._units, ranks, strict=True) if len(x)}
 
     def _again(self, closure: Callable[[], Any], before: RandomState) -> None:
         """The gradient in the larger space, with the random numbers of the first, and no second look at the data."""
@@ -317,7 +332,7 @@ class Integrator(Optimizer):
 
 def _fresh() -> dict[str, Any]:
     by_layer = ("settled", "first", "error", "overridden", "growth", "share", "stalled")
-    return {"steps": 0, "position": 0, "nonfinite": 0, "said": []} | {key: {} for key in by_layer}
+    return {"steps": 0, "position": 0, "nonfinite": 0, "said": [], "aimed": False} | {key: {} for key in by_layer}
 
 
 def _finite(grad: Tensor | None) -> bool:
