@@ -11,7 +11,7 @@ from test_tied import INPUTS, OtherBiases, OtherStrides, Twice
 from torch import nn
 
 import tenfold
-from tenfold.errors import ArgumentError, PlanError, TenfoldError
+from tenfold.errors import ArgumentError, PlanError, TenfoldError, UnsupportedLayer
 from tenfold.layers.convert import Policy, deploy, to_tucker
 from tenfold.layers.factors import factorised
 from tenfold.layers.matrix import LowRank
@@ -243,6 +243,15 @@ def test_arguments_out_of_range_are_refused(net: nn.Module, call: Any, message: 
 def test_a_policy_checks_its_shares(name: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}` must be"):
         Policy(**{name: value})
+
+
+def test_a_layer_that_is_named_is_never_left_dense_silently() -> None:
+    net = nn.ModuleDict(
+        {"depthwise": nn.Conv2d(8, 8, 3, groups=8), "table": nn.Embedding(9, 4), "fine": nn.Linear(8, 8)}
+    )
+    for name, reason in (("depthwise", "depthwise"), ("table", "an Embedding")):
+        with pytest.raises(UnsupportedLayer, match=f"`ranks` names '{name}', which stays dense: .*{reason}"):
+            to_tucker(net, Policy(ranks={name: 2, "fine": 2}))
 
 
 def test_weights_that_are_not_finite_and_wrapped_models_are_refused(net: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tenfold.errors import ArgumentError, check, is_count, is_share
+from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_share
 from tenfold.layers.copies import duplicate
 from tenfold.layers.cost import layer_cost
 from tenfold.layers.fused import keep_off_fused_paths_
@@ -81,10 +81,7 @@ class Policy:
 
     def _possible(self, spec: LayerSpec, ranks: list[int]) -> tuple[int, ...]:
         sizes, modes = _sizes(spec), self.modes(spec)
-        rest = 1
-        for n in sizes[modes:]:
-            rest *= n
-        return feasible(ranks[:modes], sizes[:modes], rest)
+        return feasible(ranks[:modes], sizes[:modes], math.prod(sizes[modes:]))
 
     def leaves(self, name: str, spec: LayerSpec, weight: Tensor) -> str | None:
         """Why a layer stays dense; None where it is trained in Tucker format."""
@@ -195,7 +192,7 @@ def to_tucker(
 
     Raises:
         ArgumentError: tau out of range or given with a generator; a name in ``policy.ranks`` that is no such layer.
-        PlanError: a layer in ``policy.ranks`` that has to stay dense.
+        UnsupportedLayer: a layer in ``policy.ranks`` that has to stay dense.
         TenfoldError: a weight with NaN or infinite entries, by name.
     """
     policy = policy or Policy()
@@ -218,6 +215,8 @@ def to_tucker(
         if reason is None and target.spec is not None:
             start = _Start(policy.first(target.name, target.spec))
             structures |= dict.fromkeys((target.name, *target.aliases), start)
+        elif policy.ranks is not None and target.name in policy.ranks:
+            raise UnsupportedLayer(f"`ranks` names '{target.name}', which stays dense: {reason}.")
         else:
             left[target.name] = str(reason)
     make = _FromWeight(policy, tau) if generator is None else _FromScratch(generator)
