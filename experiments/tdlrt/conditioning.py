@@ -6,8 +6,8 @@ LeNet-5 on a part of Fashion-MNIST, rank 20, SGD. Both start from the same funct
 and singular values that fall by a factor of 1, 2 or 10 from one to the next, scaled to the norm of the usual
 initialisation. The design is that of Schotthoefer et al. 2022 (arXiv 2205.13571), who train on all of MNIST, at a
 learning rate of 0.01 and for longer. The loss of each epoch and the test accuracy in the end go into the JSON file, the
-curves into a PNG beside it. Both are rewritten after each run. Six runs make a seed; on one core of 2026 the training of
-one took 17 s of processor time by TDLRT and 7 s on the factors.
+curves into a PNG beside it. Both are rewritten after each run. Six runs make a seed; where it was tried, one took
+17 s of processor time by TDLRT and 7 s on the factors, on one core.
 """
 
 import argparse

@@ -7,7 +7,8 @@ from torch import nn
 from optim.toys import Kernel, basis, integrator, kernel, normal, of, orthonormality, run, teacher, turned
 from tenfold.errors import ArgumentError, TenfoldWarning
 from tenfold.linalg.tucker import tucker_full
-from tenfold.optim.integrator import Course, Integrator
+from tenfold.optim.course import Course
+from tenfold.optim.integrator import Integrator
 
 SHAPES = [((6, 5), (2, 2)), ((6, 5, 3, 3), (3, 2)), ((4, 5, 3), (2, 3, 2))]
 STALLS = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")  # rightly, where a cycle has one step

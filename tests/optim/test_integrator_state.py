@@ -12,7 +12,8 @@ from optim.toys import integrator, kernel, normal, orthonormality, run, teacher
 from tenfold.errors import TenfoldWarning
 from tenfold.layers.convert import Policy, to_tucker
 from tenfold.layers.factors import factorised
-from tenfold.optim.integrator import Course, Integrator
+from tenfold.optim.course import Course
+from tenfold.optim.integrator import Integrator
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")  # not what is looked at here
 SHAPE, RANKS = (6, 5, 3), (3, 2)

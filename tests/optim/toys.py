@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tenfold.layers.factors import put_
 from tenfold.linalg import hosvd
 from tenfold.linalg.tucker import tucker_full
-from tenfold.optim.integrator import Course, Integrator
+from tenfold.optim.course import Course
+from tenfold.optim.integrator import Integrator
 
 
 class Kernel(nn.Module):

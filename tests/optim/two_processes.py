@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 
 from optim.toys import Kernel, integrator, kernel, normal, run, teacher
-from tenfold.optim.integrator import Course
+from tenfold.optim.course import Course
 
 COURSES = {
     "cycle": Course(0.2, every=2),

@@ -22,7 +22,8 @@ from tenfold.layers.convert import Policy, to_tucker
 from tenfold.layers.factors import Factorised, factorised
 from tenfold.linalg.multilinear import feasible
 from tenfold.methods.base import Goal, Method
-from tenfold.optim.integrator import Course, Integrator
+from tenfold.optim.course import Course
+from tenfold.optim.integrator import Integrator
 from tenfold.ranks.minmax import allocate
 from tenfold.ranks.options import Options, settle
 from tenfold.ranks.pairs import pair_options
