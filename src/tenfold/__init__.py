@@ -15,12 +15,14 @@ from tenfold.errors import TenfoldWarning as TenfoldWarning
 from tenfold.errors import UnsupportedLayer as UnsupportedLayer
 from tenfold.layers.batchnorm import norm_after as norm_after
 from tenfold.layers.batchnorm import reestimate_ as reestimate_
+from tenfold.layers.convert import deploy as deploy
 from tenfold.layers.cost import Cost as Cost
 from tenfold.layers.cost import cost as cost
 from tenfold.layers.fold_norm import fold_batchnorm as fold_batchnorm
 from tenfold.layers.matrix import LowRankConv as LowRankConv
 from tenfold.layers.matrix import LowRankLinear as LowRankLinear
 from tenfold.layers.swap import to_dense as to_dense
+from tenfold.layers.tucker import TuckerConv as TuckerConv
 from tenfold.linalg import balls as balls
 from tenfold.methods import build_method as build_method
 from tenfold.methods import methods as methods
@@ -40,7 +42,9 @@ from tenfold.methods.pca import PCA as PCA
 from tenfold.methods.sfw import SFW as SFW
 from tenfold.methods.svd import SVD as SVD
 from tenfold.methods.svd_energy import SVDEnergy as SVDEnergy
+from tenfold.methods.tdlrt import TDLRT as TDLRT
 from tenfold.methods.trp import TRP as TRP
+from tenfold.methods.tucker import Tucker as Tucker
 from tenfold.methods.vbmf import VBMF as VBMF
 from tenfold.ranks.build import Report as Report
 from tenfold.ranks.build import Result as Result

@@ -1,13 +1,15 @@
 """Small networks and plain-data plans that the layer tests share."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tenfold.layers.matrix import LowRank, low_rank_class
+from tenfold.layers.matrix import low_rank_class
 from tenfold.layers.spec import spec_of
+from tenfold.layers.tucker import TuckerConv, full_ranks
 from tenfold.linalg.fold import Fold, slice_counts
 
 
@@ -15,7 +17,7 @@ from tenfold.linalg.fold import Fold, slice_counts
 class Entry:
     """The least that a plan says about a layer."""
 
-    rank: int | None = None
+    rank: int | tuple[int, ...] | None = None
     groups: int = 1
     fold: str | None = "channel"
     decomposition: str = "low-rank"
@@ -25,10 +27,17 @@ class Entry:
 DENSE = Entry(None, 1, None, "dense")
 
 
-def factorised(layer: nn.Module, rank: int | None = None, slices: int = 1, fold: str = "channel") -> LowRank:
-    """``layer`` as a factor pair, at full rank by default."""
+TUCKER = "tucker"
+"""Stands among the folds for the format that is none."""
+
+
+def factorised(layer: nn.Module, rank: Any = None, slices: int = 1, fold: str = "channel") -> Any:
+    """``layer`` as a factor pair, or in Tucker format, at full rank by default."""
     spec = spec_of(layer)
     assert spec is not None
+    if fold == TUCKER:
+        pair = (rank, rank) if isinstance(rank, int) else rank
+        return TuckerConv.from_layer(layer, spec, pair or full_ranks(spec.shape, spec.groups))
     full = Fold(spec.shape, spec.groups, slices, fold).full_rank
     return low_rank_class(spec).from_layer(layer, spec, full if rank is None else rank, slices, fold)
 
@@ -37,14 +46,17 @@ def sliced(layer: nn.Module, fold: str, *wanted: int) -> list[int]:
     """Which of the wanted numbers of slices ``fold`` takes for ``layer``."""
     spec = spec_of(layer)
     assert spec is not None
-    possible = slice_counts(spec.shape, fold)
+    possible = (1,) if fold == TUCKER else slice_counts(spec.shape, fold)
     return [s for s in wanted if s in possible]
 
 
-def entry_for(layer: nn.Module, rank: int | None = None, slices: int = 1, fold: str = "channel") -> Entry:
+def entry_for(layer: nn.Module, rank: Any = None, slices: int = 1, fold: str = "channel") -> Entry:
     """A structure that fits ``layer``, at full rank by default."""
     spec = spec_of(layer)
     assert spec is not None
+    if fold == TUCKER and not spec.linear:
+        return Entry(full_ranks(spec.shape, spec.groups) if rank is None else rank, 1, None, TUCKER)
+    fold = "channel" if fold == TUCKER else fold
     return Entry(Fold(spec.shape, spec.groups, slices, fold).full_rank if rank is None else rank, slices, fold)
 
 
@@ -56,7 +68,11 @@ def full_rank(model: nn.Module, *, slices: int = 1, fold: str = "channel") -> di
 
 def low_rank(model: nn.Module, rank: int = 1, fold: str = "channel") -> dict[str, Entry]:
     """Every plain layer of ``model`` at one rank, or at full rank where that is less, under all its names."""
-    return {name: Entry(min(rank, full.rank or 1), 1, fold) for name, full in full_rank(model, fold=fold).items()}
+    made = {}
+    for name, full in full_rank(model, fold=fold).items():
+        top = full.rank or 1
+        made[name] = replace(full, rank=tuple(min(rank, r) for r in top) if isinstance(top, tuple) else min(rank, top))
+    return made
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

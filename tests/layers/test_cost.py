@@ -1,11 +1,12 @@
 """Parameters and MACs against numbers worked out by hand, and against torch's counter on real runs."""
 
+import itertools
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from layer_stubs import Entry, Tied, TinyResNet, factorised, low_rank, sliced, state
+from layer_stubs import TUCKER, Entry, Tied, TinyResNet, factorised, low_rank, sliced, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -248,6 +249,11 @@ def test_the_cost_of_an_option_is_that_of_the_built_layer(kind: str) -> None:
         small = factorised(layer, rank, slices, fold)
         weights = count_params(small) - layer.bias.numel()
         assert priced.low_rank(rank, slices, fold) == Cost(weights, counted(small, x)), (fold, slices, rank)
+    if kind != "linear":
+        for pair in itertools.product(range(1, 4), repeat=2):
+            small = factorised(layer, tuple(map(min, pair, factorised(layer, None, 1, TUCKER).rank)), 1, TUCKER)
+            weights = count_params(small) - layer.bias.numel()
+            assert priced.tucker(small.rank) == Cost(weights, counted(small, x)), small.rank
 
 
 @pytest.mark.parametrize("groups", [1, 2])

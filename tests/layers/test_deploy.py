@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layer_stubs import Entry, TinyResNet, factorised, low_rank, relative
+from layer_stubs import TUCKER, Entry, TinyResNet, factorised, low_rank, relative
 from torch import Tensor, nn
 
 from tenfold.layers import swap
@@ -25,11 +25,14 @@ cases = pytest.mark.parametrize(
         *((name, s, "channel") for name in LAYERS for s in (1, 2)),
         ("conv2d", 1, "decoupled"),
         ("transposed", 1, "decoupled"),
+        ("conv2d", 1, TUCKER),
+        ("conv1d-circular", 1, TUCKER),
+        ("transposed", 1, TUCKER),
     ],
 )
 
 
-@pytest.fixture(params=["channel", "decoupled"])
+@pytest.fixture(params=["channel", "decoupled", TUCKER])
 def small_net(request: pytest.FixtureRequest) -> nn.Module:
     net = TinyResNet().eval()
     return swap.apply(net, low_rank(net, 2, request.param))
@@ -88,6 +91,7 @@ HOSTS = (
     ("linear", 1, "channel"),
     ("conv2d", 2, "spatial"),
     ("conv2d", 1, "decoupled"),
+    ("conv2d", 1, TUCKER),
     ("transposed", 2, "spatial-t"),
 )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from layer_stubs import factorised, relative, sliced
+from layer_stubs import TUCKER, factorised, relative, sliced
 from torch import Tensor, nn
 
 from tenfold.linalg.fold import NAMES, Fold, folds_for
@@ -20,6 +20,7 @@ CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 SIZES = {1: (11,), 2: (8, 7), 3: (7, 6, 6)}
 KERNELS = {1: (3,), 2: (3, 2), 3: (3, 2, 2)}
+EVERY = (*NAMES, TUCKER)
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 # Relative to the norm of the output. bfloat16 has 8 bits: either factor and what passes between them is rounded to
@@ -92,7 +93,7 @@ def test_convolution_is_exact_over_the_product_of_options(axes: int) -> None:
     wrong, turn = [], random.Random(0)
     for i, option in enumerate(options(axes, thin=axes == 3)):
         layer = make(CONVS[axes], 4, 6, KERNELS[axes], dtype=x.dtype, **option)
-        for fold in {*two(i), "decoupled"} if axes == 3 else folds_for(axes):
+        for fold in ({*two(i), "decoupled"} if axes == 3 else {*folds_for(axes)}) | {TUCKER}:
             wrong += differences(layer, x, (fold,), sliced(layer, fold, turn.choice((1, 2))) or (1,))
     assert wrong == []
 
@@ -104,7 +105,7 @@ def test_transposed_convolution_is_exact_over_the_product_of_options(axes: int) 
     wrong, turn = [], random.Random(0)
     for i, option in enumerate(transposed_options(axes)):
         layer = make(TRANSPOSED[axes], 4, 6, KERNELS[axes], dtype=x.dtype, **option)
-        for fold in {*two(i), "decoupled"} if axes == 3 else folds_for(axes):
+        for fold in ({*two(i), "decoupled"} if axes == 3 else {*folds_for(axes)}) | {TUCKER}:
             wrong += differences(layer, x, (fold,), sliced(layer, fold, turn.choice((1, 2))) or (1,))
     assert wrong == []
 
@@ -118,7 +119,7 @@ def test_lower_precision_is_exact_to_its_rounding(dtype: torch.dtype, transposed
     wrong, turn = [], random.Random(0)
     for i, option in enumerate(transposed_options(2) if transposed else options(2, thin=True)):
         layer = make(kind, 4, 6, KERNELS[2], dtype=dtype, **option)
-        for fold in two(i):
+        for fold in (*two(i), TUCKER):
             wrong += differences(layer, x, (fold,), sliced(layer, fold, turn.choice((1, 2))) or (1,))
     assert wrong == []
 
@@ -133,7 +134,7 @@ def test_channels_last_weights_and_inputs_are_exact_and_stay_channels_last(axes:
     layer = layer.to(memory_format=form)  # pyright: ignore[reportCallIssue]
     x = torch.randn(2, 4, *SIZES[axes], dtype=torch.float64)
     for inputs in (x, x.to(memory_format=form)):
-        assert list(differences(layer, inputs, NAMES, (1, 2))) == []
+        assert list(differences(layer, inputs, EVERY, (1, 2))) == []
         small = factorised(layer)
         assert small.encoder.weight.is_contiguous(memory_format=form)
         assert small.to_layer().weight.stride() == layer.weight.stride()
@@ -146,9 +147,9 @@ def test_channels_last_weights_and_inputs_are_exact_and_stay_channels_last(axes:
 def test_unbatched_and_empty_inputs_are_taken_as_the_dense_layer_takes_them(axes: int, mode: str) -> None:
     layer = make(CONVS[axes], 4, 6, KERNELS[axes], dtype=torch.float64, padding=1, padding_mode=mode)
     x = torch.randn(4, *SIZES[axes], dtype=torch.float64)
-    assert list(differences(layer, x, NAMES, (1, 2))) == []
+    assert list(differences(layer, x, EVERY, (1, 2))) == []
     none = x.new_zeros(0, *x.shape)
-    assert list(differences(layer, none, NAMES, (1, 2))) == []
+    assert list(differences(layer, none, EVERY, (1, 2))) == []
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -162,8 +163,8 @@ def test_output_size_of_transposed_convolutions_is_honoured(axes: int) -> None:
             size = [a + b for a, b in zip(least, added, strict=True)]
             assert layer(x, output_size=size).shape[2:] == tuple(size)
             for given_size in (size, [2, 6, *size]):
-                assert list(differences(layer, x, NAMES, (1, 2), output_size=given_size)) == []
-            assert list(differences(layer, x[0], NAMES, (1,), output_size=size)) == []
+                assert list(differences(layer, x, EVERY, (1, 2), output_size=given_size)) == []
+            assert list(differences(layer, x[0], EVERY, (1,), output_size=size)) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -189,7 +190,7 @@ def test_linear_is_exact_for_any_leading_dimensions(dtype: torch.dtype, bias: bo
     dilation=st.tuples(*[st.integers(1, 2)] * 3),
     channels=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
     mode=st.sampled_from(MODES),
-    fold=st.sampled_from(NAMES),
+    fold=st.sampled_from(EVERY),
     data=st.data(),
 )
 @settings(max_examples=120)
@@ -228,6 +229,9 @@ def test_weights_are_exactly_as_many_as_the_formula_says(groups: int, transposed
     for j in range(1, min(c // groups, k1 * k2) + 1):
         small = factorised(layer, j, 1, "decoupled")
         assert sum(p.numel() for p in small.parameters()) == j * f * (c // groups + k1 * k2)
+    for outer, inner in itertools.product((1, 2, 3), (1, 2, 4)):
+        small = factorised(layer, (outer, inner), 1, TUCKER)
+        assert sum(p.numel() for p in small.parameters()) == inner * c + groups * outer * inner * k1 * k2 + outer * f
     linear = nn.Linear(c, f, bias=False)
     for j, slices in itertools.product((1, 2), (1, 2, 4)):
         assert sum(p.numel() for p in factorised(linear, j, slices).parameters()) == j * (slices * f + c)

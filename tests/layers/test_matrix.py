@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from layer_stubs import factorised, relative, sliced
+from layer_stubs import TUCKER, factorised, relative, sliced
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,6 +27,9 @@ CASES = {
     "conv3d": (nn.Conv3d(4, 6, 3), (1, 4, 5, 4, 4), "spatial"),
     "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 4, 5), "channel"),
     "transposed-spatial": (nn.ConvTranspose2d(4, 6, 3, stride=2), (2, 4, 4, 5), "spatial"),
+    "conv1d-tucker": (nn.Conv1d(4, 6, 3, padding="same", padding_mode="circular"), (2, 4, 9), TUCKER),
+    "conv2d-tucker": (nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2), (2, 4, 6, 5), TUCKER),
+    "transposed-tucker": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 4, 5), TUCKER),
     "transposed-decoupled": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 4, 5), "decoupled"),
 }
 
@@ -110,7 +113,7 @@ def test_factor_gradients_are_the_chain_rule_through_the_equivalent_weight(case,
     small = cut(layer, fold, slices)
     target = torch.randn_like(small(x))
     ((small(x) * target).sum() + small(x).square().sum()).backward()
-    factors = [small.encoder.weight, small.decoder.weight]
+    factors = list(small.factors)
     direct = [p.grad.clone() for p in factors]
     through = with_weight(layer, small.weight, x)
     chained = torch.autograd.grad((through * target).sum() + through.square().sum(), factors)
@@ -141,7 +144,8 @@ def test_only_plain_torch_layers_are_inside(case) -> None:
     kinds = {type(m) for m in small.modules()} - {type(small)}
     assert kinds <= {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d}
     assert small.encoder.bias is None
-    assert set(small.state_dict()) == {"encoder.weight", "decoder.weight", "decoder.bias"}
+    names = {"encoder.weight", "decoder.weight", "decoder.bias"} | ({"core.weight"} if fold == TUCKER else set())
+    assert set(small.state_dict()) == names
 
 
 def test_back_to_dense_is_the_product_of_the_factors(case) -> None:
@@ -176,7 +180,8 @@ def test_mode_dtype_and_what_is_trained_are_kept(case) -> None:
     layer.weight.requires_grad_(False)
     small = factorised(layer, 1, 1, fold)
     assert not any(m.training for m in small.modules())
-    assert [p.requires_grad for p in (small.encoder.weight, small.decoder.weight, small.bias)] == [False, False, True]
+    assert {p.requires_grad for p in small.factors} == {False}
+    assert small.bias.requires_grad
     back = small.to_layer()
     assert (back.weight.requires_grad, back.bias.requires_grad, back.training) == (False, True, False)
     assert {p.dtype for p in small.parameters()} == {torch.float64}

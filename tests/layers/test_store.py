@@ -56,11 +56,12 @@ def test_a_fresh_dense_model_becomes_the_saved_one_bitwise(small: nn.Module, sav
     torch.set_rng_state(random)
 
 
-@pytest.mark.parametrize("fold", NAMES)
-def test_every_fold_survives_json_building_saving_loading_and_the_way_back(fold: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fold", [*NAMES, None])
+def test_every_format_survives_json_building_saving_loading_and_the_way_back(fold: str | None, tmp_path: Path) -> None:
     net, x = TinyResNet().eval(), torch.randn(2, 3, 8, 8)
-    plan = tenfold.plan(net, tenfold.SVD(fold=fold), tenfold.Budget(params=0.6), example_inputs=x)
-    assert fold in {layer.fold for layer in plan.layers.values()}
+    method = tenfold.SVD(fold=fold) if fold else tenfold.Tucker()
+    plan = tenfold.plan(net, method, tenfold.Budget(params=0.6), example_inputs=x)
+    assert fold in {layer.fold for layer in plan.layers.values() if layer.decomposition != "dense"}
     read = tenfold.Plan.from_json(plan.to_json())
     assert read == plan
     built = tenfold.apply(net, read)

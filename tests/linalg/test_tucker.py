@@ -1,5 +1,6 @@
 """Laws of the Tucker format, against einsum and tensorly."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,8 +13,8 @@ from tensorly.decomposition import tucker as tensorly_tucker
 from torch.testing import assert_close
 
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.linalg import hosvd, hosvd_bound, tucker_full, tucker_truncate
-from tenfold.linalg.tucker import mode_product, unfold
+from tenfold.linalg import hooi, hosvd, hosvd_bound, tucker_full, tucker_truncate
+from tenfold.linalg.tucker import Limits, mode_product, tucker_cut, unfold
 
 CASES = (  # shape, ranks
     ((7, 6, 5), (3, 4, 2)),
@@ -303,7 +304,9 @@ def test_truncation_is_not_needlessly_loose(shape, modes, tolerance, decay):
     core, bases = tucker_of(shape, modes, decay=decay)
     _, fewer = tucker_truncate(core, bases, tolerance)
     ranks, shares, spectra = cut_by_loop(core.numpy(), modes, tolerance)
-    assert [b.shape[1] for b in fewer] == ranks
+    sizes = (*ranks, *shape[modes:])
+    possible = [math.prod(sizes) // rank for rank in ranks]  # what a mode can use of what the others left
+    assert [b.shape[1] for b in fewer] == [min(pair) for pair in zip(ranks, possible, strict=True)]
     for rank, share, s in zip(ranks, shares, spectra, strict=True):
         assert rank == 1 or float((s[rank - 1 :] ** 2).sum()) > share  # one less would break this mode's share
 
@@ -340,3 +343,108 @@ def test_truncating_a_zero_core_leaves_rank_one():
 def test_tolerance_out_of_range_raises(tolerance):
     with pytest.raises(ArgumentError, match="`tolerance`"):
         tucker_truncate(torch.randn(3, 3), [torch.eye(3)], tolerance)
+
+
+# ---- cuts under limits, for groups, and the orthogonal iteration
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(("shape", "modes"), CORES)
+def test_the_realised_error_is_the_true_one_whatever_the_limits(shape, modes, aligned):
+    core, bases = tucker_of(shape, modes, decay=False)
+    low = [max(1, r - 2) for r in shape[:modes]]
+    for limits in (Limits(), Limits(3), Limits(1, low), Limits(low, low), Limits(multiple=2)):
+        for tolerance in (0.0, 0.2, 0.6):
+            cut = tucker_cut(core, bases, tolerance, limits=limits, aligned=aligned)
+            error = float((tucker_full(core, bases) - tucker_full(cut.core, cut.bases)).norm() / core.norm())
+            assert math.isclose(cut.error, error, rel_tol=1e-9, abs_tol=1e-13)
+            assert cut.overridden == (error > tolerance + 1e-12)
+            for old, new, p in zip(bases, cut.bases, cut.turns, strict=True):
+                assert_orthonormal(new)
+                assert_close(old @ p[0], new, rtol=0, atol=1e-12)
+
+
+def test_limits_hold_and_the_cap_goes_before_the_floor():
+    core, bases = tucker_of((6, 5, 9), 2, decay=True)
+    ranks = lambda **k: tuple(tucker_cut(core, bases, 0.9, limits=Limits(**k)).core.shape[:2])  # noqa: E731
+    assert ranks() == (1, 1)
+    assert ranks(least=3) == (3, 3)
+    assert ranks(least=(2, 4)) == (2, 4)
+    assert ranks(least=3, multiple=4) == (4, 4)
+    assert ranks(least=5, most=(2, 3)) == (2, 3)
+    assert ranks(least=6, multiple=8) == (6, 5)  # no more than there is
+    exact = tucker_cut(core, bases, 0.0, limits=Limits(1, (2, 3)))
+    assert exact.core.shape[:2] == (2, 3)
+    assert exact.overridden
+    assert exact.error > 0
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.1, 0.5, 0.9])
+def test_ranks_are_those_that_a_tensor_can_have_and_a_matrix_has_one(tolerance):
+    for shape, modes in (((6, 7), 2), ((9, 8, 1), 2), ((8, 2, 2), 2), ((8, 3, 2), 3)):
+        core, bases = tucker_of(shape, modes, decay=False)
+        small = tucker_cut(core, bases, tolerance, limits=Limits(2)).core
+        for mode in range(modes):
+            assert small.shape[mode] <= small.numel() // small.shape[mode]
+
+
+def test_a_matrix_loses_what_the_best_matrix_of_its_rank_loses():
+    core, bases = tucker_of((6, 7), 2, decay=False)
+    s = np.linalg.svd(core.numpy(), compute_uv=False)
+    for tolerance in (0.1, 0.3, 0.6):
+        cut = tucker_cut(core, bases, tolerance)
+        rank = cut.core.shape[0]
+        assert math.isclose(cut.error, math.sqrt((s[rank:] ** 2).sum()) / float(core.norm()), rel_tol=1e-12)
+        assert rank == 1 or math.sqrt((s[rank - 1 :] ** 2).sum()) > tolerance * float(core.norm())
+
+
+def test_groups_share_their_ranks_and_one_budget():
+    parts = [tucker_of((5, 4, 3), 2, decay=decay) for decay in (True, False)]
+    core = torch.cat([p[0] for p in parts])
+    bases = [torch.cat(pair) for pair in zip(*(p[1] for p in parts), strict=True)]
+    whole = torch.cat([tucker_full(*p) for p in parts])
+    for tolerance in (0.0, 0.2, 0.5):
+        cut = tucker_cut(core, bases, tolerance, groups=2, aligned=True)
+        made = torch.cat(
+            [tucker_full(c, bs) for c, *bs in zip(cut.core.chunk(2), *(b.chunk(2) for b in cut.bases), strict=True)]
+        )
+        error = float((whole - made).norm() / whole.norm())
+        assert error <= tolerance + 1e-13
+        assert math.isclose(error, cut.error, abs_tol=1e-13)
+        for basis in cut.bases:
+            for part in basis.chunk(2):
+                assert_orthonormal(part)
+    alone = tucker_cut(*parts[1], 0.3)
+    assert_close(tucker_cut(parts[1][0], parts[1][1], 0.3, groups=1).core, alone.core)
+
+
+def test_one_budget_for_all_modes_is_kept_where_one_for_each_is_not():
+    """Per mode at the tolerance the error may be sqrt(modes) times it; here it is."""
+    core = torch.zeros(2, 2, 3, dtype=torch.float64)
+    core[0, 0, 0], core[1, 0, 1], core[0, 1, 2] = 1.0, 0.1, 0.1
+    bases = [orthonormal(5, 2), orthonormal(6, 2)]
+    tolerance = 0.105
+    each = [np.linalg.svd(tensorly.unfold(core.numpy(), i), compute_uv=False) for i in range(2)]
+    assert all(s[1] <= tolerance * float(core.norm()) for s in each)  # either alone may go
+    cut = tucker_cut(core, bases, tolerance)
+    assert cut.error <= tolerance
+    assert cut.core.shape[:2] != (1, 1)
+
+
+@pytest.mark.parametrize(("shape", "ranks"), CASES)
+def test_the_orthogonal_iteration_never_errs_more_and_ends_where_tensorlys_does(shape, ranks):
+    w = decaying(shape)
+    first = float((w - tucker_full(*hosvd(w, ranks))).norm())
+    errors = [float((w - tucker_full(*hooi(w, ranks, sweeps=n))).norm()) for n in (0, 1, 3, 30)]
+    slack = 1e-12 * float(w.norm())
+    assert math.isclose(errors[0], first, abs_tol=slack)
+    assert all(b <= a + slack for a, b in itertools.pairwise(errors))
+    if len(shape) == len(ranks):
+        best = tensorly_tucker(w.numpy(), rank=list(ranks), init="svd", n_iter_max=200, tol=1e-13)
+        expected = float(np.linalg.norm(w.numpy() - tensorly.tucker_to_tensor(best)))
+        assert errors[-1] <= expected * (1 + 1e-3) + 1e-6 * float(w.norm())
+
+
+def test_the_orthogonal_iteration_checks_its_sweeps():
+    with pytest.raises(ArgumentError, match="`sweeps`"):
+        hooi(torch.randn(3, 4), (1, 1), sweeps=-1)

@@ -161,4 +161,4 @@ def _becomes(layer: LayerPlan) -> str:
         return f"shares {layer.tied_to}"
     if layer.decomposition == "dense":
         return "dense"
-    return "low-rank" if layer.fold == "channel" else f"low-rank, {layer.fold}"
+    return layer.decomposition if layer.fold in (None, "channel") else f"low-rank, {layer.fold}"

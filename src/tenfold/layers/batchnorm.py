@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold.errors import ArgumentError, DataError
 from tenfold.layers.copies import meta_copy
-from tenfold.layers.matrix import LowRank
+from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of
 from tenfold.linalg.svd import working
 
-_LAYERS = (*CONVS, *TRANSPOSED, nn.Linear, LowRank)
+_LAYERS = (*CONVS, *TRANSPOSED, nn.Linear, Decomposed)
 
 
 def norm_after(model: nn.Module, given: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -128,7 +128,7 @@ def _by_graph(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, s
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, LowRank) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, Decomposed) or super().is_leaf_module(m, module_qualified_name)
 
     try:
         graph = Tracer().trace(meta_copy(model))  # a copy: tracing runs the forward, which may write to the module
@@ -151,7 +151,7 @@ def _by_graph(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, s
 def _by_order(modules: Mapping[str, nn.Module]) -> dict[str, str]:
     pairs = {}
     for parent, module in modules.items():
-        if isinstance(module, LowRank):
+        if isinstance(module, Decomposed):
             continue
         children = list(module.named_children())
         for (name, layer), (follower, norm) in itertools.pairwise(children):
@@ -163,5 +163,5 @@ def _by_order(modules: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def _outputs(layer: nn.Module) -> int:
-    spec = layer.spec if isinstance(layer, LowRank) else spec_of(layer)
+    spec = layer.spec if isinstance(layer, Decomposed) else spec_of(layer)
     return spec.out_channels if spec is not None else 0

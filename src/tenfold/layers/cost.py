@@ -76,6 +76,30 @@ class LayerCost:
         per_rank, macs_per_rank = self.per_rank(slices, fold)
         return Cost(per_rank * rank, None if macs_per_rank is None else macs_per_rank * rank)
 
+    def tucker(self, rank: tuple[int, ...]) -> Cost:
+        """Of the three convolutions at ``(r_out, r_in)`` per group; see `tucker_terms`."""
+        outer, inner = rank
+        weights, macs = (
+            None if terms is None else terms[0] * inner + terms[1] * outer * inner + terms[2] * outer
+            for terms in self.tucker_terms()
+        )
+        assert weights is not None
+        return Cost(weights, macs)
+
+    def tucker_terms(self) -> tuple[tuple[int, int, int], tuple[int, int, int] | None]:
+        """What multiplies ``r_in``, ``r_out r_in`` and ``r_out`` in weights and in MACs.
+
+        Weights: ``g c``, ``g prod(k)`` and ``f``. The first convolution works at the input's resolution, the last at
+        the output's.
+        """
+        weights = (self.groups * self.shape[1], self.groups * math.prod(self.shape[2:]), self.shape[0])
+        if self.calls is None:
+            return weights, None
+        first = sum(n * math.prod(before) for n, before, _ in self.calls)
+        last = sum(n * math.prod(after) for n, _, after in self.calls)
+        middle = first if self.transposed else last
+        return weights, (weights[0] * first, weights[1] * middle, weights[2] * last)
+
     def per_rank(self, slices: int = 1, fold: str = "channel") -> tuple[int, int | None]:
         """Weights and MACs that one rank costs; both costs of a factor pair are proportional to its rank."""
         f = Fold(self.shape, self.groups, slices, fold)

@@ -23,8 +23,10 @@ from torch.utils._pytree import tree_leaves
 from tenfold.errors import ArgumentError
 from tenfold.layers.batchnorm import norm_after
 from tenfold.layers.copies import duplicate, meta_copy
+from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.spec import refuse_wrapped, spec_of, to_kernel, to_weight
+from tenfold.layers.tucker import TuckerConv
 from tenfold.linalg.svd import working
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -121,7 +123,7 @@ def _fold_(layer: nn.Module, norm: _BatchNorm) -> None:
     scaled.copy_(to_weight(spec, kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1))))
     part.weight = nn.Parameter(scaled, weight.requires_grad)
     part.bias = nn.Parameter(bias.to(weight.dtype), weight.requires_grad)
-    if isinstance(layer, LowRank):
+    if isinstance(layer, Decomposed):
         layer.added_bias = layer.added_bias or not layer.spec.bias
         layer.spec = replace(layer.spec, bias=True)
 
@@ -201,7 +203,7 @@ def _watch(model: nn.Module, layers: Mapping[str, str], inputs: Any) -> set[str]
 
 def _last(layer: nn.Module) -> nn.Module:
     """The plain layer that puts out what ``layer`` does."""
-    return layer.decoder if isinstance(layer, LowRank) else layer
+    return layer.decoder if isinstance(layer, (LowRank, TuckerConv)) else layer
 
 
 def _compare(model: nn.Module, new: nn.Module, inputs: Any) -> None:
@@ -241,7 +243,7 @@ def _traceable(model: nn.Module) -> bool:
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, LowRank) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, Decomposed) or super().is_leaf_module(m, module_qualified_name)
 
     try:
         Tracer().trace(meta_copy(model))

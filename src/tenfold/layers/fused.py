@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from tenfold.layers.matrix import LowRank
+from tenfold.layers.decomposed import Decomposed
 
 
 def keep_off_fused_paths_(model: nn.Module) -> nn.Module:
@@ -28,7 +28,7 @@ def keep_off_fused_paths_(model: nn.Module) -> nn.Module:
 
 def _factorised(layer: nn.Module) -> bool:
     pair = (layer.linear1, layer.linear2) if isinstance(layer, nn.TransformerEncoderLayer) else ()
-    return any(isinstance(linear, LowRank) for linear in pair)
+    return any(isinstance(linear, Decomposed) for linear in pair)
 
 
 def _switch(module: nn.Module, attribute: str, on: Any, *, off: bool) -> None:

@@ -7,8 +7,9 @@ exactly is left dense and listed with its reason.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -17,10 +18,12 @@ from torch.nn.utils import parametrize
 
 from tenfold.errors import ArgumentError, PlanError, UnsupportedLayer
 from tenfold.layers.copies import duplicate
+from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.fused import keep_off_fused_paths_
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.select import Selection, near, select
 from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, refuse_wrapped, spec_of, to_kernel
+from tenfold.layers.tucker import TuckerConv
 from tenfold.linalg.svd import require_finite
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -102,6 +105,12 @@ Given = Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
 """Factors in place of the best ones for the weight: left, right, and what is added to the bias, or None."""
 
 
+class Make(Protocol):
+    """What makes a layer for a structure; with the factors of its weight, or empty where they come from elsewhere."""
+
+    def __call__(self, old: nn.Module, spec: LayerSpec, structure: Structure, /, *, empty: bool) -> Decomposed: ...  # noqa: D102
+
+
 def apply(model: nn.Module, structures: Mapping[str, Structure], factors: Given | None = None) -> nn.Module:
     """A new model in which each named layer has become what its structure says; ``model`` is untouched.
 
@@ -118,12 +127,12 @@ def apply(model: nn.Module, structures: Mapping[str, Structure], factors: Given 
         TenfoldError: a weight with NaN or infinite entries, by name.
         ArgumentError: a wrapped model.
     """
-    return _replace(model, structures, factors or {}, empty=False)
+    return rebuild(model, structures, planned, factors)
 
 
 def skeleton(model: nn.Module, structures: Mapping[str, Structure]) -> nn.Module:
     """As `apply`, with uninitialised factors: for loading saved weights into. Raises what `apply` raises."""
-    return _replace(model, structures, {}, empty=True)
+    return rebuild(model, structures, lambda *about, empty: planned(*about, empty=True))
 
 
 def to_dense(model: nn.Module) -> nn.Module:
@@ -136,10 +145,10 @@ def to_dense(model: nn.Module) -> nn.Module:
     """
     refuse_wrapped(model)
     memo: dict[int, Any] = {}
-    weights: dict[tuple[int, int], Any] = {}
+    weights: dict[tuple[int, ...], Any] = {}
     for layer in structure_of(model).values():
         new = layer.to_layer()
-        new.weight = weights.setdefault((id(layer.encoder.weight), id(layer.decoder.weight)), new.weight)
+        new.weight = weights.setdefault(tuple(map(id, layer.factors)), new.weight)
         if layer.bias is not None:
             copied = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
             new.bias = memo.setdefault(id(layer.bias), copied)
@@ -147,32 +156,39 @@ def to_dense(model: nn.Module) -> nn.Module:
     return keep_off_fused_paths_(duplicate(model, memo))
 
 
-def structure_of(model: nn.Module) -> dict[str, LowRank]:
+def structure_of(model: nn.Module) -> dict[str, Decomposed]:
     """The factorised layers of a model by name, each once."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, LowRank)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, Decomposed)}
 
 
-def _replace(model: nn.Module, structures: Mapping[str, Structure], factors: Given, *, empty: bool) -> nn.Module:
+def rebuild(
+    model: nn.Module, structures: Mapping[str, Structure], make: Make, factors: Given | None = None
+) -> nn.Module:
+    """As `apply`, with layers that ``make`` makes; those in ``factors`` it is asked for empty."""
+    factors = factors or {}
     modules = dict(model.named_modules(remove_duplicate=False))
     todo = {name: s for name, s in structures.items() if s.decomposition != "dense"}
     _check(model, modules, todo)
     # What the copy finds in `memo` it takes as it is: the layers that are replaced are never copied.
     memo: dict[int, Any] = {}
-    twins: dict[int, LowRank] = {}
+    twins: dict[int, Decomposed] = {}
     for name, structure in todo.items():
         old = modules[name]
         if id(old) in memo:
             continue
-        new = _build(name, old, structure, twins.get(id(old.weight)), empty=empty or name in factors)
+        twin = twins.get(id(old.weight))
+        new = _build(name, old, structure, partial(make, empty=twin is not None or name in factors))
+        if twin is not None:
+            new.share_(twin)
         if name in factors:
             left, right, shift = factors[name]
-            new.set_factors(left, right)
+            cast("LowRank", new).set_factors(left, right)
             if shift is not None and new.bias is not None:
                 _refuse_shared_bias(name, old, modules)
                 new.bias.data += shift.to(new.bias)
         twins.setdefault(id(old.weight), new)
-        if old.bias is not None:
-            cast("nn.Linear", new.decoder).bias = memo.setdefault(id(old.bias), new.bias)
+        if old.bias is not None and new.bias is not None:
+            new.tie_bias_(memo.setdefault(id(old.bias), new.bias))
         memo[id(old)] = new
     return keep_off_fused_paths_(duplicate(model, memo))
 
@@ -208,26 +224,28 @@ def _refuse_shared_bias(name: str, old: nn.Module, modules: Mapping[str, nn.Modu
             )
 
 
-def _build(name: str, old: nn.Module, structure: Structure, twin: LowRank | None, *, empty: bool) -> LowRank:
-    spec, rank = spec_of(old), structure.rank
+def _build(name: str, old: nn.Module, structure: Structure, make: Callable[..., Decomposed]) -> Decomposed:
+    spec = spec_of(old)
     assert spec is not None
-    spec = replace(spec, bias=spec.bias or structure.bias)
-    if structure.decomposition != LowRank.decomposition or not isinstance(rank, int):
-        raise PlanError(
-            f"'{name}': `decomposition` must be 'dense' or 'low-rank' with one integer `rank`; "
-            f"got {structure.decomposition!r} with rank {rank!r}."
-        )
-    if not empty:
-        require_finite(cast("Tensor", old.weight), f"the weight of '{name}'")
-    kind = low_rank_class(spec)
-    make = kind.like if empty or twin is not None else kind.from_layer
+    require_finite(cast("Tensor", old.weight), f"the weight of '{name}'")
     try:
-        new = make(old, spec, rank, structure.groups, structure.fold or "channel")
+        return make(old, replace(spec, bias=spec.bias or structure.bias), structure)
     except ArgumentError as error:
         raise PlanError(f"'{name}' with kernel {spec.shape} cannot be built as planned: {error}") from error
-    if twin is not None:
-        new.encoder.weight, new.decoder.weight = twin.encoder.weight, twin.decoder.weight
-    return new
+
+
+def planned(old: nn.Module, spec: LayerSpec, structure: Structure, *, empty: bool) -> Decomposed:
+    """The layer of plain layers that a plan means."""
+    rank = structure.rank
+    if structure.decomposition == TuckerConv.decomposition and isinstance(rank, tuple):
+        return TuckerConv.like(old, spec, rank) if empty else TuckerConv.from_layer(old, spec, rank)
+    if structure.decomposition == LowRank.decomposition and isinstance(rank, int):
+        kind = low_rank_class(spec)
+        return (kind.like if empty else kind.from_layer)(old, spec, rank, structure.groups, structure.fold or "channel")
+    raise ArgumentError(
+        f"`decomposition` must be 'dense', 'low-rank' with one integer `rank`, or 'tucker' with one for each mode; "
+        f"got {structure.decomposition!r} with rank {rank!r}."
+    )
 
 
 def _written(structure: Structure) -> tuple[Any, ...]:

@@ -109,7 +109,7 @@ class LRank(Method):
         targets = {}
         for site in problem.sites:
             rank, spec = plan.layers[site.name].rank, site.target.spec
-            if rank is not None and spec is not None:
+            if isinstance(rank, int) and spec is not None:
                 fold = Fold(site.cost.shape, site.cost.groups, 1, self.fold)
                 left, right = low_rank_factors(fold.matrices(site.kernel), rank)
                 targets[site.name] = to_weight(spec, fold.kernel(left @ right)).contiguous()

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from tenfold.layers.spec import LayerSpec, to_kernel, to_weight
 from tenfold.linalg.fold import Fold
 from tenfold.linalg.project import Basis, Spectrum, Weighted, full_precision, transfer_scale
+from tenfold.optim.processes import owners, process
 
 Ranks = Callable[[list[Tensor]], list[int]]
 """Singular values of every slot, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
@@ -158,9 +159,9 @@ def _project_(
     optimizer: Optimizer | None,
     bases: dict[str, Tensor] | None,
 ) -> Outcome:
-    process, processes = (0, 1) if optimizer is None else _process()
-    owners = _owners(slots, processes)
-    mine = [i for i, owner in enumerate(owners) if owner == process]
+    mine_is, processes = (0, 1) if optimizer is None else process()
+    whose = owners([slot.work for slot in slots], processes)
+    mine = [i for i, owner in enumerate(whose) if owner == mine_is]
     known = None if callable(ranks) else list(ranks)
     batches = [_Batch.of([slots[i] for i in part], part) for part in _alike(slots, mine, known)]
     for batch in batches:
@@ -173,7 +174,7 @@ def _project_(
             batch.decompose(None)
         batch.write(chosen, manner, optimizer, bases, outcome)
     if processes > 1:
-        _share(slots, owners, manner, optimizer, outcome)
+        _share(slots, whose, manner, optimizer, outcome)
     for slot, rank, ok in zip(slots, chosen, finite, strict=True):
         if not ok:
             outcome.broken.append(slot.name)
@@ -321,22 +322,6 @@ def _alike(slots: Sequence[Slot], mine: Sequence[int], known: Sequence[int] | No
     return list(groups.values())
 
 
-def _owners(slots: Sequence[Slot], processes: int) -> list[int]:
-    """Which process projects each slot: the longest work first, to whom has the least so far."""
-    owners, load = [0] * len(slots), [0] * processes
-    for i in sorted(range(len(slots)), key=lambda i: (-slots[i].work, i)):
-        owners[i] = load.index(min(load))
-        load[owners[i]] += slots[i].work
-    return owners
-
-
-def _process() -> tuple[int, int]:
-    """Which process this is, of how many that train together."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
 def _buffers(slot: Slot, optimizer: Optimizer | None) -> list[Tensor]:
     """The first moments that an optimizer keeps of a weight."""
     state = {} if optimizer is None else optimizer.state.get(slot.weight, {})
@@ -344,16 +329,16 @@ def _buffers(slot: Slot, optimizer: Optimizer | None) -> list[Tensor]:
 
 
 def _share(
-    slots: Sequence[Slot], owners: Sequence[int], manner: Manner, optimizer: Optimizer | None, outcome: Outcome
+    slots: Sequence[Slot], whose: Sequence[int], manner: Manner, optimizer: Optimizer | None, outcome: Outcome
 ) -> None:
     """Send what each process has made to the others, in one message per process."""
     if manner.pull:
         for slot in slots:
             outcome.pull.setdefault(slot.name, torch.zeros_like(slot.weight))
-    for owner in range(max(owners) + 1):
+    for owner in range(max(whose) + 1):
         tensors: list[Tensor] = []
-        for slot, whose in zip(slots, owners, strict=True):
-            if whose == owner:
+        for slot, own in zip(slots, whose, strict=True):
+            if own == owner:
                 tensors.append(slot.weight.data)
                 tensors += _buffers(slot, optimizer if manner.momentum == "project" else None)
                 tensors += [outcome.pull[slot.name]] if manner.pull else []

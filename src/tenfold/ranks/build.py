@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tenfold.errors import PlanError, TenfoldWarning
 from tenfold.layers import swap
 from tenfold.layers.cost import Cost, layer_cost
-from tenfold.layers.matrix import LowRank
+from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
+from tenfold.layers.trained import TrainedTucker
 from tenfold.ranks.fingerprint import fingerprint
 from tenfold.ranks.plan import Factors, LayerPlan, Plan, priced
 
@@ -139,12 +140,12 @@ def plan_of(model: nn.Module) -> Plan:
     layers: dict[str, LayerPlan] = {}
     owner: dict[int, str] = {}
     seen: set[int] = set()
-    for name, layer in _low_rank(model).items():
-        first = owner.setdefault(id(layer.encoder.weight), name)
+    for name, layer in _decomposed(model).items():
+        first = owner.setdefault(id(layer.factors[0]), name)
         tied = None if first == name else first
         added = layer.added_bias and id(layer) not in seen
         seen.add(id(layer))
-        bare = LayerPlan("low-rank", layer.rank, layer.slices, layer.fold, tied_to=tied, bias=added)
+        bare = LayerPlan(layer.decomposition, layer.rank, layer.slices, layer.fold, tied_to=tied, bias=added)
         layers[name] = replace(priced(name, replace(bare, layer=layer_cost(layer.spec))), error=None)
         dense += (0 if tied else layer.spec.params) - layers[name].params
     return Plan("unknown", layers, dense)
@@ -152,14 +153,23 @@ def plan_of(model: nn.Module) -> Plan:
 
 def matches(model: nn.Module, plan: Plan) -> bool:
     """Whether ``model`` is built as ``plan`` says."""
-    there = {n: (m.rank, m.slices, m.fold) for n, m in _low_rank(model).items()}
-    said = {n: (x.rank, x.groups, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"}
+    there = {n: (m.decomposition, m.rank, m.slices, m.fold) for n, m in _decomposed(model).items()}
+    said = {
+        n: (x.decomposition, x.rank, x.groups, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"
+    }
     return there == said
 
 
-def _low_rank(model: nn.Module) -> dict[str, LowRank]:
+def _decomposed(model: nn.Module) -> dict[str, Decomposed]:
     """The factorised layers under all their names, as plans list them."""
-    return {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, LowRank)}
+    found = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Decomposed)}
+    for name, layer in found.items():
+        if isinstance(layer, TrainedTucker):
+            raise PlanError(
+                f"'{name}' is in the form in which it is trained, which no plan describes. Finish the training with "
+                f"the method's `finish`, or take tenfold.deploy(model), which is made of plain layers."
+            )
+    return found
 
 
 def _describe(spec: LayerSpec | None) -> str:

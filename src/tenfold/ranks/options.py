@@ -26,14 +26,14 @@ from tenfold.ranks.problem import ALLOWED, NO_SAVING, Problem, Site
 
 @dataclass(frozen=True)
 class Options:
-    """Everything one site can become. Entry 0 is dense; the rest are low-rank.
+    """Everything one site can become. Entry 0 is dense; the rest are all low-rank, or all Tucker.
 
     Args:
         name: of the site.
         folds: the names that ``fold`` points into.
         fold: index of the fold, ``(n,)``.
         slices: number of slices, ``(n,)``.
-        rank: ``(n,)``; 0 for dense.
+        rank: ``(n,)``, or for Tucker ``(n, modes)``; 0 for dense.
         error: in the measure asked for, ``(n,)``.
         costs: by name of the cost (``params``, and ``macs`` where known), each ``(n,)`` int64.
         bias: whether a low-rank entry adds a bias where a layer lacks one.
@@ -50,6 +50,8 @@ class Options:
 
     def layer_plan(self, i: int, why: str = ALLOWED) -> LayerPlan:
         """Entry ``i`` as a plan for the layer; ``why`` it is dense where it could be something else."""
+        if i > 0 and self.rank.ndim > 1:
+            return LayerPlan("tucker", tuple(self.rank[i].tolist()), error=float(self.error[i]), bias=self.bias)
         if i > 0:
             fold = self.folds[self.fold[i]]
             rank, slices, error = int(self.rank[i]), int(self.slices[i]), float(self.error[i])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.layers.cost import Cost, LayerCost
+from tenfold.layers.tucker import why_impossible
 from tenfold.linalg.fold import Fold
 from tenfold.ranks.typed import construct
 
@@ -69,10 +70,10 @@ class LayerPlan:
     """What one layer becomes.
 
     Args:
-        decomposition: ``"dense"`` or ``"low-rank"``.
-        rank: an int, per group for grouped layers (and per slice); None for dense.
+        decomposition: ``"dense"``, ``"low-rank"`` or ``"tucker"``.
+        rank: an int, per group for grouped layers (and per slice); for Tucker ``(r_out, r_in)``; None for dense.
         groups: slices of the input channels, each with its own factors; 1 otherwise.
-        fold: how the kernel was made a matrix, see `tenfold.linalg.fold`; None for dense.
+        fold: how the kernel was made a matrix, see `tenfold.linalg.fold`; None unless low-rank.
         error: predicted, in the plan's measure; None where unknown (an edited rank).
         params: weights, the bias counted only where it is added; 0 for the weights of another layer.
         macs: of one forward pass; None where unknown.
@@ -83,7 +84,7 @@ class LayerPlan:
     """
 
     decomposition: str
-    rank: int | None = None
+    rank: int | tuple[int, ...] | None = None
     groups: int = 1
     fold: str | None = None
     error: float | None = 0.0
@@ -223,10 +224,15 @@ def priced(name: str, layer: LayerPlan) -> LayerPlan:
     if layer.decomposition == "dense":
         layer = replace(layer, rank=None, groups=1, fold=None, bias=False)
         price = Cost(layer.params, layer.macs) if cost is None else cost.dense()
-    elif layer.decomposition != "low-rank":
-        raise PlanError(f"'{name}': `decomposition` must be 'dense' or 'low-rank'; got {layer.decomposition!r}.")
+    elif layer.decomposition not in ("low-rank", "tucker"):
+        raise PlanError(
+            f"'{name}': `decomposition` must be 'dense', 'low-rank' or 'tucker'; got {layer.decomposition!r}."
+        )
     elif cost is None:
         raise PlanError(f"'{name}': only a layer with a `layer` entry can be decomposed; {layer.reason}.")
+    elif layer.decomposition == "tucker":
+        layer = replace(layer, fold=None, reason=None)
+        price = cost.tucker(_possible_ranks(name, layer, cost))
     else:
         layer = replace(layer, fold=layer.fold or "channel", reason=None)
         price = cost.low_rank(_possible_rank(name, layer, cost), layer.groups, layer.fold or "channel")
@@ -244,11 +250,25 @@ def _possible_rank(name: str, layer: LayerPlan, cost: LayerCost) -> int:
     except ArgumentError as error:
         raise PlanError(f"'{name}' with kernel {cost.shape}: {error}") from error
     rank = layer.rank
-    if rank is None or not 1 <= rank <= full:
+    if not isinstance(rank, int) or not 1 <= rank <= full:
         raise PlanError(
             f"'{name}': `rank` must be an integer in 1..{full} for kernel {cost.shape}, "
             f"{layer.groups} slices and fold {layer.fold!r}; got {rank!r}."
         )
+    return rank
+
+
+def _possible_ranks(name: str, layer: LayerPlan, cost: LayerCost) -> tuple[int, ...]:
+    if len(cost.shape) == 2:
+        raise PlanError(f"'{name}' is linear: its weight is a matrix, whose `decomposition` is 'low-rank'.")
+    if layer.groups != 1:
+        raise PlanError(f"'{name}': `groups` must be 1 for Tucker, which does not slice; got {layer.groups!r}.")
+    rank = layer.rank
+    if not isinstance(rank, tuple):
+        raise PlanError(f"'{name}': `rank` must be a pair (r_out, r_in) for Tucker; got {rank!r}.")
+    impossible = why_impossible(rank, cost.shape, cost.groups)
+    if impossible is not None:
+        raise PlanError(f"'{name}': `rank` must be {impossible}; got {rank!r}.")
     return rank
 
 
@@ -262,7 +282,7 @@ def _read_layer(name: str, value: Any) -> LayerPlan:
         sizes = [size for _, before, after in cost.calls or () for size in (before, after)]
         if axes < 0 or min(cost.shape) < 1 or cost.groups < 1 or any(len(size) != axes for size in sizes):
             raise PlanError(f"'{name}': `layer` describes no layer: {value['layer']!r}.")
-    return construct(LayerPlan, value | {"layer": cost}, f"'{name}'")
+    return construct(LayerPlan, value | {"layer": cost, "rank": _tuples(value.get("rank"))}, f"'{name}'")
 
 
 def _check_ties(layers: dict[str, LayerPlan]) -> None:

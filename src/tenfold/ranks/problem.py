@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tenfold.errors import ArgumentError, UnsupportedLayer
 from tenfold.layers.cost import Call, Cost, LayerCost, count_params, layer_cost, trace
-from tenfold.layers.matrix import LowRank
+from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.swap import Selection, Target, find, kernel_of, to_dense
 from tenfold.linalg.fold import Fold, slice_counts
 from tenfold.linalg.slices import slice_spectra
@@ -237,7 +237,7 @@ def survey(
         UnsupportedLayer: there is no layer to decompose, or one named in full cannot be.
     """
     given = model
-    if any(isinstance(m, LowRank) for m in model.modules()):
+    if any(isinstance(m, Decomposed) for m in model.modules()):
         model = to_dense(model)
     targets = tuple(find(model, target_modules, exclude_modules))
     free = [t for t in targets if t.reason is None]

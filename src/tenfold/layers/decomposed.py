@@ -1,0 +1,150 @@
+"""What every factorised layer shares, whatever its format: the way back to dense, and what host code reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.layers.equivalent import Equivalent
+from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, build_dense, swap_channels, to_weight
+
+
+class Decomposed(nn.Module, ABC):
+    """A module that stands for one linear or convolutional layer and holds factors of its weight. Abstract.
+
+    Args:
+        spec: the options of the layer this one stands for.
+    """
+
+    decomposition: ClassVar[str]
+    """What plans call the format."""
+    rank: Any
+    """As in a plan: an int, or one for each mode."""
+    slices: int = 1
+    fold: str | None = None
+    bias: Any
+    """The bias of the layer, a Parameter or None."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.added_bias = False
+        """Whether the layer that this one stands for has no bias, though this one has."""
+        if spec.linear:
+            self.in_features, self.out_features = spec.in_channels, spec.out_channels
+        else:
+            self.in_channels, self.out_channels = spec.in_channels, spec.out_channels
+            self.kernel_size, self.stride, self.padding = spec.kernel_size, spec.stride, spec.padding
+            self.dilation, self.groups, self.padding_mode = spec.dilation, spec.groups, spec.padding_mode
+            self.transposed, self.output_padding = spec.transposed, spec.output_padding
+
+    @classmethod
+    def _made_like(cls, layer: nn.Module, spec: LayerSpec, make: Callable[[], Self]) -> Self:
+        """What ``make`` makes, uninitialised, and all else as it is at ``layer``.
+
+        That is a copy of its bias, and its device, dtype, memory format, mode, and what requires a gradient. No
+        random number is drawn.
+        """
+        weight = cast("Tensor", layer.weight)
+        with torch.device("meta"):
+            new = make()
+        new = new.to(weight.dtype).to_empty(device=weight.device)
+        if (form := memory_format(weight)) is not torch.contiguous_format:
+            new.to(memory_format=form)  # pyright: ignore[reportCallIssue] - stub lacks the overload
+        new.requires_grad_(weight.requires_grad)
+        new.added_bias = spec.bias and layer.bias is None
+        if new.bias is not None:
+            if layer.bias is None:
+                new.bias.data.zero_()
+            else:
+                bias = cast("Tensor", layer.bias)
+                new.tie_bias_(nn.Parameter(bias.detach().clone(), bias.requires_grad))
+        return new.train(layer.training)
+
+    @property
+    @abstractmethod
+    def factors(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that the weight is made of."""
+
+    @property
+    @abstractmethod
+    def kernel(self) -> Tensor:
+        """The dense equivalent ``(out, in / groups, *k)``, differentiable in the factors."""
+
+    def share_(self, twin: Decomposed) -> None:
+        """Hold the factors of ``twin``, which is of the same structure, from now on; a bias stays one's own."""
+        theirs = dict(zip(map(id, self.factors), twin.factors, strict=True))
+        for module in self.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if id(parameter) in theirs:
+                    module.register_parameter(name, theirs[id(parameter)])
+
+    @abstractmethod
+    def tie_bias_(self, bias: nn.Parameter) -> None:
+        """Hold ``bias`` from now on."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense equivalent in the layout of the layer that was replaced.
+
+        It is computed anew for each access, but only once its numbers are used: asking for its dtype costs nothing.
+        """
+        if torch.compiler.is_compiling():  # the compiler drops a product that nobody uses by itself
+            return self._product()
+        return Equivalent.of(self.spec.weight_shape, self.factors[0], self._product)
+
+    def _product(self) -> Tensor:
+        return to_weight(self.spec, self.kernel)
+
+    def to_layer(self) -> nn.Module:
+        """A plain dense layer with the product of the factors as its weight, and the same bias parameter."""
+        forms = {memory_format(factor) for factor in self.factors} - {torch.contiguous_format}
+        with torch.no_grad():
+            weight = self._product().contiguous(memory_format=forms.pop() if forms else torch.contiguous_format)
+        dense = build_dense(self.spec, weight.device, weight.dtype)
+        dense.weight = nn.Parameter(weight, self.factors[0].requires_grad)
+        if self.bias is not None:
+            dense.bias = self.bias
+        return dense.train(self.training)
+
+
+def part_of(
+    spec: LayerSpec, channels_in: int, channels_out: int, groups: int, axes: tuple[int, ...], *, bias: bool
+) -> nn.Module:
+    """One of the convolutions that stand for one: the layer's options on ``axes``, a pointwise one elsewhere."""
+
+    def pick(values: tuple[int, ...], default: int) -> tuple[int, ...]:
+        return tuple(v if a in axes else default for a, v in enumerate(values))
+
+    transposed = spec.transposed and len(axes) > 0  # a pointwise part needs no transposition
+    options: dict[str, Any] = {
+        "stride": pick(spec.stride, 1),
+        "padding": spec.padding if isinstance(spec.padding, str) else pick(spec.padding, 0),
+        "dilation": pick(spec.dilation, 1),
+        "groups": groups,
+        "padding_mode": spec.padding_mode,
+        "bias": bias,
+    }
+    if not axes:
+        options |= {"padding": 0, "padding_mode": "zeros"}
+    if transposed:
+        options["output_padding"] = pick(spec.output_padding, 0)
+    kind: Any = (TRANSPOSED if transposed else CONVS)[len(spec.kernel_size) - 1]
+    return kind(channels_in, channels_out, pick(spec.kernel_size, 1), **options)
+
+
+def own_layout(part: nn.Module, kernel: Tensor) -> Tensor:
+    """Between a convolution's own weight layout and ``(out, in / groups, *k)``; its own inverse."""
+    return swap_channels(kernel, cast("nn.Conv2d", part).groups) if isinstance(part, TRANSPOSED) else kernel
+
+
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Channels last where the weight is so and not (as a 1x1 kernel is) contiguous as well."""
+    for axes, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if weight.ndim == axes and weight.is_contiguous(memory_format=form) and not weight.is_contiguous():
+            return form
+    return torch.contiguous_format

@@ -1,0 +1,74 @@
+"""What a layer in Tucker format offers to whoever changes its ranks while it trains.
+
+::
+
+    W = C x_1 U_1 x_2 U_2 ...        core C (r_1, r_2, ..., *rest),  bases U_i (n_i, r_i), orthonormal columns
+
+``W (n_1, n_2, ..., *rest)`` is the kernel in the one layout ``(out, in / groups, *k)``. A linear layer has no rest:
+``W = U_1 C U_2^T`` with a square C. A layer with g groups has one core and one set of bases for each, of the same
+ranks, stacked as convolutions stack them: core ``(g r_1, r_2, ..., *rest)``, out basis ``(out, r_1)`` and in basis
+``(in, r_2)`` with the rows of the first group first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Factorised(Protocol):
+    """A module whose kernel is a Tucker tensor.
+
+    ``core`` and ``bases`` are Parameters that live as long as the module: whoever changes a rank calls `put_`, and the
+    forward pass reads their shapes each time. Loading a state of other ranks resizes
+    them first. The bases may have ``requires_grad`` switched on and off; nothing but an integrator changes them.
+    """
+
+    groups: int
+    augmented: Tensor
+    """A bool buffer ``()``, saved with the rest: the ranks have grown, and the cut that follows has not been made."""
+
+    @property
+    def core(self) -> nn.Parameter:
+        """``C (g r_1, r_2, ..., *rest)``."""
+        ...
+
+    @property
+    def bases(self) -> Sequence[nn.Parameter]:
+        """``U_i (g n_i, r_i)`` of the active modes, the first ones of the kernel, in order: out, in, then spatial."""
+        ...
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """``r_i`` of the active modes."""
+        ...
+
+    def set_ranks_(self, ranks: Sequence[int]) -> None:
+        """Resize core and bases, their numbers undefined: for loading into."""
+        ...
+
+
+def factorised(model: nn.Module) -> dict[str, Factorised]:
+    """The modules of a model in Tucker format by name; of several that share a core, the first."""
+    found: dict[int, tuple[str, Factorised]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Factorised):
+            found.setdefault(id(module.core), (name, cast("Factorised", module)))
+    return dict(found.values())
+
+
+def put_(parameter: nn.Parameter, value: Tensor) -> None:
+    """``parameter.data = value``, of any shape; a gradient of another shape is dropped.
+
+    While the graph of the last loss is alive, autograd keeps what it knows of the parameter, its old shape too, and the
+    next backward pass would fail. It forgets that where the type changes: hence the detour.
+    """
+    if value.shape != parameter.shape:
+        parameter.grad = None
+        other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+        parameter.data = torch.empty(0, dtype=other, device=parameter.device)
+    parameter.data = value

@@ -1,0 +1,264 @@
+"""TDLRT: factors in Tucker format from the first step, with ranks that follow the training.
+
+Zangrando, Schotthoefer, Ceruti, Kusch, Tudisco, "Geometry-aware training of factorized layers in tensor Tucker format",
+NeurIPS 2024, arXiv 2305.19059.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_share
+from tenfold.layers.convert import Policy, to_tucker
+from tenfold.layers.factors import Factorised, factorised
+from tenfold.linalg.multilinear import feasible
+from tenfold.methods.base import Goal, Method
+from tenfold.optim.course import Course
+from tenfold.optim.integrator import Integrator
+from tenfold.ranks.minmax import allocate
+from tenfold.ranks.options import Options, settle
+from tenfold.ranks.pairs import pair_options
+from tenfold.ranks.plan import Budget, Plan
+from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem, Site, survey
+
+INTEGRATORS = ("cycle", "two_pass", "one_pass", "fixed")
+
+
+@dataclass(frozen=True)
+class TDLRT(Method):
+    """``W = C x_1 U_1 x_2 U_2``, trained as such: a gradient step in W, seen from low rank.
+
+    ::
+
+        grow      U_i+ = orth [U_i | grad_{U_i}],  C~ = C x_i U_i+^T U_i        the weight is unchanged
+        train     C~ <- C~ - lr grad, by any optimizer
+        cut       C, U_i from the higher-order SVD of C~, with |W - W_hat| <= tau |W|
+
+    Convolutions are trained in Tucker format over their channels, linear and pointwise ones as ``U S V^T``. Ranks grow
+    where the gradient asks for it and fall to what tau needs; the bases stay orthonormal. Small singular values do no
+    harm: nothing is divided by them.
+
+    In the end each layer has the ranks that it was trained to; a budget lowers them further, to the least common
+    relative error that it allows, which is the plan's level. A model that was not trained in this way is cut to tau.
+
+    Args:
+        tau: relative tolerance of each cut, in [0, 1).
+        every: optimizer steps of a cycle, >= 1; for "cycle".
+        integrator: "cycle": grow on the first of ``every`` steps, cut after the last. "two_pass", the paper's: grow,
+            compute the gradient again, step and cut in every step; needs ``step(closure)``. "one_pass": a cycle of one
+            step, whose part in the new directions follows from the gradients of the bases. "fixed": the same, cut back
+            to the ranks of before in place of tau.
+        ranks: the first ranks by layer name, an int or one for each mode; layers that it does not name stay dense.
+        start: the first rank of a mode in other cases, as a share of its size, in (0, 1].
+        cap: the largest rank, as a share of the size of the mode, in (0, 1].
+        floor: the smallest rank, >= 1; goes before ``start`` and ``cap``.
+        multiple: ranks are rounded up to a multiple of it, >= 1; 8 suits many kernels of hardware.
+        columns: directions by which a basis grows at most, as a share of its rank, in (0, 1].
+        freeze: the last share of the steps in which the ranks stay, in [0, 1); needs ``goal.steps``.
+        scratch: start from random orthonormal bases, in place of those of the given weights.
+        spatial: cut the spatial modes of kernels of 5 or more too.
+
+    Raises:
+        ArgumentError: a value out of range.
+
+    Source: the paper, algorithm 1, with the augmentation from gradients of the factors in place of its K step (the
+    spans are the same); the parallel step is arXiv 2304.05660 for Tucker tensors (2412.00858). Deviations: one budget
+    of tau for all modes, so that it bounds the error of the weight; cycles; see docs/methods/tdlrt.md.
+    """
+
+    tau: float = 0.1
+    every: int = 10
+    integrator: Literal["cycle", "two_pass", "one_pass", "fixed"] = "cycle"
+    ranks: Mapping[str, Any] | None = None
+    start: float = 0.5
+    cap: float = 0.5
+    floor: int = 4
+    multiple: int = 1
+    columns: float = 1.0
+    freeze: float = 0.2
+    scratch: bool = False
+    spatial: bool = False
+
+    name: ClassVar[str] = "tdlrt"
+    needs_budget: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("tau", "freeze"):
+            value = getattr(self, name)
+            check(is_share(value) and value < 1, name, "in [0, 1)", value)
+        for name in ("start", "cap", "columns"):
+            value = getattr(self, name)
+            check(is_share(value) and 0 < value <= 1, name, "in (0, 1]", value)
+        for name in ("every", "floor", "multiple"):
+            check(is_count(getattr(self, name)), name, "an integer >= 1", getattr(self, name))
+        for name in ("scratch", "spatial"):
+            check(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
+        check(self.integrator in INTEGRATORS, "integrator", f"one of {', '.join(INTEGRATORS)}", self.integrator)
+        fits = self.ranks is None or isinstance(self.ranks, Mapping)
+        check(fits, "ranks", "a mapping from layer names, or None", self.ranks)
+
+    @property
+    def needs_closure(self) -> bool:
+        """The two-pass integrator computes the gradient twice in a step."""
+        return self.integrator == "two_pass"
+
+    def begin(self, model: nn.Module) -> nn.Module:
+        """A copy in Tucker format. Layers that this would not make smaller, and frozen ones, stay dense.
+
+        With ``scratch`` torch's global generator is drawn from once.
+
+        Raises:
+            UnsupportedLayer: no layer can be trained in Tucker format; the message says why.
+            ArgumentError: ``ranks`` do not fit the model.
+        """
+        policy = Policy(self.start, self.cap, self.floor, self.ranks, self.spatial)
+        generator = None
+        if self.scratch:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        made = to_tucker(model, policy, generator=generator)
+        if not factorised(made.model):
+            reasons = "; ".join(f"'{name}': {why}" for name, why in made.left.items())
+            raise UnsupportedLayer(f"`model` has no layer to train in Tucker format: {reasons or 'none has a weight'}.")
+        return made.model
+
+    def optimizer(
+        self,
+        model: nn.Module,
+        *,
+        base: type[Optimizer] = torch.optim.SGD,
+        goal: Goal | None = None,
+        **hyper: Any,
+    ) -> Integrator:
+        """The integrator around ``base``, which holds all trained parameters but the bases.
+
+        Args:
+            model: from `begin`, not wrapped.
+            base: the optimizer underneath.
+            goal: ``steps`` of the whole run: the ranks freeze toward its end, and its last step ends a cycle. With a
+                ``budget`` they freeze at ranks that it allows, and what is left of the run trains them there.
+            hyper: arguments of ``base``.
+
+        Raises:
+            ArgumentError: a model that is not from `begin`.
+            BudgetError: the budget cannot be reached.
+        """
+        bases = {id(basis) for layer in factorised(model).values() for basis in layer.bases}
+        inner = base((p for p in model.parameters() if p.requires_grad and id(p) not in bases), **hyper)
+        course = self.course(goal)
+        if goal is not None and goal.budget is not None and course.freeze is not None:
+            aim = partial(self._aim, model, goal)
+            aim()  # what cannot be reached is said now
+            course = replace(course, aim=aim)
+        return Integrator(inner, model, course)
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
+        """Refused: an optimizer that is there already holds the bases, or will be saved without their cycle.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(
+            f"`{self.name}` works around an optimizer that must not hold the bases: call "
+            "method.optimizer(model, base=torch.optim.AdamW, lr=...) instead."
+        )
+
+    def course(self, goal: Goal | None = None) -> Course:
+        """What the integrator is told."""
+        steps = None if goal is None else goal.steps
+        return Course(
+            tau=self.tau,
+            every=self.every if self.integrator == "cycle" else 1,
+            twice=self.integrator == "two_pass",
+            pinned=self.integrator == "fixed",
+            columns=self.columns,
+            floor=self.floor,
+            cap=self.cap,
+            multiple=self.multiple,
+            freeze=None if steps is None or not self.freeze else math.ceil((1 - self.freeze) * steps),
+            steps=steps,
+        )
+
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The ranks that were trained; within a budget, the least common error beyond them."""
+        layers = {} if problem.given is None else factorised(problem.given)
+        tables = [
+            _trained(site, layers[site.name], table) if site.name in layers else table
+            for site, table in zip(problem.sites, pair_options(problem), strict=True)
+        ]
+        if budget is None:
+            choice, level = [self._own(table, layers.get(table.name)) for table in tables], None
+        else:
+            found = allocate(tables, problem.limits(budget))
+            choice, level = (None, None) if found is None else (found.choice, found.level)
+        why = RANK_SAVES_NOTHING
+        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
+
+    def _aim(self, model: nn.Module, goal: Goal) -> dict[str, tuple[int, ...]]:
+        """The ranks that the goal's budget allows, of the layers in Tucker format by name."""
+        problem = survey(
+            model,
+            example_inputs=goal.example_inputs,
+            target_modules=goal.target_modules,
+            exclude_modules=goal.exclude_modules,
+        )
+        plan, ranks = self.plan(problem, goal.budget), {}
+        for name, layer in factorised(model).items():
+            rank = plan.layers[name].rank
+            if rank is not None:
+                pair = rank if isinstance(rank, tuple) else (rank, rank)
+                ranks[name] = (*pair, *layer.ranks[2:])
+        return ranks
+
+    def _own(self, table: Options, layer: Factorised | None) -> int:
+        """The cheapest entry within the tolerance: none, where the cut has been made already."""
+        tau = 0.0 if layer is not None and not bool(layer.augmented) else self.tau
+        return int(np.argmin(np.where(table.error <= tau, table.costs["params"], np.iinfo(np.int64).max)))
+
+
+def _trained(site: Site, layer: Factorised, table: Options) -> Options:
+    """The options of a layer that has been trained in Tucker format: its own ranks, without error, and smaller ones."""
+    shape, groups = site.cost.shape, site.cost.groups
+    sizes, rest = (shape[0] // groups, shape[1]), math.prod(shape[2:])
+    pair = feasible(layer.ranks[:2], sizes, rest)
+    tucker = table.rank.ndim > 1
+    own = np.array(pair) if tucker else np.array(min(pair))
+    below = np.all((table.rank <= own).reshape(len(table.rank), -1), axis=1)  # dense is entry 0, of rank 0
+    same = np.all((table.rank == own).reshape(len(table.rank), -1), axis=1)
+    cost = site.cost.tucker((pair[0], pair[1])) if tucker else site.cost.low_rank(min(pair))
+    dense = site.cost.dense()
+    if cost.params >= dense.params or (cost.macs or 0) > (dense.macs or 0):
+        return _rows(table, below)
+    kept = _rows(table, below & ~same)
+
+    def after(values: Any, last: Any) -> Any:
+        return np.concatenate([values, np.asarray(last, dtype=values.dtype)[None]])
+
+    return replace(
+        kept,
+        fold=after(kept.fold, 0),
+        slices=after(kept.slices, 1),
+        rank=after(kept.rank, own),
+        error=after(kept.error, 0.0),
+        costs={name: after(values, getattr(cost, name)) for name, values in kept.costs.items()},
+    )
+
+
+def _rows(table: Options, keep: Any) -> Options:
+    return replace(
+        table,
+        fold=table.fold[keep],
+        slices=table.slices[keep],
+        rank=table.rank[keep],
+        error=table.error[keep],
+        costs={name: values[keep] for name, values in table.costs.items()},
+    )

@@ -1,0 +1,41 @@
+"""Tucker: convolutions become three, with a rank for their outputs and one for their inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tenfold.methods.base import Method
+from tenfold.ranks.minmax import allocate
+from tenfold.ranks.options import settle
+from tenfold.ranks.pairs import pair_options
+from tenfold.ranks.plan import Budget, Plan
+from tenfold.ranks.problem import Problem
+
+
+@dataclass(frozen=True)
+class Tucker(Method):
+    """``W ~ C x_1 U_out x_2 U_in``, with the least common relative error that the budget allows.
+
+    A kernel with spatial axes becomes a pointwise convolution to ``r_in`` channels, one with the kernel to ``r_out``,
+    and a pointwise one; a linear or pointwise layer, whose kernel is a matrix, becomes two. Of all pairs of ranks (on
+    a grid where a mode is larger than 64) each layer takes the cheapest whose error
+
+        ||W - W_hat||_F / ||W||_F
+
+    is below the level; what is left of the budget then lowers the largest errors. No data is needed. The factors are a
+    higher-order SVD improved by higher-order orthogonal iteration; errors in the plan are those of the former.
+
+    Source: the format for convolutions is Kim et al. 2016 (arXiv 1511.06530), "Tucker-2". Deviations: ranks by min-max
+    allocation in place of VBMF on each unfolding, which no budget moves; the iteration is always run.
+    """
+
+    name: ClassVar[str] = "tucker"
+
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The least common error within ``budget``."""
+        assert budget is not None
+        tables = pair_options(problem)
+        found = allocate(tables, problem.limits(budget))
+        choice, level = (None, None) if found is None else (found.choice, found.level)
+        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level)

@@ -1,0 +1,59 @@
+"""Two processes, each with half of the batch: one launch, and the laws of what came out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from optim.toys import run
+from optim.two_processes import COURSES, digest, loss, start
+
+STALLS = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> tuple[Path, dict, str]:
+    """The folder with what the processes wrote, their results, and the digest that a resumed run must have."""
+    folder = tmp_path_factory.mktemp("processes")
+    model, optimizer = start("cycle")
+    run(model, optimizer, loss(None), 5)  # in the middle of a cycle of two
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "saved.pt")
+    run(model, optimizer, loss(None), 9)
+    paths = [str(SCRIPT.parents[1]), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), digest(model, optimizer)
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_after_fifty_cycles_two_processes_are_bitwise_equal(launched, name) -> None:
+    """Though one of them has singular vectors with other signs: each layer is factorised once, and sent."""
+    _, results, _ = launched
+    first, second = results[name]["digests"]
+    assert first == second
+    assert results[name]["steps"] == (100 if name == "cycle" else 50)
+
+
+@STALLS
+@pytest.mark.parametrize("name", COURSES)
+def test_two_processes_with_half_of_the_batch_each_do_what_one_does_with_all_of_it(launched, name) -> None:
+    folder, results, _ = launched
+    model, optimizer = start(name)
+    run(model, optimizer, loss(None), results[name]["steps"])
+    assert {k: list(v) for k, v in optimizer.ranks.items()} == results[name]["ranks"]
+    for mine, theirs in zip(model, torch.load(folder / f"{name}-0.pt", weights_only=True), strict=True):
+        torch.testing.assert_close(mine.full.detach(), theirs, rtol=0, atol=1e-8)
+
+
+def test_a_run_that_was_saved_in_the_middle_of_a_cycle_goes_on_in_a_new_process_to_the_same_bits(launched) -> None:
+    _, results, expected = launched
+    assert results["resumed"] == expected

@@ -1,0 +1,87 @@
+"""Run by torchrun in two processes: what they end up with, as JSON; see test_integrator_distributed.py."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+
+from optim.toys import Kernel, integrator, kernel, normal, run, teacher
+from tenfold.optim.course import Course
+
+COURSES = {
+    "cycle": Course(0.2, every=2),
+    "one-pass": Course(0.2, every=1),
+    "two-pass": Course(0.2, twice=True),
+}
+
+
+def start(name: str) -> tuple[nn.ModuleList, object]:
+    model = nn.ModuleList([kernel((6, 5, 3), (3, 2)), kernel((7, 6), (2, 2), 5), kernel((5, 4, 3), (2, 2), 8)])
+    return model, integrator(model, COURSES[name], lr=0.05, momentum=0.9)
+
+
+def loss(half: int | None):
+    """A batch of two examples, or one of them: the mean over the halves is the whole."""
+    targets = [teacher((6, 5, 3), (4, 3)), teacher((7, 6), (4, 4)), teacher((5, 4, 3), (3, 3))]
+
+    def one(model: nn.ModuleList, step: int, i: int) -> torch.Tensor:
+        return sum(
+            (m() - t - 0.1 * normal(*t.shape, seed=2 * step + i)).square().sum()
+            for m, t in zip(model, targets, strict=True)
+        )
+
+    def value(model: nn.ModuleList, step: int) -> torch.Tensor:
+        return (one(model, step, 0) + one(model, step, 1)) / 2 if half is None else one(model, step, half)
+
+    return value
+
+
+def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    tensors = [*model.state_dict().values()]
+    tensors += [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    return hashlib.sha256(
+        b"".join(str(x.shape).encode() + x.contiguous().numpy().tobytes() for x in tensors)
+    ).hexdigest()
+
+
+def flip_signs() -> None:
+    """As on another machine: singular vectors with other signs."""
+    svd = torch.linalg.svd
+
+    def other(*args, **kwargs):
+        u, s, vh = svd(*args, **kwargs)
+        return -u, s, -vh
+
+    torch.linalg.svd = other
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    results = {}
+    saved = torch.load(folder / "saved.pt", weights_only=True)
+    model, optimizer = start("cycle")
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    run(model, optimizer, loss(None), 9)  # both the same data: the mean of equals is exact
+    results["resumed"] = digest(model, optimizer)
+    if rank == 1:
+        flip_signs()
+    for name in COURSES:
+        model, optimizer = start(name)
+        run(model, optimizer, loss(rank), 50 * (2 if name == "cycle" else 1))
+        digests: list = [None, None]
+        distributed.all_gather_object(digests, digest(model, optimizer))
+        results[name] = {"digests": digests, "ranks": optimizer.ranks, "steps": optimizer.report["steps"]}
+        torch.save([m.full.detach() for m in model if isinstance(m, Kernel)], folder / f"{name}-{rank}.pt")
+    if rank == 0:
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
