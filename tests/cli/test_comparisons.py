@@ -85,7 +85,7 @@ def test_the_report_is_written_again(compared, tenfold, tmp_path):
         (("--methods", "svd", "--budgets", "0.5", "--recovery", "3"), "`--recovery` must be below"),
         (("--methods", "svd", "--budgets", "0.5", "--data", "digitz"), "`--data` must be a known data set"),
         (("--methods", "svd", "--budgets", "0.5", "--model", "cmm"), "`--model` must be a known network"),
-        (("--methods", "svd", "--budgets", "0.5", "--examples", "9999"), "`--examples` must be at most"),
+        (("--methods", "svd", "--budgets", "0.5", "--examples", "9999"), "`--examples` must be in"),
         (("--methods", "svd", "--experiment", "x.yaml"), "`--methods` is what the file"),
         (("--experiment", "x.yaml"), "x.yaml"),
     ],
