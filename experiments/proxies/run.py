@@ -22,7 +22,6 @@ from tenfold.train import Recipe, batches, build_model, evaluate, fit, load_data
 CASES = [  # data, network, training examples (None: all), recipe, budgets
     ("digits", "cnn", None, Recipe(epochs=20, lr=0.05), (0.5, 0.25, 0.1)),
     ("digits", "resnet20", None, Recipe(epochs=20, lr=0.1), (0.75, 0.5, 0.25)),
-    ("digits", "vit_mini", None, Recipe(epochs=12, lr=0.02, warmup=1, clip_norm=1.0), (0.75, 0.5, 0.25)),
     ("fashion-mnist", "lenet5", 20_000, Recipe(epochs=4, lr=0.02), (0.5, 0.25, 0.1)),
     ("fashion-mnist", "cnn", 20_000, Recipe(epochs=3, lr=0.05), (0.5, 0.25, 0.1)),
 ]

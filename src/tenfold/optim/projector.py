@@ -12,7 +12,7 @@ for projections in the step of an optimizer, which all processes take; any other
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -75,8 +75,9 @@ class Slot:
             return None
         scale = (self.norm.running_var.detach() + self.norm.eps).rsqrt()
         scale = scale if self.norm.weight is None else scale * self.norm.weight.detach()
-        spread = scale.reshape(-1, *[1] * (len(self.fold.shape) - 1)).expand(self.fold.shape)
-        rows = self.fold.matrices(spread)[..., 0].abs()
+        fold = self.fold
+        rows = scale.abs().reshape(fold.batch, -1)
+        rows = rows.repeat_interleave(fold.rows // rows.shape[1], 1)  # an axis of the kernel may stand in the rows
         top = rows.amax(-1, keepdim=True)
         return torch.where(top == 0, 1.0, torch.maximum(rows, FAINT * top))  # not a number stays none
 
@@ -193,7 +194,7 @@ class _Batch:
     indices: list[int]
     matrices: Tensor
     metric: Tensor | None
-    finite: Tensor
+    finite: Tensor = field(init=False)
     weighted: Weighted = field(init=False)
     spectrum: Spectrum | None = None
     basis: Basis | None = None
@@ -201,7 +202,8 @@ class _Batch:
 
     @classmethod
     def of(cls, slots: list[Slot], indices: list[int]) -> _Batch:
-        matrices = torch.cat([slot.matrices for slot in slots])
+        each = [slot.matrices for slot in slots]
+        matrices = torch.cat(each) if len(each) > 1 else each[0]
         matrices = matrices.float() if matrices.element_size() < 4 else matrices
         metrics = [slot.metric for slot in slots]
         metric = None
@@ -211,20 +213,21 @@ class _Batch:
                 for s, m in zip(slots, metrics, strict=True)
             ]
             metric = torch.cat(ones)
-        finite = torch.isfinite(matrices.sum((-2, -1)))
-        finite = finite if metric is None else finite & torch.isfinite(metric.sum(-1))
-        clean = torch.where(finite[:, None, None], matrices, 0)
-        metric = None if metric is None else torch.where(finite[:, None], metric, 1)
-        return cls(slots, indices, clean, metric, finite)
+        return cls(slots, indices, matrices, metric)
 
     def decompose(self, bases: dict[str, Tensor] | None) -> None:
         """Warm where every slot has a basis, else exactly."""
         old = [] if bases is None else [bases.get(slot.name) for slot in self.slots]
-        if old and all(one is not None for one in old):
-            self.weighted = Weighted.of(self.matrices, self.metric, coarse=True)
+        warm = bool(old) and all(one is not None for one in old)
+        weighted = Weighted.of(self.matrices, self.metric, coarse=warm)
+        # The Gram matrices tell, without another pass over the weights, and zeros in their place harm no eigenproblem.
+        self.finite = torch.isfinite(weighted.energy)
+        clean = self.finite[:, None, None]
+        inner = None if weighted.inner is None else torch.where(clean, weighted.inner, 0)
+        self.weighted = replace(weighted, inner=inner, gram=torch.where(clean, weighted.gram, 0))
+        if warm:
             self.basis, self.residual = self.weighted.refined(torch.cat([one for one in old if one is not None]))
         else:
-            self.weighted = Weighted.of(self.matrices, self.metric)
             self.spectrum, self.basis, self.residual = self.weighted.spectrum(), None, None
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -261,17 +264,14 @@ class _Batch:
             same = int(each.max()) == int(each.min())
             basis = self.spectrum.leading(int(each[0]) if same else each.to(device))
         left, right = self.weighted.factors(basis)
-        inside = left @ right
+        tail = manner.tail
+        scale = transfer_scale(self.weighted.energy, basis.energy, tail) if manner.transfer else 1.0
+        new = ((scale - tail) * torch.ones_like(basis.energy)).to(left)[:, None, None] * left @ right
+        new = new.add_(self.matrices, alpha=tail) if tail else new
         # Not by the Gram matrix: rows that count for little in the metric may still have to change.
-        size = self.matrices.square().sum((-2, -1), dtype=torch.float64).clamp(min=torch.finfo(torch.float64).tiny)
-        rest = self.matrices - inside
-        lost = rest.square().sum((-2, -1), dtype=torch.float64) / size
-        whole, kept = self.weighted.energy, basis.energy
-        if manner.transfer:
-            inside = transfer_scale(whole, kept, manner.tail).to(inside)[:, None, None] * inside
-        if manner.tail:
-            inside = inside + manner.tail * rest
-        new = torch.where((lost > TIDY)[:, None, None], inside, self.matrices)
+        lost = torch.linalg.vector_norm(self.matrices - new, dim=(-2, -1)).square()
+        size = torch.linalg.vector_norm(self.matrices, dim=(-2, -1)).square()
+        changed = lost > TIDY * size  # not a number: not changed
         polar = None
         if manner.pull and self.spectrum is not None:
             polar = manner.pull * self.weighted.polar(self.spectrum, each.to(device))
@@ -281,15 +281,19 @@ class _Batch:
             if not 0 < ranks[i] <= slot.most:
                 continue
             made = new[part].to(slot.weight)
-            good = self.finite[part].all() & torch.isfinite(made).all()
-            slot.put_(torch.where(good, made, slot.matrices))
+            good = self.finite[part].all() & torch.isfinite(lost[part]).all()
+            if made.element_size() < 4:
+                good &= torch.isfinite(made).all()  # what fits into float32 may not fit
+            # Before the weight changes: the matrices may be a view of it.
+            for buffer in _buffers(slot, optimizer if manner.momentum == "project" else None):
+                old = slot.fold.matrices(to_kernel(slot.spec, buffer)).to(self.matrices)
+                inside = self.weighted[part].within(old, basis[part])
+                buffer.copy_(slot.as_weight(torch.where(good, inside, old)))
+            slot.put_(torch.where(good & changed[part, None, None], made, slot.matrices))
             if polar is not None:
                 outcome.pull[slot.name] = slot.as_weight(torch.where(good, polar[part], 0)).to(slot.weight)
             if bases is not None:
                 bases[slot.name] = basis.vectors[part].clone()
-            for buffer in _buffers(slot, optimizer if manner.momentum == "project" else None):
-                old = slot.fold.matrices(to_kernel(slot.spec, buffer)).to(self.matrices)
-                buffer.copy_(slot.as_weight(self.weighted[part].within(old, basis[part])))
 
 
 def _look(
