@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tenfold.layers.spec import spec_of
 from tenfold.linalg import Fold
-from tenfold.optim.projector import Slot
+from tenfold.optim.slot import Slot
 
 LAYERS = {
     "linear": lambda: nn.Linear(7, 9),

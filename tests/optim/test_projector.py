@@ -8,7 +8,8 @@ from optim.layers import LAYERS, made, norm_of, on_rows_of, polar, projected, sl
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.optim import projector
 from tenfold.optim.processes import owners
-from tenfold.optim.projector import Manner, Slot, project_
+from tenfold.optim.projector import Manner, project_
+from tenfold.optim.slot import Slot
 
 NEAR = {"rtol": 1e-7, "atol": 1e-8}
 

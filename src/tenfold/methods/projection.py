@@ -22,7 +22,8 @@ from tenfold.layers.spec import LayerSpec
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.methods.base import Goal, Method
 from tenfold.optim.hooks import State, gradient_scale, hook_steps, trained_by
-from tenfold.optim.projector import RENEW, Manner, Outcome, Slot, project_
+from tenfold.optim.projector import RENEW, Manner, Outcome, project_
+from tenfold.optim.slot import Slot
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.options import Options, options, refuse, settle, shapes, smallest
 from tenfold.ranks.plan import Budget, Plan

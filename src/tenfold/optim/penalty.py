@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from tenfold.layers.swap import Selection, find
 from tenfold.linalg.fold import Fold
 from tenfold.optim.hooks import State, gradient_scale, hook_steps
-from tenfold.optim.projector import Slot
+from tenfold.optim.slot import Slot
 
 
 @dataclass(frozen=True)

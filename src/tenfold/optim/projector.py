@@ -13,87 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from tenfold.layers.spec import LayerSpec, to_kernel, to_weight
-from tenfold.linalg.fold import Fold
+from tenfold.layers.spec import to_kernel
 from tenfold.linalg.project import Basis, Spectrum, Weighted, full_precision, transfer_scale
 from tenfold.optim.processes import owners, process
+from tenfold.optim.slot import Slot
 
 Ranks = Callable[[list[Tensor]], list[int]]
 """Singular values of every slot, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
 
 TIDY = 1e-12
 """A weight of which the projection would take a smaller share of the energy is of the rank: it is left bit for bit."""
-FAINT = 1e-4
-"""Least metric of a row, beside the largest of its matrix: fainter rows would be left to chance, or cut to zero."""
 DRIFT = 1e-5
 """Residual of a warm step above which the exact answer is taken."""
 RENEW = 50
 """Projections after which it is taken anyway."""
-
-
-@dataclass
-class Slot:
-    """One weight that is projected.
-
-    Args:
-        name: of the module that holds it.
-        module: the module.
-        spec: the options of the layer.
-        fold: how its kernel is made matrices.
-        most: at larger ranks, which save nothing, the weight is left alone.
-        norm: the batch norm that gives the metric; None: ones.
-    """
-
-    name: str
-    module: nn.Module
-    spec: LayerSpec
-    fold: Fold
-    most: int
-    norm: _BatchNorm | None = None
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The parameter, wherever it is by now."""
-        return cast("nn.Parameter", self.module.weight)
-
-    @property
-    def matrices(self) -> Tensor:
-        """``(b, rows, columns)``, detached."""
-        return self.fold.matrices(to_kernel(self.spec, self.weight.detach()))
-
-    @property
-    def metric(self) -> Tensor | None:
-        """``gamma / sqrt(running_var + eps)`` of each row, ``(b, rows)``; ones where all of a matrix are zero."""
-        if self.norm is None or self.norm.running_var is None:
-            return None
-        scale = (self.norm.running_var.detach() + self.norm.eps).rsqrt()
-        scale = scale if self.norm.weight is None else scale * self.norm.weight.detach()
-        fold = self.fold
-        rows = scale.abs().reshape(fold.batch, -1)
-        rows = rows.repeat_interleave(fold.rows // rows.shape[1], 1)  # an axis of the kernel may stand in the rows
-        top = rows.amax(-1, keepdim=True)
-        return torch.where(top == 0, 1.0, torch.maximum(rows, FAINT * top))  # not a number stays none
-
-    def put_(self, matrices: Tensor) -> None:
-        """Write the matrices back into the weight."""
-        self.weight.copy_(self.as_weight(matrices))
-
-    def as_weight(self, matrices: Tensor) -> Tensor:
-        """Matrices of the fold in the layout of the weight."""
-        return to_weight(self.spec, self.fold.kernel(matrices))
-
-    @property
-    def work(self) -> int:
-        """An estimate, for sharing out: the eigenproblem and the products."""
-        short, long = sorted((self.fold.rows, self.fold.columns))
-        return self.fold.batch * short * short * (10 * short + long)
 
 
 @dataclass
