@@ -1,8 +1,8 @@
 """A training step of stochastic Frank-Wolfe beside one of SGD: ResNet-18 at 3 x 32 x 32, batch 128, float32.
 
 A step is forward, backward and the optimizer's own work, the first two alike for all. SFW has its set on every
-convolution (spectral k-support at 10 and 30 %, group k-support at 20 %), an L2 ball on the classifier, and SGD for biases
-and norms. One thread, CPU time, in turns, medians, after a first step that is not counted (it starts the bases).
+convolution (spectral k-support at 10 and 30 %, group k-support at 20 %), an L2 ball on the classifier, and SGD for
+biases and norms. One thread, CPU time, in turns, medians, after a first step that is not counted (it starts the bases).
 
 The floor
 ---------

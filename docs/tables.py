@@ -29,6 +29,8 @@ TABLES: dict[str, Callable[[], str]] = {
         timing.inference_speed,
         timing.projection_speed,
         timing.projection_overhead,
+        timing.oracle_speed,
+        timing.sfw_step,
     )
 }
 

@@ -53,3 +53,25 @@ def projection_overhead() -> str:
         if "overhead" in row
     ]
     return markdown(["network", "training step, s", "projection, ms", "added at m = 20"], rows)
+
+
+def oracle_speed() -> str:
+    """The oracle of the spectral k-support ball, for all convolutions of a network."""
+    rows = []
+    for row in benchmark("spectral_oracle"):
+        seconds = [f"{1000 * row['seconds'][name]:.0f}" for name in ("full svd", "exact", "warm")]
+        ratios = [f"{row['ratio'][name]:.1f}x" for name in ("exact", "warm")]
+        rows.append([f"{row['k']:.0%}", *seconds, *ratios, f"{row['accuracy']:.4f}"])
+    head = ["k", "SVD per layer, ms", "exact, ms", "warm, ms", "exact", "warm", "warm value / optimum, worst layer"]
+    return markdown(head, rows)
+
+
+def sfw_step() -> str:
+    """A training step of Frank-Wolfe beside one of SGD."""
+    rows = []
+    for row in benchmark("sfw_step"):
+        seconds = [f"{row['seconds'][name]:.2f}" for name in ("sgd", "sfw")]
+        own = [f"{1000 * row['own'][name]:.0f}" for name in ("sgd", "sfw")]
+        rows.append([row["set"], *seconds, *own, f"{row['ratio']:.3f}"])
+    head = ["set", "step of SGD, s", "step of SFW, s", "SGD alone, ms", "SFW alone, ms", "SFW / SGD"]
+    return markdown(head, rows)

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 from jaxtyping import Float
 from torch import Tensor
@@ -97,13 +96,13 @@ class Fold:
         """The spatial part of the kernel's shape."""
         return self.shape[2:]
 
-    @cached_property
+    @property
     def encoder_axes(self) -> tuple[int, ...]:
         """Indices of the spatial axes that stay with the encoder."""
         axes = tuple(range(len(self.kernel_size)))
         return {"channel": axes, "spatial": axes[:1], "spatial-t": axes[1:]}.get(self.name, ())
 
-    @cached_property
+    @property
     def decoder_axes(self) -> tuple[int, ...]:
         """Indices of the spatial axes that go to the decoder."""
         return tuple(a for a in range(len(self.kernel_size)) if a not in self.encoder_axes)
@@ -113,27 +112,27 @@ class Fold:
         """Groups of the encoder: ``g s``; decoupled: ``g``."""
         return self.groups * self.slices
 
-    @cached_property
+    @property
     def decoder_groups(self) -> int:
         """Groups of the decoder: ``g``; decoupled: ``f``."""
         return self.shape[0] if self._decoupled else self.groups
 
-    @cached_property
+    @property
     def batch(self) -> int:
         """How many matrices: ``g s``; decoupled: ``f``."""
         return self.decoder_groups * self.slices
 
-    @cached_property
+    @property
     def rows(self) -> int:
         """Rows of each matrix: ``f' k_D``; decoupled: ``k``."""
         return self.shape[0] // self.decoder_groups * math.prod([self.kernel_size[a] for a in self.decoder_axes])
 
-    @cached_property
+    @property
     def columns(self) -> int:
         """Columns of each matrix: ``c' k_E``."""
         return self.shape[1] // self.slices * math.prod([self.kernel_size[a] for a in self.encoder_axes])
 
-    @cached_property
+    @property
     def full_rank(self) -> int:
         """The largest rank of a matrix of this fold: ``min(rows, columns)``."""
         return min(self.rows, self.columns)
@@ -177,15 +176,15 @@ class Fold:
     def _kernel_on(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(k if a in axes else 1 for a, k in enumerate(self.kernel_size))
 
-    @cached_property
+    @property
     def _decoupled(self) -> bool:
         return _decouples(self.shape, self.name)
 
-    @cached_property
+    @property
     def _split(self) -> tuple[int, ...]:
         g, s = self.decoder_groups, self.slices
         return (g, self.shape[0] // g, s, self.shape[1] // s, *self.kernel_size)
 
-    @cached_property
+    @property
     def _order(self) -> tuple[int, ...]:
         return (0, 2, 1, *(4 + a for a in self.decoder_axes), 3, *(4 + a for a in self.encoder_axes))
