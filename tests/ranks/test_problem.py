@@ -112,6 +112,12 @@ def test_a_model_without_layers_to_decompose_is_refused(model):
         tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=0.5))
 
 
+def test_many_layers_with_one_reason_are_named_by_their_first():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(5)])
+    with pytest.raises(tenfold.UnsupportedLayer, match=r"posed: '0', '1', '2' and 2 more: a linear layer, which trp"):
+        tenfold.plan(model, tenfold.TRP(), tenfold.Budget(params=0.5))
+
+
 def test_a_layer_asked_for_by_name_is_not_left_dense_silently():
     with pytest.raises(tenfold.UnsupportedLayer, match=r"names '(head|table)', which stays dense"):
         tenfold.survey(Tied(), target_modules=["head"])

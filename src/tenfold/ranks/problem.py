@@ -103,10 +103,16 @@ class Problem:
         return [n for n in _modules_of(self.model, [site.target]) if self.model.get_submodule(n).bias is None]
 
     def require_sites(self) -> None:
-        """Raise `UnsupportedLayer`, with all reasons, where no layer can be decomposed."""
-        if not self.sites:
-            found = "; ".join(f"'{t.name}': {t.reason}" for t in self.targets) or "it has no weight matrix at all"
-            raise UnsupportedLayer(f"`model` has no layer that can be decomposed: {found}.")
+        """Raise `UnsupportedLayer`, with all reasons and some layers for each, where no layer can be decomposed."""
+        if self.sites:
+            return
+        reasons: dict[str, list[str]] = {}
+        for target in self.targets:
+            reasons.setdefault(target.reason or "", []).append(f"'{target.name}'")
+        found = "; ".join(f"{_some(names)}: {reason}" for reason, names in reasons.items())
+        raise UnsupportedLayer(
+            f"`model` has no layer that can be decomposed: {found or 'it has no weight matrix at all'}."
+        )
 
     def leaving(self, reasons: Mapping[str, str]) -> Problem:
         """The same problem with some sites left dense, each for its reason."""
@@ -250,6 +256,11 @@ def survey(
     used = dict(traced.calls) if traced else {}
     sites = tuple(_site(model, t, used) for t in free)
     return Problem(model, targets, sites, dense, used, data, given, target_modules is not None)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _site(model: nn.Module, target: Target, used: dict[str, tuple[Call, ...]]) -> Site:
