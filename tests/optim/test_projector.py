@@ -264,6 +264,18 @@ def test_first_moments_are_projected_on_the_same_rows_and_nothing_else_is(kind, 
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_moments_of_a_weight_that_is_not_finite_are_left_bit_for_bit(kind):
+    layers = made()
+    optimizer, state = stepped(layers, kind)
+    with torch.no_grad():
+        layers["linear"].weight[0, 0] = float("nan")
+    slots = slots_of(layers)
+    assert project_(slots, [2] * len(slots), Manner(momentum="project"), optimizer).broken == ["linear"]
+    for slot in slots:
+        assert torch.equal(optimizer.state[slot.weight][kind], state[slot.name][kind]) == (slot.name == "linear")
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_keep_leaves_the_optimizer_bit_for_bit(kind):
     layers = made()
     optimizer, state = stepped(layers, kind)
