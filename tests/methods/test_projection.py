@@ -245,7 +245,7 @@ def test_a_model_of_which_every_layer_is_left_dense_is_refused(make):
         lambda m: m.optimizer(linear, lr=0.1),
         lambda m: m.project_(linear),
     ):
-        with pytest.raises(tenfold.UnsupportedLayer, match=r"'0': a linear layer.*name it in target_modules"):
+        with pytest.raises(tenfold.UnsupportedLayer, match=r"'0', '2': a linear layer.*name it in target_modules"):
             use(make())
     assert make().project_(linear, Goal(target_modules=["0"])).keys() <= {"0"}
 
