@@ -112,7 +112,7 @@ class TDLRT(Method):
         """The two-pass integrator computes the gradient twice in a step."""
         return self.integrator == "two_pass"
 
-    def begin(self, model: nn.Module) -> nn.Module:
+    def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
         """A copy in Tucker format. Layers that this would not make smaller, and frozen ones, stay dense.
 
         With ``scratch`` torch's global generator is drawn from once.
