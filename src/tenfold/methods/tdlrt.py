@@ -115,7 +115,8 @@ class TDLRT(Method):
     def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
         """A copy in Tucker format. Layers that this would not make smaller, and frozen ones, stay dense.
 
-        So do those that the selection of ``goal`` leaves out. With ``scratch`` torch's global generator is drawn from once.
+        So do those that the selection of ``goal`` leaves out. With ``scratch`` torch's global generator is drawn from
+        once.
 
         Raises:
             UnsupportedLayer: no layer can be trained in Tucker format; the message says why.
