@@ -1,7 +1,7 @@
 """Write the tables of README.md and docs/ from the result files: ``python -m docs.tables``, ``--check`` only compares.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function in `docs.accuracy` or
-`docs.timing`. No figure is typed by hand.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function in `docs.accuracy`,
+`docs.trained` or `docs.timing`. No figure is typed by hand.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from docs import accuracy, timing
+from docs import accuracy, timing, trained
 from docs.cells import ROOT
 
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
@@ -23,14 +23,20 @@ TABLES: dict[str, Callable[[], str]] = {
         accuracy.projection,
         accuracy.pretrained,
         accuracy.comparison,
-        accuracy.sfw,
-        accuracy.sfw_rescaling,
+        trained.sfw,
+        trained.sfw_rescaling,
+        trained.sfw_fashion,
+        trained.sfw_cifar,
+        trained.conditioning,
+        trained.tolerance,
         timing.allocation_speed,
         timing.inference_speed,
         timing.projection_speed,
         timing.projection_overhead,
         timing.oracle_speed,
         timing.sfw_step,
+        timing.tucker_step,
+        timing.tucker_memory,
     )
 }
 
