@@ -150,6 +150,7 @@ def test_only_the_recovery_is_taught():
         ("seeds: [0, 3]", "seeds: [-1]", "`seeds:`"),
         ("seeds: [0, 3]", "seeds: [a]", "`seeds:` must be of type"),
         ("examples: 100", "examples: 0", "`examples:`"),
+        ("examples: 100", "validation: 0", "`validation:`"),
         ("model: cnn", "", "lacks fields: model"),
         ("model: cnn", "model: 3", "`model:`"),
         ("model: cnn", "model: cnn\nthreads: 0", "`threads:`"),

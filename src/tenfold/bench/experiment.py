@@ -41,15 +41,19 @@ class DataChoice:
         name: as `tenfold.train.load_data` takes it.
         root: folder of its files; None searches the usual places.
         examples: of the training set that are used, >= 1, the same every time; None: all.
+        validation: of the validation set, likewise; it is looked at after every epoch.
     """
 
     name: str
     root: str | None = None
     examples: int | None = None
+    validation: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the range."""
-        check(self.examples is None or is_count(self.examples), "examples", "an integer >= 1, or None", self.examples)
+        """Check the ranges."""
+        for name in ("examples", "validation"):
+            value = getattr(self, name)
+            check(value is None or is_count(value), name, "an integer >= 1, or None", value)
 
 
 @dataclass(frozen=True)
