@@ -2,7 +2,7 @@
 
     python experiments/sfw/run.py --out experiments/sfw/results/digits.json
     python experiments/sfw/run.py --out experiments/sfw/results/fashion.json --data fashion-mnist \
-        --examples 6000 --test 4000 --epochs 6 --batch-size 128 --precision bf16
+        --examples 6000 --test 2500 --epochs 8 --precision bf16
 
 Each ratio is measured right after the cut and with batch norm re-estimated, on copies of the same trained network.
 ``--part rescaling`` is the ablation of the step size's rescaling and of the learning rate's decay. Networks start from
@@ -51,6 +51,8 @@ METHODS = [
     Variant("nuclear-norm-proximal", tenfold.NuclearNorm(strength=1e-1, update="proximal", every=5)),
     Variant("sfw-filters", tenfold.SFW(GROUP, width=1.0), lr=0.5),
     Variant("sfw-rank", tenfold.SFW(SPECTRAL, width=1.0), lr=0.5),
+    Variant("sfw-filters-w3", tenfold.SFW(GROUP, width=3.0), lr=0.5),
+    Variant("sfw-rank-w3", tenfold.SFW(SPECTRAL, width=3.0), lr=0.5),
     Variant("sfw-filters-w10", tenfold.SFW(GROUP, width=10.0)),
     Variant("sfw-rank-w10", tenfold.SFW(SPECTRAL, width=10.0)),
 ]
