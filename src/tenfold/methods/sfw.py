@@ -23,6 +23,7 @@ from tenfold.linalg.balls.norms import how_many
 from tenfold.linalg.frank_wolfe import RESCALINGS
 from tenfold.methods.base import Goal, Method
 from tenfold.optim.frank_wolfe import FrankWolfe
+from tenfold.optim.sets import kernel_shape
 from tenfold.ranks.plan import Budget, Plan
 from tenfold.ranks.problem import Problem
 from tenfold.ranks.uniform import uniform_plan
@@ -200,9 +201,7 @@ class SFW(Method):
         norm, default = expected_norm(module, p)
         if norm == 0:
             return replace(one, constraint=None, swapped=0, note="all zeros: no scale for a radius")
-        shape = list(p.shape)
-        if one.swapped:
-            shape[:2] = [shape[1] * one.swapped, shape[0] // one.swapped]
+        shape = kernel_shape(p.shape, one.swapped)
         k = ball.to_dict().get("k")
         note = one.note or ("" if default else "radius from its present norm: not torch's default initialisation")
         return replace(

@@ -1,8 +1,8 @@
 """Stochastic Frank-Wolfe as a torch optimizer: weights that stay inside norm balls, moved toward their vertices.
 
 The mathematics of a step is `tenfold.linalg.frank_wolfe`'s, the sets are `tenfold.balls`. What is here is bookkeeping:
-tensors of one shape together, momentum and bases between steps, float32 copies of half-precision weights. A step never
-waits for the device, but for a parameter's first, which looks whether it starts inside its set.
+vertices for tensors of one shape together, momentum and bases between steps, float32 copies of half-precision weights.
+A step never waits for the device, but for a parameter's first, which looks whether it starts inside its set.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch.optim.sgd import sgd
 from tenfold.errors import TenfoldError, TenfoldWarning, check
 from tenfold.linalg import balls
 from tenfold.linalg.balls import Ball
-from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward, usable
-from tenfold.optim.sets import ball_of, check_group, check_tensor, gradient, kernel, radii
+from tenfold.linalg.balls.norms import length
+from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward_
+from tenfold.optim.sets import ball_of, check_group, check_tensor, gradient, kernel, kernel_shape, radii
 
 TOLERANCE = 1e-5
 """Relative excess of the gauge over the radius that still counts as inside."""
@@ -270,45 +271,64 @@ class FrankWolfe(Optimizer):
         alike: dict[Any, list[Tensor]] = {}
         for p in group["params"]:
             if p.grad is not None:
-                alike.setdefault((p.shape, p.dtype, p.device, "basis" in self.state[p]), []).append(p)
+                alike.setdefault((p.dtype, p.device), []).append(p)
         return list(alike.values())
 
     def _move(self, group: dict[str, Any], ball: Ball, params: list[Tensor]) -> None:
-        """One step of tensors of one shape."""
+        """One step of tensors of any shapes."""
         swapped, states = group["swapped"], [self.state[p] for p in params]
-        weights = [self._weight(p) for p in params]
-        theta = torch.stack([kernel(w, swapped) for w in weights])
-        g = torch.stack([kernel(gradient(p), swapped) for p in params]).to(theta.dtype)
-        old = torch.stack([kernel(s["momentum_buffer"], swapped) for s in states])
-        radius = torch.stack([s["radius"] for s in states])
-        m = blend(old, g, group["momentum"], group["dampening"])
-        vertex = self._vertex(ball, m, radius, states)
-        lengths = Lengths(_norm(m), _norm(theta - vertex), radius * ball.diameter(1.0, theta.shape[1:]))
+        weights, m = [self._weight(p) for p in params], [s["momentum_buffer"] for s in states]
+        gradients = [gradient(p).to(old.dtype) for p, old in zip(params, m, strict=True)]
+        new = blend(m, gradients, group["momentum"], group["dampening"])
+        momentum = torch.stack([_norm(x) for x in new])
+        good = torch.isfinite(momentum)
+        for old, one, keep in zip(m, new, good, strict=True):
+            torch.where(keep, one, old, out=old)
+        del new, gradients
+        vertices, scale = _vertices(ball, m, momentum, states, swapped)
+        ends = zip(weights, vertices, -scale, strict=True)
+        distance = torch.stack([_norm(torch.addcmul(theta, v, s)) for theta, v, s in ends])
+        widths = [ball.diameter(1.0, kernel_shape(p.shape, swapped)) for p in params]
+        diameter = torch.stack([s["radius"] * width for s, width in zip(states, widths, strict=True)])
+        lengths = Lengths(momentum, distance, diameter)
         eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], lengths, group["max_eta"])
-        good = usable(lengths)
-        keep = good.reshape(-1, *[1] * (m.ndim - 1))
-        m = torch.where(keep, m, old)
-        theta = torch.where(keep, toward(theta, vertex, eta), theta)
+        toward_(weights, vertices, eta, scale)
         course = torch.stack([s["course"] for s in states])
         count = torch.stack([forgotten(course[:, 0], eta.float()), eta.float(), course[:, 2] + clamped], 1)
         moved = torch.cat([count, course[:, 3:4] + 1, course[:, 4:]], 1)
         skipped = torch.cat([course[:, :4], course[:, 4:] + 1], 1)
-        course = torch.where(good[:, None], moved, skipped)
-        for i, state in enumerate(states):
-            weights[i].copy_(kernel(theta[i], swapped))
-            state["momentum_buffer"] = kernel(m[i], swapped)
-            state["course"] = course[i]
+        for state, row in zip(states, torch.where(good[:, None], moved, skipped), strict=True):
+            state["course"] = row
 
-    def _vertex(self, ball: Ball, m: Tensor, radius: Tensor, states: list[dict[str, Any]]) -> Tensor:
-        if not isinstance(ball, balls.Spectral):
-            return ball.lmo(m, radius, stacked=True)
-        basis = torch.stack([s["basis"] for s in states]) if "basis" in states[0] else None
-        warm = ball.warm(m, radius, basis)
-        for i, state in enumerate(states):
-            state["basis"] = warm.basis[i]
-        return warm.vertex
+
+def _vertices(
+    ball: Ball, m: list[Tensor], momentum: Tensor, states: list[dict[str, Any]], swapped: int
+) -> tuple[list[Tensor], Tensor]:
+    """A tensor for each momentum, and what to multiply it by for the vertex. An L2 ball's points against m itself."""
+    radius = torch.stack([s["radius"] for s in states])
+    if isinstance(ball, balls.L2):
+        return m, -torch.nan_to_num(radius / momentum, nan=0.0, posinf=0.0)
+    alike: dict[Any, list[int]] = {}
+    for i, (x, state) in enumerate(zip(m, states, strict=True)):
+        alike.setdefault((x.shape, "basis" in state), []).append(i)
+    found = list(m)
+    for same in alike.values():
+        stack = torch.stack([kernel(m[i], swapped) for i in same])
+        vertex = _vertex(ball, stack, torch.stack([radius[i] for i in same]), [states[i] for i in same])
+        for i, v in zip(same, vertex, strict=True):
+            found[i] = kernel(v, swapped)
+    return found, torch.ones_like(radius)
+
+
+def _vertex(ball: Ball, m: Tensor, radius: Tensor, states: list[dict[str, Any]]) -> Tensor:
+    """Of tensors of one shape; the bases of spectral sets move along."""
+    if not isinstance(ball, balls.Spectral):
+        return ball.lmo(m, radius, stacked=True)
+    warm = ball.warm(m, radius, torch.stack([s["basis"] for s in states]) if "basis" in states[0] else None)
+    for state, basis in zip(states, warm.basis, strict=True):
+        state["basis"] = basis
+    return warm.vertex
 
 
 def _norm(x: Tensor) -> Tensor:
-    """One L2 norm per tensor of a stack."""
-    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)
+    return length(x.reshape(-1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -65,7 +65,7 @@ def radii(group: Mapping[str, Any], ball: Ball) -> list[float]:
     if given is None:
         norms = [float(p.detach().double().norm()) for p in params]
         check(all(norms), "radius", "given for a tensor of zeros", given, "Its norm says nothing of its scale.")
-        shapes = [kernel(p.detach(), group["swapped"]).shape for p in params]
+        shapes = [kernel_shape(p.shape, group["swapped"]) for p in params]
         return [ball.radius(2 * group["width"] * n, s) for n, s in zip(norms, shapes, strict=True)]
     found = list(given) if isinstance(given, (list, tuple)) else [given] * len(params)
     good = len(found) == len(params) and all(is_share(r) and r > 0 for r in found)
@@ -76,6 +76,11 @@ def radii(group: Mapping[str, Any], ball: Ball) -> list[float]:
 def kernel(x: Tensor, swapped: int) -> Tensor:
     """Filters first; the same swap leads back. Of two groups on it is a copy."""
     return swap_channels(x, swapped) if swapped else x
+
+
+def kernel_shape(shape: Sequence[int], swapped: int) -> Sequence[int]:
+    """That of `kernel`, from the tensor's own."""
+    return (shape[1] * swapped, shape[0] // swapped, *shape[2:]) if swapped else shape
 
 
 def gradient(p: Tensor) -> Tensor:
