@@ -330,6 +330,15 @@ def test_exact_ties_take_no_more_than_the_set_allows(ball, shape, value) -> None
         close(-dot(g, v), R * ball.support(g), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("ball", [kind() for kind in balls.SETS.values() if kind.powers], ids=str)
+def test_gauge_and_support_of_a_tensor_in_parts_are_norms_of_those_of_its_parts(ball) -> None:
+    x = draw(0, 9)
+    parts = x.split([4, 0, 5])
+    assert ball.powers is not None
+    for measure, p in zip((ball.gauge, ball.support), ball.powers, strict=True):
+        close(torch.linalg.vector_norm(torch.stack([measure(part) for part in parts]), p), measure(x))
+
+
 @pytest.mark.parametrize("ball", [balls.L1(), balls.KSparse(k=1), balls.KSupport(k=1)], ids=str)
 def test_of_tied_entries_a_single_one_is_the_first(ball) -> None:
     g = torch.tensor([0.5, -2.0, 1.0, 2.0, -2.0]).repeat(500)

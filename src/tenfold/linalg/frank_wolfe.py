@@ -96,9 +96,7 @@ def step_size(
     return wanted.clamp(0, max_eta), wanted > max_eta
 
 
-def toward_(
-    theta: Tensors, vertex: Tensors, eta: Shaped[Tensor, " b"], scale: Shaped[Tensor, " b"]
-) -> None:
+def toward_(theta: Tensors, vertex: Tensors, eta: Shaped[Tensor, " b"], scale: Shaped[Tensor, " b"]) -> None:
     """``theta <- (1 - eta) theta + eta s v``, exactly ``theta`` at ``eta = 0`` and exactly ``s v`` at ``eta = 1``.
 
     Args:

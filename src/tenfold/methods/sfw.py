@@ -24,6 +24,7 @@ from tenfold.linalg.frank_wolfe import RESCALINGS
 from tenfold.methods.base import Goal, Method
 from tenfold.optim.frank_wolfe import FrankWolfe
 from tenfold.optim.sets import kernel_shape
+from tenfold.optim.shards import whole
 from tenfold.ranks.plan import Budget, Plan
 from tenfold.ranks.problem import Problem
 from tenfold.ranks.uniform import uniform_plan
@@ -223,12 +224,12 @@ def expected_norm(module: nn.Module, p: Tensor) -> tuple[float, bool]:
         module: that holds the tensor.
         p: the tensor.
     """
-    norm = float(p.detach().double().norm())
+    p = whole(p.detach())
+    norm = float(p.double().norm())
     if isinstance(module, (nn.Linear, *CONVS, *TRANSPOSED)):
-        weight = module.weight
-        bound = 1 / math.sqrt(weight[0].numel())
+        bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
         rho = bound * math.sqrt(p.numel() / 3)
-        inside = float(p.detach().abs().max()) <= bound * (1 + 1e-3)  # half types round up
+        inside = float(p.abs().max()) <= bound * (1 + 1e-3)  # half types round up
         if inside and abs(norm / rho - 1) <= _DEVIATIONS / math.sqrt(p.numel()):
             return rho, True
     return norm, False

@@ -21,9 +21,11 @@ from torch.optim.sgd import sgd
 from tenfold.errors import TenfoldError, TenfoldWarning, check
 from tenfold.linalg import balls
 from tenfold.linalg.balls import Ball
-from tenfold.linalg.balls.norms import length
+from tenfold.linalg.balls.vectors import Entries
 from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward_
 from tenfold.optim.sets import ball_of, check_group, check_tensor, gradient, kernel, kernel_shape, radii
+from tenfold.optim.shards import layout, local
+from tenfold.optim.vertices import gap, gauge, lengths, vertices
 
 TOLERANCE = 1e-5
 """Relative excess of the gauge over the radius that still counts as inside."""
@@ -83,9 +85,13 @@ class FrankWolfe(Optimizer):
     A tensor that starts outside its set is pulled in at its first step, with a warning. A gradient that is not finite
     moves nothing: see `stats`. Tensors without a gradient are left alone.
 
+    Sharded tensors (DTensor: FSDP2's `fully_shard`, tensor parallelism) are trained as if whole, without a constraint or
+    in `L1`, `L2` and `LInf`: processes send each other norms, two messages per step for all of a group, and two more for
+    each shape in an L1 ball. All of them have to call `step`, `fw_gap` and `stats`.
+
     Raises:
         ArgumentError: a value out of range; a tensor of zeros without a radius.
-        TenfoldError: a sharded or complex tensor, or a sparse gradient.
+        TenfoldError: a sharded tensor in another set, a complex tensor, or a sparse gradient.
 
     Source: Pokutta, Spiegel, Zimmer 2020 (arXiv 2010.07243); Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921).
     Deviations: spectral sets are handled from the basis of the step before instead of a cold power iteration; a step
@@ -129,11 +135,12 @@ class FrankWolfe(Optimizer):
         if ball is not None:
             check(not param_group.get("weight_decay"), "weight_decay", "0 where a set holds", group["weight_decay"])
             group["weight_decay"] = 0.0
+            group["swapped"] *= not isinstance(ball.split, Entries)  # entries have no order to keep
         super().add_param_group(group)
         group = self.param_groups[-1]
         try:
-            for p in group["params"]:
-                check_tensor(p)
+            for name, p in self._named(len(self.param_groups) - 1):
+                check_tensor(p, ball, name)
             group["radius"] = None if ball is None else radii(group, ball)
         except TenfoldError:
             self.param_groups.pop()
@@ -167,12 +174,11 @@ class FrankWolfe(Optimizer):
     @torch.no_grad()
     def fw_gap(self) -> float:
         """``sum_C max_{v in C} <g, theta - v>`` at the gradients as they are: 0 only at a stationary point."""
-        gap = 0.0
-        for _, p, ball, radius, swapped in self._constrained():
-            if p.grad is not None:
-                g = kernel(p.grad, swapped).double()
-                gap += float((g * kernel(p, swapped).double()).sum()) + radius * float(ball.support(g))
-        return gap
+        return sum(
+            gap(ball, gradient(p), p, radius, swapped)
+            for _, p, ball, radius, swapped in self._constrained()
+            if p.grad is not None
+        )
 
     @torch.no_grad()
     def stats(self) -> list[Track]:
@@ -187,7 +193,7 @@ class FrankWolfe(Optimizer):
                         name,
                         eta=course["eta"],
                         clamped=course["clamped"] / max(steps, 1),
-                        gauge=float(ball.gauge(kernel(p, swapped))) / radius,
+                        gauge=float(gauge(ball, p, swapped)[0]) / radius,
                         kept=math.exp(course["log_kept"]),
                         steps=steps,
                         skipped=int(course["skipped"]),
@@ -207,10 +213,15 @@ class FrankWolfe(Optimizer):
     def _constrained(self) -> Iterator[tuple[str, Tensor, Ball, float, int]]:
         for i, group in enumerate(self.param_groups):
             if group["constraint"] is not None:
-                ball, names = balls.from_dict(group["constraint"]), group.get("param_names")
-                for j, p in enumerate(group["params"]):
-                    name = names[j] if names else f"{i}.{j}"
-                    yield name, p, ball, group["radius"][j], group["swapped"]
+                ball = balls.from_dict(group["constraint"])
+                for (name, p), radius in zip(self._named(i), group["radius"], strict=True):
+                    yield name, p, ball, radius, group["swapped"]
+
+    def _named(self, i: int) -> Iterator[tuple[str, Tensor]]:
+        """The parameters of group i, by name or by place."""
+        group = self.param_groups[i]
+        places = [f"{i}.{j}" for j in range(len(group["params"]))]
+        return zip(group.get("param_names", places), group["params"], strict=True)
 
     def _start(self) -> None:
         """States for the parameters that have their first gradient; those outside their sets are pulled in."""
@@ -222,9 +233,10 @@ class FrankWolfe(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
             state["radius"] = torch.tensor(radius, dtype=weight.dtype, device=p.device)
             state["course"] = torch.zeros(len(_COURSE), device=p.device)
-            inside = kernel(weight, swapped)
-            if not bool(ball.contains(inside, radius, TOLERANCE)):
-                weight.copy_(kernel(ball.pull_in(inside, radius), swapped))
+            now, own = gauge(ball, weight, swapped)
+            if not bool(now <= radius * (1 + TOLERANCE)):
+                part = local(weight)  # shrunk as the whole is
+                part.copy_(kernel(ball.pull_in(kernel(part, swapped), radius * own / now), swapped))
                 pulled.append(name)
         if pulled:
             names = ", ".join(f"'{name}'" for name in pulled)
@@ -271,64 +283,32 @@ class FrankWolfe(Optimizer):
         alike: dict[Any, list[Tensor]] = {}
         for p in group["params"]:
             if p.grad is not None:
-                alike.setdefault((p.dtype, p.device), []).append(p)
+                alike.setdefault((layout(p), p.dtype, p.device), []).append(p)
         return list(alike.values())
 
     def _move(self, group: dict[str, Any], ball: Ball, params: list[Tensor]) -> None:
-        """One step of tensors of any shapes."""
-        swapped, states = group["swapped"], [self.state[p] for p in params]
-        weights, m = [self._weight(p) for p in params], [s["momentum_buffer"] for s in states]
-        gradients = [gradient(p).to(old.dtype) for p, old in zip(params, m, strict=True)]
+        """One step of tensors of one layout and any shapes."""
+        swapped, states, where = group["swapped"], [self.state[p] for p in params], layout(params[0])
+        weights = [local(self._weight(p)) for p in params]
+        m = [local(s["momentum_buffer"]) for s in states]
+        gradients = [local(gradient(p)).to(old.dtype) for p, old in zip(params, m, strict=True)]
         new = blend(m, gradients, group["momentum"], group["dampening"])
-        momentum = torch.stack([_norm(x) for x in new])
+        momentum = lengths(new, where)
         good = torch.isfinite(momentum)
         for old, one, keep in zip(m, new, good, strict=True):
             torch.where(keep, one, old, out=old)
         del new, gradients
-        vertices, scale = _vertices(ball, m, momentum, states, swapped)
-        ends = zip(weights, vertices, -scale, strict=True)
-        distance = torch.stack([_norm(torch.addcmul(theta, v, s)) for theta, v, s in ends])
+        ends, scale = vertices(ball, params, states, momentum, swapped)
+        between = (torch.addcmul(*three) for three in zip(weights, ends, -scale, strict=True))
+        distance = lengths(between, where)
         widths = [ball.diameter(1.0, kernel_shape(p.shape, swapped)) for p in params]
         diameter = torch.stack([s["radius"] * width for s, width in zip(states, widths, strict=True)])
-        lengths = Lengths(momentum, distance, diameter)
-        eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], lengths, group["max_eta"])
-        toward_(weights, vertices, eta, scale)
+        sizes = Lengths(momentum, distance, diameter)
+        eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], sizes, group["max_eta"])
+        toward_(weights, ends, eta, scale)
         course = torch.stack([s["course"] for s in states])
         count = torch.stack([forgotten(course[:, 0], eta.float()), eta.float(), course[:, 2] + clamped], 1)
         moved = torch.cat([count, course[:, 3:4] + 1, course[:, 4:]], 1)
         skipped = torch.cat([course[:, :4], course[:, 4:] + 1], 1)
         for state, row in zip(states, torch.where(good[:, None], moved, skipped), strict=True):
             state["course"] = row
-
-
-def _vertices(
-    ball: Ball, m: list[Tensor], momentum: Tensor, states: list[dict[str, Any]], swapped: int
-) -> tuple[list[Tensor], Tensor]:
-    """A tensor for each momentum, and what to multiply it by for the vertex. An L2 ball's points against m itself."""
-    radius = torch.stack([s["radius"] for s in states])
-    if isinstance(ball, balls.L2):
-        return m, -torch.nan_to_num(radius / momentum, nan=0.0, posinf=0.0)
-    alike: dict[Any, list[int]] = {}
-    for i, (x, state) in enumerate(zip(m, states, strict=True)):
-        alike.setdefault((x.shape, "basis" in state), []).append(i)
-    found = list(m)
-    for same in alike.values():
-        stack = torch.stack([kernel(m[i], swapped) for i in same])
-        vertex = _vertex(ball, stack, torch.stack([radius[i] for i in same]), [states[i] for i in same])
-        for i, v in zip(same, vertex, strict=True):
-            found[i] = kernel(v, swapped)
-    return found, torch.ones_like(radius)
-
-
-def _vertex(ball: Ball, m: Tensor, radius: Tensor, states: list[dict[str, Any]]) -> Tensor:
-    """Of tensors of one shape; the bases of spectral sets move along."""
-    if not isinstance(ball, balls.Spectral):
-        return ball.lmo(m, radius, stacked=True)
-    warm = ball.warm(m, radius, torch.stack([s["basis"] for s in states]) if "basis" in states[0] else None)
-    for state, basis in zip(states, warm.basis, strict=True):
-        state["basis"] = basis
-    return warm.vertex
-
-
-def _norm(x: Tensor) -> Tensor:
-    return length(x.reshape(-1))
