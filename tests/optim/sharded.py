@@ -124,6 +124,12 @@ def partial(mesh: DeviceMesh) -> float:
 
 def refused(mesh: DeviceMesh) -> dict:
     found = {}
+    sharded = net(torch.float32)
+    fully_shard(sharded)
+    try:
+        tenfold.SFW(linear=True).optimizer(sharded, lr=0.1)
+    except TenfoldError as error:
+        found["the method"] = str(error)
     for ball in (balls.SpectralKSupport(k=0.5), balls.GroupKSupport(k=2), balls.KSparse(k=2), balls.Lp(p=1.5)):
         part = nn.Parameter(spread(draw(0, 4, 6), mesh, Shard(0)))
         copy = nn.Parameter(spread(draw(0, 4, 6), mesh, Replicate()))
@@ -148,10 +154,11 @@ def train(model: nn.Module, optimizer: FrankWolfe, steps: range, rows: slice) ->
         optimizer.step()
 
 
-def fsdp(vectors: str, dtype: torch.dtype) -> dict:
+def fsdp(name: str, dtype: torch.dtype) -> dict:
     """Half of a batch in each process, against all of it; saved, loaded and gone on with."""
     rank = distributed.get_rank()
-    method = tenfold.SFW(balls.L2(), width=2.0, linear=True, vectors=vectors)
+    vectors = "sgd" if name == "L1" else "l2"
+    method = tenfold.SFW(SETS[name], width=9.0, linear=True, vectors=vectors)
     whole, sharded, again = net(dtype), net(dtype), net(dtype)
     for model in (sharded, again):
         fully_shard(model)
@@ -172,9 +179,10 @@ def fsdp(vectors: str, dtype: torch.dtype) -> dict:
         model.load_state_dict(sharded.state_dict())
     for model, optimizer in ((sharded, two), (again, three), (fourth, four)):
         train(model, optimizer, range(6, 9), mine)
+    sets = [g["constraint"] and g["constraint"]["ball"] for g in two.param_groups]
     parts = [[p.detach().to_local() for p in m.parameters()] for m in (sharded, again, fourth)]
     equal = [all(torch.equal(a, b) for a, b in zip(parts[0], other, strict=True)) for other in parts[1:]]
-    return {"apart": apart, "equal": equal, "stats": two.stats() == three.stats() == four.stats()}
+    return {"apart": apart, "sets": sets, "equal": equal, "stats": two.stats() == three.stats() == four.stats()}
 
 
 def copies() -> list[bool]:
@@ -208,11 +216,11 @@ def main(folder: Path) -> None:
         "partial": partial(mesh),
         "refused": refused(mesh),
         "fsdp": {
-            f"{vectors} {dtype}".replace("torch.", ""): fsdp(vectors, dtype)
-            for vectors in ("sgd", "l2")
+            f"{name} {dtype}".replace("torch.", ""): fsdp(name, dtype)
+            for name in ("L1", "L2", "LInf")
             for dtype in (torch.float32, torch.float64)
         },
-        "half": fsdp("l2", torch.bfloat16),
+        "half": fsdp("L2", torch.bfloat16),
     }
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
     distributed.destroy_process_group()

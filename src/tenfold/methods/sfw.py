@@ -89,6 +89,7 @@ class SFW(Method):
 
     Raises:
         ArgumentError: a value out of range.
+        TenfoldError: by `optimizer`, for a sharded tensor in another set than L1, L2 and LInf.
 
     Source: the paper; the step from Pokutta, Spiegel, Zimmer 2020 (arXiv 2010.07243). Deviations: rho in closed form,
     where the authors draw the live model anew to measure it; biases and norms by SGD unless asked otherwise; batch norm
@@ -164,7 +165,7 @@ class SFW(Method):
         goal = goal or Goal()
         targets = {
             f"{t.name}.weight".lstrip("."): t.spec
-            for t in find(model, goal.target_modules, goal.exclude_modules)
+            for t in find(model, goal.target_modules, goal.exclude_modules, replaced=False)
             if t.reason is None and t.spec is not None
         }
         everywhere = self.linear or goal.target_modules is not None

@@ -85,9 +85,9 @@ class FrankWolfe(Optimizer):
     A tensor that starts outside its set is pulled in at its first step, with a warning. A gradient that is not finite
     moves nothing: see `stats`. Tensors without a gradient are left alone.
 
-    Sharded tensors (DTensor: FSDP2's `fully_shard`, tensor parallelism) are trained as if whole, without a constraint or
-    in `L1`, `L2` and `LInf`: processes send each other norms, two messages per step for all of a group, and two more for
-    each shape in an L1 ball. All of them have to call `step`, `fw_gap` and `stats`.
+    Sharded tensors (DTensor: FSDP2's `fully_shard`, tensor parallelism) are trained as if whole, without a constraint
+    or in `L1`, `L2` and `LInf`: processes send each other norms, two messages a step for all of a group and two more
+    for each shape in an L1 ball. All of them have to call `step`, `fw_gap` and `stats`.
 
     Raises:
         ArgumentError: a value out of range; a tensor of zeros without a radius.
