@@ -122,6 +122,19 @@ def partial(mesh: DeviceMesh) -> float:
     return distance([part], [whole])
 
 
+def broken(mesh: DeviceMesh) -> bool:
+    """A weight that is not finite in one process: whether both leave it as it is."""
+    start = draw(0, 4, 6).float()
+    start[-1, -1] = torch.nan
+    part = nn.Parameter(spread(start, mesh, Shard(0)))
+    optimizer = FrankWolfe([part], 0.1, constraint=balls.LInf(), radius=0.1)
+    part.grad = spread(torch.ones(4, 6), mesh, Shard(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step()
+    return torch.equal(part.detach().full_tensor().nan_to_num(), start.nan_to_num())
+
+
 def refused(mesh: DeviceMesh) -> dict:
     found = {}
     sharded = net(torch.float32)
@@ -214,6 +227,7 @@ def main(folder: Path) -> None:
         "beside": {case: beside(case, mesh) for case in CASES},
         "tied": tied(mesh),
         "partial": partial(mesh),
+        "broken": broken(mesh),
         "refused": refused(mesh),
         "fsdp": {
             f"{name} {dtype}".replace("torch.", ""): fsdp(name, dtype)

@@ -67,6 +67,10 @@ def test_gradients_that_come_as_summands_are_added_up(found) -> None:
     assert all(each["partial"] < 1e-14 for each in found)
 
 
+def test_a_weight_that_is_not_finite_in_one_process_is_left_alone_in_both(found) -> None:
+    assert all(each["broken"] for each in found)
+
+
 def test_sets_that_need_the_whole_tensor_are_refused_by_name(found) -> None:
     for each in found:
         assert each["refused"].pop("the method").startswith("`constraint` of '0.weight' must be")

@@ -7,10 +7,8 @@ A step never waits for the device, but for a parameter's first, which looks whet
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 import torch
@@ -22,42 +20,14 @@ from tenfold.errors import TenfoldError, TenfoldWarning, check
 from tenfold.linalg import balls
 from tenfold.linalg.balls import Ball
 from tenfold.linalg.balls.vectors import Entries
-from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward_
+from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, step_size, toward_
 from tenfold.optim.sets import ball_of, check_group, check_tensor, gradient, kernel, kernel_shape, radii
 from tenfold.optim.shards import layout, local
+from tenfold.optim.track import COURSE, Track, advance
 from tenfold.optim.vertices import gap, gauge, lengths, vertices
 
 TOLERANCE = 1e-5
 """Relative excess of the gauge over the radius that still counts as inside."""
-_COURSE = ("log_kept", "eta", "clamped", "steps", "skipped")
-
-
-@dataclass(frozen=True)
-class Track:
-    """How one constrained tensor has fared.
-
-    Args:
-        name: where the optimizer was given names, else its place: "0.3" is the fourth of the first group.
-        eta: the last step size.
-        clamped: share of the steps whose size was clipped at ``max_eta``.
-        gauge: of the tensor, over the radius: 1 on the boundary.
-        kept: the forgetting factor ``F = prod (1 - eta)``: how much of the start is left. Structure shows once it is
-            small.
-        steps: taken.
-        skipped: not taken, because the gradient was not finite.
-    """
-
-    name: str
-    eta: float
-    clamped: float
-    gauge: float
-    kept: float
-    steps: int
-    skipped: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 class FrankWolfe(Optimizer):
@@ -174,11 +144,8 @@ class FrankWolfe(Optimizer):
     @torch.no_grad()
     def fw_gap(self) -> float:
         """``sum_C max_{v in C} <g, theta - v>`` at the gradients as they are: 0 only at a stationary point."""
-        return sum(
-            gap(ball, gradient(p), p, radius, swapped)
-            for _, p, ball, radius, swapped in self._constrained()
-            if p.grad is not None
-        )
+        constrained = [(p, *about) for _, p, *about in self._constrained() if p.grad is not None]
+        return sum((gap(p, gradient(p), ball, radius, swapped) for p, ball, radius, swapped in constrained), 0.0)
 
     @torch.no_grad()
     def stats(self) -> list[Track]:
@@ -186,19 +153,7 @@ class FrankWolfe(Optimizer):
         tracks = []
         for name, p, ball, radius, swapped in self._constrained():
             if "course" in self.state[p]:
-                course = dict(zip(_COURSE, self.state[p]["course"].tolist(), strict=True))
-                steps = int(course["steps"])
-                tracks.append(
-                    Track(
-                        name,
-                        eta=course["eta"],
-                        clamped=course["clamped"] / max(steps, 1),
-                        gauge=float(gauge(ball, p, swapped)[0]) / radius,
-                        kept=math.exp(course["log_kept"]),
-                        steps=steps,
-                        skipped=int(course["skipped"]),
-                    )
-                )
+                tracks.append(Track.of(name, self.state[p]["course"], float(gauge(ball, p, swapped)[0]) / radius))
         return tracks
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -232,7 +187,7 @@ class FrankWolfe(Optimizer):
             weight, state = self._weight(p), self.state[p]
             state["momentum_buffer"] = torch.zeros_like(weight)
             state["radius"] = torch.tensor(radius, dtype=weight.dtype, device=p.device)
-            state["course"] = torch.zeros(len(_COURSE), device=p.device)
+            state["course"] = torch.zeros(len(COURSE), device=p.device)
             now, own = gauge(ball, weight, swapped)
             if not bool(now <= radius * (1 + TOLERANCE)):
                 part = local(weight)  # shrunk as the whole is
@@ -306,9 +261,6 @@ class FrankWolfe(Optimizer):
         sizes = Lengths(momentum, distance, diameter)
         eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], sizes, group["max_eta"])
         toward_(weights, ends, eta, scale)
-        course = torch.stack([s["course"] for s in states])
-        count = torch.stack([forgotten(course[:, 0], eta.float()), eta.float(), course[:, 2] + clamped], 1)
-        moved = torch.cat([count, course[:, 3:4] + 1, course[:, 4:]], 1)
-        skipped = torch.cat([course[:, :4], course[:, 4:] + 1], 1)
-        for state, row in zip(states, torch.where(good[:, None], moved, skipped), strict=True):
+        course = advance(torch.stack([s["course"] for s in states]), eta, clamped, good)
+        for state, row in zip(states, course, strict=True):
             state["course"] = row

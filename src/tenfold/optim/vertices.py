@@ -21,7 +21,7 @@ def gauge(ball: Ball, x: Tensor, swapped: int) -> tuple[Tensor, Tensor]:
     return (own if ball.powers is None else layout(x).norm(own, ball.powers[0])), own
 
 
-def gap(ball: Ball, g: Tensor, x: Tensor, radius: float, swapped: int) -> float:
+def gap(x: Tensor, g: Tensor, ball: Ball, radius: float, swapped: int) -> float:
     """``max_{v in C} <g, x - v>``."""
     where, slope = layout(x), kernel(local(g), swapped).double()
     own = ball.support(slope)
