@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tenfold.bench.findings import POINTS, Latency, Layer, Price, Spectra, Spectrum
 from tenfold.bench.latency import compare
-from tenfold.bench.results import POINTS, Latency, Layer, Price, Spectra, Spectrum
 from tenfold.layers.cost import cost
 from tenfold.layers.swap import Selection, structure_of, to_dense
 from tenfold.ranks.build import Report

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from tenfold.bench.results import Evolution
+from tenfold.bench.findings import Evolution
 from tenfold.layers.swap import structure_of
 from tenfold.methods.base import Goal, Method
 from tenfold.optim.hooks import State, hook_steps

@@ -10,7 +10,8 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from tenfold.bench.results import Latency, Results, RunResult
+from tenfold.bench.findings import Latency
+from tenfold.bench.results import Results, RunResult
 
 CONFIDENCE = 0.95
 """Of every interval."""
