@@ -23,8 +23,9 @@ from scipy import stats
 
 from tenfold.bench.report import write_pictures, write_report
 from tenfold.bench.report.figure import THEMES, method_styles, round_ticks, si
-from tenfold.bench.report.summary import Entry, best, budget_words, by_budget, entries, front, mean, verdicts
+from tenfold.bench.report.summary import Entry, best, budget_words, by_budget, entries, front, mean
 from tenfold.bench.report.tables import seconds, size
+from tenfold.bench.report.words import verdicts
 from tenfold.bench.results import Failure, Results
 
 BUDGETS = (0.5, 0.25, 0.1)
@@ -95,7 +96,7 @@ def test_the_table_has_the_means_the_intervals_and_the_seeds(page, results):
     for group, (label, accuracy, params, macs, latency, cost, seeds) in found:
         runs = runs_of(results, label, LIMITS.get(group))
         if not runs:
-            assert (label, accuracy, cost, seeds) == ("svd", "failed", "–", "0 of 3")
+            assert (label, accuracy, cost, seeds) == ("svd", "failed", "–", "0 of 3 3 failed")
             continue
         values = [run.test.accuracy for run in runs]
         half = 4.302652729911275 * statistics.stdev(values) / 3**0.5  # t with 2 degrees of freedom, 97.5 %
@@ -154,7 +155,7 @@ def test_the_sentences_name_who_is_ahead_and_whether_seeds_tell(results):
 
 def test_methods_that_choose_their_own_size_are_not_ranked(results):
     free = [replace(run, budget={}) for run in results.runs if run.kind != "dense"]
-    found = entries(replace(results, runs=free))
+    found = entries(replace(results, runs=free, experiment={}))
     assert list(by_budget(found)) == ["own choice"]
     assert verdicts(found) == []
 
@@ -489,6 +490,31 @@ def test_a_comparison_without_runs_is_a_page_too(tmp_path):
     page = written(Results("empty", {}, [], 12), tmp_path)
     assert "Not finished: 0 of 12 runs" in page.one("header").text
     assert [section.attributes["id"] for section in page.all("section")] == ["manifest"]
+
+
+def test_what_has_not_been_run_is_said_and_not_left_out(results, tmp_path):
+    small = f"{100 * min(BUDGETS):g} % of the parameters"
+    kept = [r for r in results.runs if r.label == "dense" or (r.label, r.seed) in (("alds", 0), ("svd", 1), ("svd", 2))]
+    page = written(
+        replace(results, runs=[run for run in kept if run.label != "alds" or run.budget["params"] < 0.5]), tmp_path
+    )
+    found = {(group, cells[0]): cells for group, cells in rows(page.one("section", id="results").one("table"))}
+    assert list(found) == [("", "dense"), *((group, label) for group in LIMITS for label in ("alds", "svd", "lrpet"))]
+    assert found["", "dense"][-1] == "3"
+    assert found[small, "alds"][-1] == "1 of 3 2 not run"
+    assert re.fullmatch(r"(★ )?\d\d\.\d\d %", found[small, "alds"][1])  # of one seed: no interval
+    assert found[small, "svd"][1:] == ["failed", "–", "–", "–", "–", "0 of 3 2 failed, 1 not run"]
+    assert found[small, "lrpet"][1:] == ["not run", "–", "–", "–", "–", "0 of 3 3 not run"]
+    assert found["50 % of the parameters", "alds"][1] == "not run"
+    assert "Not finished: 11 of 30 runs" in page.one("header").text
+    assert "2 runs failed" in page.one("header").text
+
+
+@pytest.mark.parametrize("change", [{"methods": [{"method": "alds", "measure": "fro"}]}, {"speed": 3}])
+def test_no_run_is_missed_that_the_results_would_name_otherwise(results, change):
+    """An experiment that this version cannot read, or reads otherwise, does not say what is missing."""
+    told = replace(results, experiment=results.experiment | change, runs=results.runs[:5])
+    assert [(entry.label, entry.seeds) for entry in entries(told)] == [("dense", "3"), ("alds", "2")]
 
 
 def test_one_seed_and_one_budget_leave_no_trace_of_more(tmp_path):

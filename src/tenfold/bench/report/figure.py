@@ -139,8 +139,3 @@ def layout(x: str, y: str, *, height: int, percent: bool = False) -> Figure:
 def short(value: float) -> float:
     """Six digits: more would not be seen, and only make the page larger."""
     return float(f"{value:.6g}")
-
-
-def plural(count: int, noun: str) -> str:
-    """``"3 runs"``, ``"1 run"``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

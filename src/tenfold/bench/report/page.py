@@ -9,10 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tenfold.bench.report import curves, maps, tables, tradeoff
-from tenfold.bench.report.figure import THEMES, Panel, plural
-from tenfold.bench.report.summary import Entry, entries, latencies, percent, verdicts
+from tenfold.bench.report import curves, maps, tables, tradeoff, words
+from tenfold.bench.report.figure import THEMES, Panel
+from tenfold.bench.report.summary import Entry, entries
 from tenfold.bench.report.tables import Cell, Group, Table
+from tenfold.bench.report.words import plural
 from tenfold.bench.results import Results, RunResult
 from tenfold.errors import TenfoldError
 from tenfold.files import atomic_file
@@ -70,8 +71,8 @@ def write_report(results: Results, path: Path | str) -> None:
     assets = files("tenfold.bench.report")
     page = environment.from_string(assets.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
         title=results.name,
-        lead=_lead(found, results),
-        facts=_facts(found, results),
+        lead=words.lead(found, results),
+        facts=words.facts(found, results),
         sections=sections,
         panels=script_json({"panels": [asdict(p) for s in sections for p in s.panels], "themes": THEMES}),
         style=assets.joinpath("page.css").read_text(encoding="utf-8"),
@@ -86,48 +87,6 @@ def script_json(value: Any) -> str:
     """JSON that can stand inside a ``script`` element: nothing in it ends the element or begins a comment."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _lead(found: Sequence[Entry], results: Results) -> list[str]:
-    """What it comes to, in a few sentences."""
-    lead = []
-    if len(results.runs) < results.expected:
-        lead.append(f"Not finished: {len(results.runs)} of {results.expected} runs are there so far.")
-    dense = next((entry.accuracy for entry in found if entry.dense), None)
-    if dense is not None:
-        lead.append(f"The dense network reaches {percent(dense)} on the test set.")
-    return lead + verdicts(found)
-
-
-def _facts(found: Sequence[Entry], results: Results) -> list[tuple[str, str]]:
-    """What was compared, on what."""
-    runs = results.runs
-    facts = [
-        ("Network", _listed(run.model for run in runs)),
-        ("Data", _listed(_data_words(run.data) for run in runs)),
-        ("Methods", _listed(entry.label for entry in found if not entry.dense)),
-        ("Budgets", _listed(entry.where for entry in found if not entry.dense)),
-        ("Seeds", _listed(str(run.seed) for run in runs)),
-        ("Epochs", _listed((_epoch_words(run.epochs) for run in runs), " or ")),
-        (
-            "Latency",
-            _listed(f"{m.device}, batch of {m.batch}, {plural(m.threads, 'thread')}" for m in latencies(results)),
-        ),
-    ]
-    return [(term, text) for term, text in facts if text]
-
-
-def _listed(texts: Iterable[str], between: str = ", ") -> str:
-    return between.join(dict.fromkeys(texts))
-
-
-def _data_words(data: dict[str, Any]) -> str:
-    count = data.get("train")
-    return str(data.get("name")) + (f" ({count:,} training examples)" if isinstance(count, int) else "")
-
-
-def _epoch_words(epochs: dict[str, int]) -> str:
-    return " + ".join(f"{count} of {phase}" for phase, count in epochs.items() if count)
 
 
 def _sections(found: Sequence[Entry], results: Results) -> list[Section]:

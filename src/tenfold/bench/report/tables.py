@@ -74,7 +74,7 @@ def headline(found: Sequence[Entry], results: Results) -> Table:
         for entry in group:
             cells = [draw(entry) for _, _, draw, _ in columns]
             marked = [Cell(c.text, c.note, id(entry) in won) for c, won in zip(cells, winners, strict=True)]
-            rows.append([Cell(entry.label), *marked, Cell(_seeds(entry))])
+            rows.append([Cell(entry.label), *marked, Cell(entry.seeds, entry.lack)])
         groups.append(Group(where, rows))
     caption = "Means over the seeds, ± half the 95 % interval of the mean. ★ marks the best of a column at a budget. "
     caption += "Each latency is compared with that of the dense network, measured in turns with it."
@@ -87,7 +87,7 @@ def _groups(found: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def _accuracy(entry: Entry) -> Cell:
-    return Cell(percent(entry.accuracy) if entry.accuracy else "failed")
+    return Cell(percent(entry.accuracy) if entry.accuracy else entry.absent)
 
 
 def _amount(entry: Entry, value: Mean | None, name: str) -> Cell:
@@ -110,11 +110,6 @@ def _latency(entry: Entry, results: Results) -> Cell:
 
 def _measured(entry: Entry) -> list[Latency]:
     return [run.latency for run in entry.done if run.latency is not None]
-
-
-def _seeds(entry: Entry) -> str:
-    whole = len(entry.runs) == len(entry.done)
-    return str(len(entry.runs)) if whole else f"{len(entry.done)} of {len(entry.runs)}"
 
 
 _STAGES: dict[str, Callable[[RunResult], float | None]] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tenfold.bench.report.figure import Figure, Panel, layout, log_axis, method_styles, plain, plural, short, wrapped
+from tenfold.bench.report.figure import Figure, Panel, layout, log_axis, method_styles, plain, short, wrapped
 from tenfold.bench.report.summary import Entry, Mean, front, percent
+from tenfold.bench.report.words import plural
 
 
 def all_costs(found: Sequence[Entry]) -> tuple[Panel | None, ...]:
