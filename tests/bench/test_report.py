@@ -21,9 +21,9 @@ from pages import panels, parse, rows
 from result_stubs import synthetic
 from scipy import stats
 
-from tenfold.bench.report import write_pictures, write_report
-from tenfold.bench.report.figure import THEMES, method_styles, round_ticks, si
-from tenfold.bench.report.summary import Entry, best, budget_words, by_budget, entries, front, mean
+from tenfold.bench.report import stale_pictures, write_pictures, write_report
+from tenfold.bench.report.figure import THEMES, accuracy_range, method_styles, round_ticks, si
+from tenfold.bench.report.summary import Entry, Mean, best, budget_words, by_budget, entries, front, mean
 from tenfold.bench.report.tables import seconds, size
 from tenfold.bench.report.words import verdicts
 from tenfold.bench.results import Failure, Results
@@ -204,7 +204,7 @@ def test_the_map_holds_every_rank_and_share(page, results):
 
 
 def test_the_map_shows_where_seeds_differ_and_other_kinds_of_rank(results, tmp_path):
-    ranks = iter([4, 9, 7, [3, 2], [3, 2], [3, 2], 5, 5, 5])
+    ranks = iter([4, 9, 7, [3, 2], [5, 2], [4, 2], 5, 5, None])
 
     def changed(run, index):
         layer = replace(run.layers[index], rank=next(ranks), slices=2 if index == 3 else 1)
@@ -215,7 +215,7 @@ def test_the_map_shows_where_seeds_differ_and_other_kinds_of_rank(results, tmp_p
         runs = [changed(run, index) for run in runs]
     page = written(replace(results, runs=runs), tmp_path)
     (trace,) = panels(page)["ranks"]["figures"]["0"]["data"]
-    assert [row[0] for row in trace["text"]] == ["dense", "4–9", "3·2", "5 × 2"]
+    assert [row[0] for row in trace["text"]] == ["dense", "4–9", "3–5 · 2", "dense or 5 × 2"]
 
 
 def test_spectra_are_those_of_the_first_seed_relative_to_the_largest(page, results):
@@ -552,9 +552,12 @@ def test_figures_in_words(made, words):
 # ---- the pictures
 
 
+PICTURES = ("params", "macs", "latency", "ranks", "evolution", "spectra", "training")
+
+
 def test_pictures_are_drawn_for_light_and_dark_pages(results, tmp_path):
     made = write_pictures(results, tmp_path / "pictures")
-    names = {f"{name}{theme}.png" for name in ("accuracy", "ranks", "spectra", "training") for theme in ("", "-dark")}
+    names = {f"{name}{theme}.png" for name in PICTURES for theme in ("", "-dark")}
     assert {path.name for path in made} == names == {path.name for path in (tmp_path / "pictures").iterdir()}
     for path in made:
         pixels = image.imread(path)
@@ -574,13 +577,15 @@ def test_pictures_show_what_the_page_shows(page, results, tmp_path, monkeypatch)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "__init__", recording)
     write_pictures(results, tmp_path)
-    accuracy, ranks = seen[0], seen[2]  # each twice: light, dark
-    for panel, id in zip(accuracy.axes, ("params", "macs", "latency"), strict=True):
-        traces = panels(page)[id]["figures"][""]["data"]
-        for line, trace in zip((c.lines[0] for c in panel.containers), traces, strict=True):
+    drawn = dict(zip(PICTURES, seen[::2], strict=True))  # each twice: light, dark
+    for id in ("params", "macs", "latency"):
+        (panel,), figure = drawn[id].axes, panels(page)[id]["figures"][""]
+        for line, trace in zip((c.lines[0] for c in panel.containers), figure["data"], strict=True):
             assert list(line.get_xdata()) == trace["x"]
             assert list(line.get_ydata()) == trace["y"]
         assert panel.get_xscale() == "log"
+        assert list(panel.get_ylim()) == figure["layout"]["yaxis"]["range"]
+    ranks = drawn["ranks"]
     (trace,) = panels(page)["ranks"]["figures"]["2"]["data"]  # of the smallest budget
     assert "10 % of the parameters" in ranks.axes[0].get_title()
     assert [text.get_text() for text in ranks.axes[0].texts] == [text for row in trace["text"] for text in row]
@@ -591,7 +596,41 @@ def test_pictures_show_what_the_page_shows(page, results, tmp_path, monkeypatch)
 def test_pictures_of_nothing_are_not_made(results, tmp_path):
     assert write_pictures(replace(results, runs=[]), tmp_path) == []
     made = write_pictures(replace(results, runs=runs_of(results, "dense", None)), tmp_path)
-    assert {path.name for path in made} == {"accuracy.png", "accuracy-dark.png", "training.png", "training-dark.png"}
+    dense = ("params", "macs", "latency", "training")
+    assert {path.name for path in made} == {f"{name}{theme}.png" for name in dense for theme in ("", "-dark")}
+
+
+def test_pictures_know_what_they_were_drawn_of(results, tmp_path):
+    only = ("params", "latency")
+    made = write_pictures(results, tmp_path, only)
+    bytes_ = [path.read_bytes() for path in made]
+    assert stale_pictures(results, tmp_path, only) == []
+    write_pictures(results, tmp_path, only)
+    assert [path.read_bytes() for path in made] == bytes_
+    changed = [replace(run, latency=replace(run.latency, speedup=9.0)) if run.latency else run for run in results.runs]
+    latency = [tmp_path / "latency.png", tmp_path / "latency-dark.png"]
+    assert stale_pictures(replace(results, runs=changed), tmp_path, only) == latency
+    made[0].unlink()
+    shutil.copy(latency[0], tmp_path / "extra.png")
+    assert stale_pictures(results, tmp_path, only) == [made[0], tmp_path / "extra.png"]
+    image.imsave(latency[1], np.zeros((2, 2, 3)))
+    assert latency[1] in stale_pictures(results, tmp_path, only)
+
+
+@pytest.mark.parametrize(
+    ("values", "halves", "ends"),
+    [
+        ([0.8, 0.9], [None, None], (0.8, 0.9)),
+        ([0.8, 0.9], [0.02, 0.03], (0.78, 0.93)),
+        ([0.8, 0.9], [0.02, 0.5], (0.75, 0.95)),  # half of what the means spread, and no more
+        ([0.1, 0.95], [0.2, 0.2], (0.0, 1.0)),  # an accuracy is in [0, 1]
+        ([0.8], [0.1], (0.7, 0.9)),
+    ],
+)
+def test_an_axis_holds_the_means_and_intervals_that_do_not_crush_them(values, halves, ends):
+    low, high = accuracy_range([Mean(value, half, 3) for value, half in zip(values, halves, strict=True)])
+    room = 0.06 * (ends[1] - ends[0])
+    assert (low, high) == pytest.approx((ends[0] - room, ends[1] + room), abs=1e-5)
 
 
 # ---- in a browser

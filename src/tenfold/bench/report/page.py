@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. One that is empty is left out.
+    """A part of the page.
 
     Args:
         id: of the element, for links.
@@ -66,18 +66,18 @@ def write_report(results: Results, path: Path | str) -> None:
     except ImportError as error:
         raise TenfoldError(f"Reports need {error.name}, which is missing: pip install 'tenfold[report]'.") from error
     found = entries(results)
-    sections = [section for section in _sections(found, results) if not section.empty]
+    parts = sections(found, results)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     assets = files("tenfold.bench.report")
     page = environment.from_string(assets.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
         title=results.name,
         lead=words.lead(found, results),
         facts=words.facts(found, results),
-        sections=sections,
-        panels=script_json({"panels": [asdict(p) for s in sections for p in s.panels], "themes": THEMES}),
+        sections=parts,
+        panels=script_json({"panels": [asdict(p) for s in parts for p in s.panels], "themes": THEMES}),
         style=assets.joinpath("page.css").read_text(encoding="utf-8"),
         script=assets.joinpath("page.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs().replace("</script", "<\\/script") if any(s.panels for s in sections) else "",
+        plotly=get_plotlyjs().replace("</script", "<\\/script") if any(s.panels for s in parts) else "",
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -89,9 +89,9 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _sections(found: Sequence[Entry], results: Results) -> list[Section]:
-    """The parts of the page, in order."""
-    return [
+def sections(found: Sequence[Entry], results: Results) -> list[Section]:
+    """The parts of the page, in order; those alone that have something to show."""
+    parts = [
         Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),
         Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*tradeoff.all_costs(found))),
         Section("layers", "Ranks", (_RANKS,), panels=_some(maps.rank_map(found), maps.evolution(found))),
@@ -103,12 +103,13 @@ def _sections(found: Sequence[Entry], results: Results) -> list[Section]:
         Section("failures", "Failures", tables=_some(tables.failures(results))),
         _manifest(results),
     ]
+    return [part for part in parts if not part.empty]
 
 
 _TRADEOFF = (
-    "Marks are means over the seeds, bars their 95 % intervals. The broad grey line is the Pareto front of the means: "
-    "who stands on it is beaten by no one in both figures. Latency is relative to the dense network, because each "
-    "model was measured in turns with it."
+    "Marks are means over the seeds, bars their 95 % intervals; very wide ones run out of the plot. The broad grey "
+    "line is the Pareto front of the means: who stands on it is beaten by no one in both figures. Latency is relative "
+    "to the dense network, because each model was measured in turns with it."
 )
 _RANKS = "Colour is the share that is kept, numbers are ranks; a range where the seeds differ."
 _SPECTRA = (
