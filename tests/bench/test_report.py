@@ -123,6 +123,19 @@ def test_stars_mark_the_best_of_a_column_at_a_budget_and_nothing_else(page, resu
     assert not any("★" in cell for cell in found[0][1])
 
 
+def test_no_star_for_being_below_the_budget(results, tmp_path):
+    runs = [replace(run, price=replace(run.price, params=1000 + i)) for i, run in enumerate(results.runs) if run.price]
+    found = rows(written(replace(results, runs=runs), tmp_path).one("section", id="results").one("table"))
+    assert not any(cells[2].startswith("★") for _, cells in found)
+    assert sum(cells[3].startswith("★") for _, cells in found) == len(BUDGETS)
+    macs = [replace(run, budget={"macs": 0.5}) if run.budget else run for run in runs]
+    found = rows(
+        written(replace(results, runs=macs, experiment={}), tmp_path).one("section", id="results").one("table")
+    )
+    assert sum(cells[2].startswith("★") for _, cells in found) == 1
+    assert not any(cells[3].startswith("★") for _, cells in found)
+
+
 def test_the_best_is_the_smallest_cost_and_ties_share_it():
     (one, two, three) = (Entry(name, "training", {"params": 0.5}, ()) for name in "abc")
     values = {"a": mean([1.0]), "b": mean([2.0]), "c": mean([1.0])}

@@ -58,8 +58,15 @@ class Table:
     words: bool = False
 
 
+_LIMITS = {"params": "Parameters", "macs": "MACs"}
+"""Columns by the limit of a budget that they stand for."""
+
+
 def headline(found: Sequence[Entry], results: Results) -> Table:
-    """Method by budget: accuracy, size, speed and cost; the best of each column in each budget is marked."""
+    """Method by budget: accuracy, size, speed and cost; the best of each column in each budget is marked.
+
+    Not so what the budget limits.
+    """
     columns: list[tuple[str, Callable[[Entry], Mean | None], Callable[[Entry], Cell], bool]] = [
         ("Test accuracy", lambda e: e.accuracy, _accuracy, True),
         ("Parameters", lambda e: e.params, lambda e: _amount(e, e.params, "params"), False),
@@ -69,7 +76,11 @@ def headline(found: Sequence[Entry], results: Results) -> Table:
     ]
     groups = []
     for where, group in _groups(found).items():
-        winners = [[id(entry) for entry in best(group, figure, largest=most)] for _, figure, _, most in columns]
+        limited = [_LIMITS[name] for name in group[0].budget if name in _LIMITS]  # to be far below is no merit
+        winners = [
+            [] if name in limited else [id(entry) for entry in best(group, figure, largest=most)]
+            for name, figure, _, most in columns
+        ]
         rows = []
         for entry in group:
             cells = [draw(entry) for _, _, draw, _ in columns]
@@ -77,7 +88,8 @@ def headline(found: Sequence[Entry], results: Results) -> Table:
             rows.append([Cell(entry.label), *marked, Cell(entry.seeds, entry.lack)])
         groups.append(Group(where, rows))
     caption = "Means over the seeds, ± half the 95 % interval of the mean. ★ marks the best of a column at a budget. "
-    caption += "Each latency is compared with that of the dense network, measured in turns with it."
+    caption += "Each latency is compared with that of the dense network, measured in turns with it. Training cost is "
+    caption += "the wall time of all stages."
     return Table(caption, ["Method", *(name for name, *_ in columns), "Seeds"], groups)
 
 

@@ -16,7 +16,7 @@ def lead(found: Sequence[Entry], results: Results) -> list[str]:
         said.append(f"Not finished: {len(results.runs)} of {results.expected} runs are there so far.")
     failed = sum(run.failure is not None for run in results.runs)
     if failed:
-        said.append(f"{plural(failed, 'run')} failed, and count nowhere.")
+        said.append(f"{plural(failed, 'run')} failed, and {'counts' if failed == 1 else 'count'} nowhere.")
     dense = next((entry.accuracy for entry in found if entry.dense), None)
     if dense is not None:
         said.append(f"The dense network reaches {percent(dense)} on the test set.")
