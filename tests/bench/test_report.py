@@ -598,12 +598,31 @@ def test_pictures_show_what_the_page_shows(page, results, tmp_path, monkeypatch)
             assert list(line.get_ydata()) == trace["y"]
         assert panel.get_xscale() == "log"
         assert list(panel.get_ylim()) == figure["layout"]["yaxis"]["range"]
+    (trace,) = panels(page)["evolution"]["figures"]["0"]["data"]
+    (labels, _) = [[text.get_text() for text in axis.get_ticklabels()] for axis in _axes_of(drawn["evolution"])]
+    assert labels == [str(epoch) for epoch in trace["x"]]
     ranks = drawn["ranks"]
     (trace,) = panels(page)["ranks"]["figures"]["2"]["data"]  # of the smallest budget
     assert "10 % of the parameters" in ranks.axes[0].get_title()
     assert [text.get_text() for text in ranks.axes[0].texts] == [text for row in trace["text"] for text in row]
     np.testing.assert_allclose(ranks.axes[0].collections[0].get_array(), trace["z"])
     assert ranks.axes[0].yaxis_inverted()
+
+
+def _axes_of(canvas):
+    return canvas.axes[0].xaxis, canvas.axes[0].yaxis
+
+
+def test_a_map_of_many_epochs_is_no_wider_than_one_of_some(results, tmp_path):
+    def long(run):
+        ranks = {name: [5] * 300 for name in run.evolution.ranks}
+        return replace(run, evolution=replace(run.evolution, epochs=list(range(1, 301)), ranks=ranks))
+
+    many = replace(results, runs=[long(run) if run.evolution else run for run in results.runs])
+    (light, _) = write_pictures(many, tmp_path, ["evolution"])
+    assert image.imread(light).shape[1] < 4000
+    page = panels(written(many, tmp_path))["evolution"]["figures"]["0"]
+    assert page["layout"]["meta"]["least"] < 2000
 
 
 def test_pictures_of_nothing_are_not_made(results, tmp_path):

@@ -124,5 +124,5 @@ def _heatmap(x: Sequence[Any], y: Sequence[str], z: list[Any], texts: list[list[
     made["xaxis"] |= {"side": "top", "type": "category", "showgrid": False, "tickangle": -40}
     made["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
     widest = max((len(text) for row in texts for text in row), default=0)
-    made["meta"] = {"least": 200 + len(x) * max(34, 12 + 7 * widest)}
+    made["meta"] = {"least": 200 + len(x) * (max(34, 12 + 7 * widest) if widest else 4)}
     return {"data": [trace], "layout": made}

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _SOURCE = "Source"
+"""Key of the text in a file that says what was drawn."""
+_LABELS = 24
+"""Columns of a map that are labelled, at most: of more, every second, third, ..."""
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "triangle-down": "v"}
 _MARKERS |= {"x": "X", "pentagon": "p", "hexagram": "h", "star": "*"}
 _DASHES: dict[str, Any] = {"solid": "-", "dash": "--", "dashdot": "-.", "longdash": (0, (8, 3)), "dot": ":"}
@@ -118,10 +121,14 @@ def _picked(panel: Panel) -> tuple[str, Figure]:
 
 
 def _inches(figure: Figure) -> tuple[float, float]:
-    first = figure["data"][0]
-    if first["type"] == "heatmap":
-        return 3.5 + 0.75 * len(first["x"]), 2.2 + 0.26 * len(first["y"])
-    return 6.4, 5.4
+    if not _mapped(figure):
+        return 6.4, 5.4
+    (trace,) = figure["data"]
+    return 3.5 + 0.75 * min(len(trace["x"]), _LABELS), 2.2 + 0.26 * len(trace["y"])
+
+
+def _mapped(figure: Figure) -> bool:
+    return figure["data"][0]["type"] == "heatmap"
 
 
 def _draw(canvas: Canvas, picture: _Picture) -> None:
@@ -131,9 +138,10 @@ def _draw(canvas: Canvas, picture: _Picture) -> None:
     panel.tick_params(colors=theme["$ink"], labelsize=9, which="both")
     for spine in panel.spines.values():
         spine.set_color(theme["$grid"])
+    mapped = _mapped(picture.figure)
     for trace in picture.figure["data"]:
-        (_map if trace["type"] == "heatmap" else _scatter)(panel, trace, theme)
-    _axes(panel, picture.figure["layout"], theme)
+        (_map if mapped else _scatter)(panel, trace, theme)
+    _axes(panel, picture.figure["layout"], theme, mapped=mapped)
     bars, names = cast("tuple[list[Any], list[str]]", panel.get_legend_handles_labels())
     if len(names) > 1:
         look = {"frameon": False, "fontsize": 9, "labelcolor": theme["$ink"]}
@@ -162,31 +170,37 @@ def _map(panel: Axes, trace: Figure, theme: dict[str, str]) -> None:
     """Shares in colour, with the ranks on them."""
     shares = [[float("nan") if share is None else share for share in row] for row in trace["z"]]
     limits = {"vmin": trace["zmin"], "vmax": trace["zmax"]}
-    image = panel.pcolormesh(shares, cmap="cividis", edgecolors=theme["$paper"], linewidth=1.5, **limits)
+    image = panel.pcolormesh(
+        shares,
+        cmap="cividis",
+        edgecolors=theme["$paper"],
+        linewidth=1.5 if len(trace["x"]) <= _LABELS else 0.2,
+        **limits,
+    )
     panel.invert_yaxis()
     for row, texts in enumerate(trace["text"]):
         for column, text in enumerate(texts):
             ink = "black" if (trace["z"][row][column] or 0) > 0.55 else "white"
             panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
-    for axis, names in ((panel.xaxis, trace["x"]), (panel.yaxis, trace["y"])):
-        axis.set_ticks(
-            [n + 0.5 for n in range(len(names))], [html.unescape(str(name)).replace("<br>", "\n") for name in names]
-        )
-    for text in panel.get_xticklabels():
-        text.set(rotation=40, ha="right", rotation_mode="anchor")
+    for axis, names, step in ((panel.xaxis, trace["x"], 1 + len(trace["x"]) // _LABELS), (panel.yaxis, trace["y"], 1)):
+        shown = range(0, len(names), step)
+        axis.set_ticks([n + 0.5 for n in shown], [html.unescape(str(names[n])).replace("<br>", "\n") for n in shown])
     bar = panel.figure.colorbar(image, ax=panel, format=lambda share, _: f"{100 * share:.0f}%")
     bar.set_label(trace["colorbar"]["title"]["text"], color=theme["$ink"])
     bar.ax.tick_params(colors=theme["$ink"], labelsize=9)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
 
-def _axes(panel: Axes, layout: Figure, theme: dict[str, str]) -> None:
+def _axes(panel: Axes, layout: Figure, theme: dict[str, str], *, mapped: bool) -> None:
     from matplotlib.ticker import MultipleLocator
 
     for name, axis in (("x", panel.xaxis), ("y", panel.yaxis)):
         wanted = layout[f"{name}axis"]
         axis.set_label_text(wanted["title"]["text"], color=theme["$ink"])
-        if wanted.get("type") == "category":
+        if mapped:  # it has its ticks
+            if angle := -wanted.get("tickangle", 0):
+                for text in axis.get_ticklabels():
+                    text.set(rotation=angle, ha="right", rotation_mode="anchor")
             continue
         panel.grid(color=theme["$grid"], linewidth=0.8)
         panel.set_axisbelow(True)
