@@ -41,7 +41,7 @@ format: .venv/.dev ## rewrite the code in the project's style
 bench: .venv/.dev ## speed and memory; writes JSON to benchmarks/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-docs: .venv/.dev ## rewrite the generated tables in README.md and docs
+docs: .venv/.dev ## rewrite what is made from results: tables, reports, pictures
 	$(BIN)/python -m docs.tables
 
 clean: ## remove the environment and caches

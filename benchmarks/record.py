@@ -1,19 +1,14 @@
 """What every result file holds beside the figures: versions, commit, hardware, seeds, threads, and failures."""
 
-import os
-import platform
-import shutil
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
+from tenfold.bench.place import place
 from tenfold.files import write_json
 
 ROOT = Path(__file__).parent.parent
@@ -38,17 +33,10 @@ def record(name: str, benchmark: ModuleType, folder: Path = RESULTS) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, processor, threads."""
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--", "src", "benchmarks/*.py")),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("tenfold", "torch", "numpy", "scipy")},
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
+    """When, where, with what, and by which code, the benchmarks' own included."""
+    where = asdict(place(str(ROOT / "benchmarks" / "*.py")))
+    del where["device"]  # what a comparison would use; benchmarks stay on the CPU
+    return {"date": time.strftime("%Y-%m-%d", time.gmtime())} | where
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -65,20 +53,3 @@ def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, li
 def rounded(values: Iterable[float], digits: int = 4) -> list[float]:
     """For the file: nobody reads the rest."""
     return [round(float(v), digits) for v in values]
-
-
-def _git(*arguments: str) -> str | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
-    done = subprocess.run([git, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
-        named = {key.strip(): value.strip() for key, value in fields.items()}
-        return f"{named.get('model name')}, family {named.get('cpu family')}, model {named.get('model')}"
-    return platform.processor() or platform.machine()

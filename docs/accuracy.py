@@ -2,10 +2,7 @@
 
 import statistics
 
-from docs.cells import DATA, ROOT, markdown, percent, results, spread
-from tenfold.bench.config import read_experiment
-from tenfold.bench.report.summary import entries
-from tenfold.bench.results import Results, RunResult
+from docs.cells import DATA, markdown, percent, results, spread
 
 
 def first_path() -> str:
@@ -103,26 +100,3 @@ def pretrained() -> str:
         cells = [percent(kept["agreement"], 1), percent(kept["top-1"], 1), percent(anew.get("agreement"), 1)]
         rows.append([row["method"], budget, *shares, *cells])
     return markdown(["method", "budget", "parameters", "MACs", "agreement", "top-1", "agreement, norms anew"], rows)
-
-
-def comparison() -> str:
-    """Every method at every budget on Fashion-MNIST: means over the seeds. Says so where nothing is measured yet."""
-    folder = ROOT / "experiments" / "fashion" / "results"
-    order = [row.id for row in read_experiment(folder.parent / "config.yaml").rows]
-    files = [folder / f"{name}.json" for name in order if (folder / f"{name}.json").exists()]
-    rows = []
-    for entry in entries(Results("fashion", {}, [RunResult.read(file) for file in files], len(order))):
-        kept = [entry.over(lambda run, cost=cost: run.price and run.price.kept[cost]) for cost in ("params", "macs")]
-        stages = [entry.over(lambda run, at=at: getattr(run.accuracy, at)) for at in ("right_after", "reestimated")]
-        accuracy, time = entry.accuracy, entry.time
-        interval = "" if accuracy is None or accuracy.half is None else f" ± {100 * accuracy.half:.2f}"
-        rows.append(
-            [
-                entry.name,
-                *(f"{mean.value:.1%}" if mean else "" for mean in kept),
-                *(f"{mean.value:.2%}" if mean else "" for mean in stages),
-                f"{accuracy.value:.2%}{interval}" if accuracy else "failed",
-                f"{time.value:.2f}" if time else "",
-            ]
-        )
-    return markdown(["", "parameters", "MACs", "right after", "re-estimated", "test accuracy", "time"], rows)

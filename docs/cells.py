@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+NOTHING_YET = "Not measured yet.\n"
 DATA = {"fashion-mnist": "Fashion-MNIST", "cifar10-jpeg": "CIFAR-10 (JPEG)", "digits": "digits"}
 
 
@@ -22,7 +23,7 @@ def benchmark(name: str) -> list[dict]:
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; all columns but the first to the right. Without rows it says so."""
     if not rows:
-        return "Not measured yet.\n"
+        return NOTHING_YET
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

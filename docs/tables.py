@@ -1,7 +1,8 @@
-"""Write the tables of README.md and docs/ from the result files: ``python -m docs.tables``, ``--check`` only compares.
+"""Write what is made from result files: ``python -m docs.tables``; ``--check`` only compares.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function in `docs.accuracy`,
-`docs.trained` or `docs.timing`. No figure is typed by hand.
+That is the tables of README.md and docs/, and the report and pictures of each published comparison. A table stands
+between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function in `docs.accuracy`, `docs.comparison`,
+`docs.trained` or `docs.timing`, with its arguments behind it. No figure is typed by hand.
 """
 
 import argparse
@@ -9,12 +10,12 @@ import re
 import sys
 from collections.abc import Callable
 
-from docs import accuracy, timing, trained
+from docs import accuracy, comparison, timing, trained
 from docs.cells import ROOT
 
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES: dict[str, Callable[[], str]] = {
+MARK = re.compile(r"(<!-- table: (\w+)([^\n]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLES: dict[str, Callable[..., str]] = {
     one.__name__: one
     for one in (
         accuracy.first_path,
@@ -22,11 +23,9 @@ TABLES: dict[str, Callable[[], str]] = {
         accuracy.proxies,
         accuracy.projection,
         accuracy.pretrained,
-        accuracy.comparison,
+        comparison.comparison,
+        comparison.stages,
         trained.sfw,
-        trained.sfw_rescaling,
-        trained.sfw_fashion,
-        trained.sfw_cifar,
         trained.conditioning,
         trained.tolerance,
         timing.allocation_speed,
@@ -42,19 +41,23 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
-    """Rewrite the pages; with ``--check``, say which are out of step and fail."""
+    """Rewrite pages, reports and pictures; with ``--check``, say which are out of step and fail."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page is out of step")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where something is out of step")
     check = parser.parse_args().check
     stale = []
     for name in PAGES:
         page = ROOT / name
         text = page.read_text(encoding="utf-8")
-        new = MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+        new = MARK.sub(lambda m: m[1] + TABLES[m[2]](*m[3].split()) + m[4], text)
         if new != text:
             stale.append(name)
             if not check:
                 page.write_text(new, encoding="utf-8")
+    for folder in comparison.published():
+        stale += [str(path.relative_to(ROOT)) for path in comparison.stale(folder)]
+        if not check:
+            comparison.write(folder)
     for name in stale:
         sys.stdout.write(f"{name}: {'out of step, run make docs' if check else 'rewritten'}\n")
     return int(check and bool(stale))

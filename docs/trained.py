@@ -8,24 +8,24 @@ from docs.cells import ROOT, markdown
 WAYS = {"tdlrt": "TDLRT, rank fixed", "tucker": "SGD on Tucker factors", "matrix": "SGD on two factors"}
 
 
-def sfw() -> str:
-    """Training methods on digits: mean accuracy by share removed, right after / re-estimated."""
-    return _cuts("digits")
-
-
-def sfw_fashion() -> str:
-    """The same on Fashion-MNIST."""
-    return _cuts("fashion")
-
-
-def sfw_cifar() -> str:
-    """The same on CIFAR-10 (JPEG)."""
-    return _cuts("cifar")
-
-
-def sfw_rescaling() -> str:
-    """The ablation of the step size."""
-    return _cuts("digits-rescaling")
+def sfw(name: str) -> str:
+    """Training methods on one network: mean accuracy by share removed, right after / re-estimated."""
+    found, runs = _rows("sfw", name), {}
+    for row in found:
+        runs.setdefault(row["label"], []).append(row)
+    ratios = [one["ratio"] for one in next((r["filters"] for r in found if "filters" in r), [])]
+    rows = []
+    for label, all_seeds in runs.items():
+        seeds = [row for row in all_seeds if "failure" not in row]
+        for cut in ("filters", "rank") if seeds else ():
+            cells = []
+            for i in range(len(ratios)):
+                both = [[100 * row[cut][i][key] for row in seeds] for key in ("accuracy", "reestimated")]
+                cells.append(" / ".join(f"{sum(values) / len(values):.1f}" for values in both))
+            rows.append([label, cut, f"{len(seeds)}", *cells])
+        if len(seeds) < len(all_seeds):
+            rows.append([label, "failed", f"{len(all_seeds) - len(seeds)}", *[""] * len(ratios)])
+    return markdown(["method", "removed", "seeds", *(f"{ratio:.0%}" for ratio in ratios)], rows)
 
 
 def conditioning() -> str:
@@ -65,22 +65,3 @@ def tolerance() -> str:
 def _rows(experiment: str, name: str) -> list[dict]:
     path = ROOT / "experiments" / experiment / "results" / f"{name}.json"
     return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
-def _cuts(name: str) -> str:
-    found, runs = _rows("sfw", name), {}
-    for row in found:
-        runs.setdefault(row["label"], []).append(row)
-    ratios = [one["ratio"] for one in next((r["filters"] for r in found if "filters" in r), [])]
-    rows = []
-    for label, all_seeds in runs.items():
-        seeds = [row for row in all_seeds if "failure" not in row]
-        for cut in ("filters", "rank") if seeds else ():
-            cells = []
-            for i in range(len(ratios)):
-                both = [[100 * row[cut][i][key] for row in seeds] for key in ("accuracy", "reestimated")]
-                cells.append(" / ".join(f"{sum(values) / len(values):.1f}" for values in both))
-            rows.append([label, cut, f"{len(seeds)}", *cells])
-        if len(seeds) < len(all_seeds):
-            rows.append([label, "failed", f"{len(all_seeds) - len(seeds)}", *[""] * len(ratios)])
-    return markdown(["method", "removed", "seeds", *(f"{ratio:.0%}" for ratio in ratios)], rows)

@@ -3,21 +3,8 @@
 import random
 from dataclasses import replace
 
-from tenfold.bench.results import (
-    Accuracy,
-    Curve,
-    Evolution,
-    Failure,
-    Latency,
-    Layer,
-    Place,
-    Price,
-    Results,
-    RunResult,
-    Spectra,
-    Spectrum,
-    Verdict,
-)
+from tenfold.bench.findings import Accuracy, Curve, Evolution, Latency, Layer, Price, Spectra, Spectrum, Verdict
+from tenfold.bench.results import Failure, Place, Results, RunResult
 from tenfold.train.history import Epoch
 
 METHODS = {"alds": "post-training", "svd": "post-training", "lrpet": "training"}

@@ -21,10 +21,11 @@ from pages import panels, parse, rows
 from result_stubs import synthetic
 from scipy import stats
 
-from tenfold.bench.report import write_pictures, write_report
-from tenfold.bench.report.figure import THEMES, method_styles, round_ticks, si
-from tenfold.bench.report.summary import Entry, best, budget_words, by_budget, entries, front, mean, verdicts
+from tenfold.bench.report import stale_pictures, write_pictures, write_report
+from tenfold.bench.report.figure import THEMES, accuracy_range, method_styles, round_ticks, si
+from tenfold.bench.report.summary import Entry, Mean, best, budget_words, by_budget, entries, front, mean
 from tenfold.bench.report.tables import seconds, size
+from tenfold.bench.report.words import verdicts
 from tenfold.bench.results import Failure, Results
 
 BUDGETS = (0.5, 0.25, 0.1)
@@ -95,7 +96,7 @@ def test_the_table_has_the_means_the_intervals_and_the_seeds(page, results):
     for group, (label, accuracy, params, macs, latency, cost, seeds) in found:
         runs = runs_of(results, label, LIMITS.get(group))
         if not runs:
-            assert (label, accuracy, cost, seeds) == ("svd", "failed", "–", "0 of 3")
+            assert (label, accuracy, cost, seeds) == ("svd", "failed", "–", "0 of 3 3 failed")
             continue
         values = [run.test.accuracy for run in runs]
         half = 4.302652729911275 * statistics.stdev(values) / 3**0.5  # t with 2 degrees of freedom, 97.5 %
@@ -120,6 +121,19 @@ def test_stars_mark_the_best_of_a_column_at_a_budget_and_nothing_else(page, resu
         assert marked == {winner}
         assert not any(cells[2].startswith("★") for title, cells in found if title == group)  # all are of one size
     assert not any("★" in cell for cell in found[0][1])
+
+
+def test_no_star_for_being_below_the_budget(results, tmp_path):
+    runs = [replace(run, price=replace(run.price, params=1000 + i)) for i, run in enumerate(results.runs) if run.price]
+    found = rows(written(replace(results, runs=runs), tmp_path).one("section", id="results").one("table"))
+    assert not any(cells[2].startswith("★") for _, cells in found)
+    assert sum(cells[3].startswith("★") for _, cells in found) == len(BUDGETS)
+    macs = [replace(run, budget={"macs": 0.5}) if run.budget else run for run in runs]
+    found = rows(
+        written(replace(results, runs=macs, experiment={}), tmp_path).one("section", id="results").one("table")
+    )
+    assert sum(cells[2].startswith("★") for _, cells in found) == 1
+    assert not any(cells[3].startswith("★") for _, cells in found)
 
 
 def test_the_best_is_the_smallest_cost_and_ties_share_it():
@@ -154,7 +168,7 @@ def test_the_sentences_name_who_is_ahead_and_whether_seeds_tell(results):
 
 def test_methods_that_choose_their_own_size_are_not_ranked(results):
     free = [replace(run, budget={}) for run in results.runs if run.kind != "dense"]
-    found = entries(replace(results, runs=free))
+    found = entries(replace(results, runs=free, experiment={}))
     assert list(by_budget(found)) == ["own choice"]
     assert verdicts(found) == []
 
@@ -203,7 +217,7 @@ def test_the_map_holds_every_rank_and_share(page, results):
 
 
 def test_the_map_shows_where_seeds_differ_and_other_kinds_of_rank(results, tmp_path):
-    ranks = iter([4, 9, 7, [3, 2], [3, 2], [3, 2], 5, 5, 5])
+    ranks = iter([4, 9, 7, [3, 2], [5, 2], [4, 2], 5, 5, None])
 
     def changed(run, index):
         layer = replace(run.layers[index], rank=next(ranks), slices=2 if index == 3 else 1)
@@ -214,7 +228,7 @@ def test_the_map_shows_where_seeds_differ_and_other_kinds_of_rank(results, tmp_p
         runs = [changed(run, index) for run in runs]
     page = written(replace(results, runs=runs), tmp_path)
     (trace,) = panels(page)["ranks"]["figures"]["0"]["data"]
-    assert [row[0] for row in trace["text"]] == ["dense", "4–9", "3·2", "5 × 2"]
+    assert [row[0] for row in trace["text"]] == ["dense", "4–9", "3–5 · 2", "dense or 5 × 2"]
 
 
 def test_spectra_are_those_of_the_first_seed_relative_to_the_largest(page, results):
@@ -491,6 +505,31 @@ def test_a_comparison_without_runs_is_a_page_too(tmp_path):
     assert [section.attributes["id"] for section in page.all("section")] == ["manifest"]
 
 
+def test_what_has_not_been_run_is_said_and_not_left_out(results, tmp_path):
+    small = f"{100 * min(BUDGETS):g} % of the parameters"
+    kept = [r for r in results.runs if r.label == "dense" or (r.label, r.seed) in (("alds", 0), ("svd", 1), ("svd", 2))]
+    page = written(
+        replace(results, runs=[run for run in kept if run.label != "alds" or run.budget["params"] < 0.5]), tmp_path
+    )
+    found = {(group, cells[0]): cells for group, cells in rows(page.one("section", id="results").one("table"))}
+    assert list(found) == [("", "dense"), *((group, label) for group in LIMITS for label in ("alds", "svd", "lrpet"))]
+    assert found["", "dense"][-1] == "3"
+    assert found[small, "alds"][-1] == "1 of 3 2 not run"
+    assert re.fullmatch(r"(★ )?\d\d\.\d\d %", found[small, "alds"][1])  # of one seed: no interval
+    assert found[small, "svd"][1:] == ["failed", "–", "–", "–", "–", "0 of 3 2 failed, 1 not run"]
+    assert found[small, "lrpet"][1:] == ["not run", "–", "–", "–", "–", "0 of 3 3 not run"]
+    assert found["50 % of the parameters", "alds"][1] == "not run"
+    assert "Not finished: 11 of 30 runs" in page.one("header").text
+    assert "2 runs failed" in page.one("header").text
+
+
+@pytest.mark.parametrize("change", [{"methods": [{"method": "alds", "measure": "fro"}]}, {"speed": 3}])
+def test_no_run_is_missed_that_the_results_would_name_otherwise(results, change):
+    """An experiment that this version cannot read, or reads otherwise, does not say what is missing."""
+    told = replace(results, experiment=results.experiment | change, runs=results.runs[:5])
+    assert [(entry.label, entry.seeds) for entry in entries(told)] == [("dense", "3"), ("alds", "2")]
+
+
 def test_one_seed_and_one_budget_leave_no_trace_of_more(tmp_path):
     page = written(synthetic(seeds=(0,), budgets=(0.5,), methods=("alds", "lrpet")), tmp_path)
     assert "±" not in page.one("section", id="results").one("table").text
@@ -526,9 +565,12 @@ def test_figures_in_words(made, words):
 # ---- the pictures
 
 
+PICTURES = ("params", "macs", "latency", "ranks", "evolution", "spectra", "training")
+
+
 def test_pictures_are_drawn_for_light_and_dark_pages(results, tmp_path):
     made = write_pictures(results, tmp_path / "pictures")
-    names = {f"{name}{theme}.png" for name in ("accuracy", "ranks", "spectra", "training") for theme in ("", "-dark")}
+    names = {f"{name}{theme}.png" for name in PICTURES for theme in ("", "-dark")}
     assert {path.name for path in made} == names == {path.name for path in (tmp_path / "pictures").iterdir()}
     for path in made:
         pixels = image.imread(path)
@@ -548,13 +590,18 @@ def test_pictures_show_what_the_page_shows(page, results, tmp_path, monkeypatch)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "__init__", recording)
     write_pictures(results, tmp_path)
-    accuracy, ranks = seen[0], seen[2]  # each twice: light, dark
-    for panel, id in zip(accuracy.axes, ("params", "macs", "latency"), strict=True):
-        traces = panels(page)[id]["figures"][""]["data"]
-        for line, trace in zip((c.lines[0] for c in panel.containers), traces, strict=True):
+    drawn = dict(zip(PICTURES, seen[::2], strict=True))  # each twice: light, dark
+    for id in ("params", "macs", "latency"):
+        (panel,), figure = drawn[id].axes, panels(page)[id]["figures"][""]
+        for line, trace in zip((c.lines[0] for c in panel.containers), figure["data"], strict=True):
             assert list(line.get_xdata()) == trace["x"]
             assert list(line.get_ydata()) == trace["y"]
         assert panel.get_xscale() == "log"
+        assert list(panel.get_ylim()) == figure["layout"]["yaxis"]["range"]
+    (trace,) = panels(page)["evolution"]["figures"]["0"]["data"]
+    (labels, _) = [[text.get_text() for text in axis.get_ticklabels()] for axis in _axes_of(drawn["evolution"])]
+    assert labels == [str(epoch) for epoch in trace["x"]]
+    ranks = drawn["ranks"]
     (trace,) = panels(page)["ranks"]["figures"]["2"]["data"]  # of the smallest budget
     assert "10 % of the parameters" in ranks.axes[0].get_title()
     assert [text.get_text() for text in ranks.axes[0].texts] == [text for row in trace["text"] for text in row]
@@ -562,10 +609,60 @@ def test_pictures_show_what_the_page_shows(page, results, tmp_path, monkeypatch)
     assert ranks.axes[0].yaxis_inverted()
 
 
+def _axes_of(canvas):
+    return canvas.axes[0].xaxis, canvas.axes[0].yaxis
+
+
+def test_a_map_of_many_epochs_is_no_wider_than_one_of_some(results, tmp_path):
+    def long(run):
+        ranks = {name: [5] * 300 for name in run.evolution.ranks}
+        return replace(run, evolution=replace(run.evolution, epochs=list(range(1, 301)), ranks=ranks))
+
+    many = replace(results, runs=[long(run) if run.evolution else run for run in results.runs])
+    (light, _) = write_pictures(many, tmp_path, ["evolution"])
+    assert image.imread(light).shape[1] < 4000
+    page = panels(written(many, tmp_path))["evolution"]["figures"]["0"]
+    assert page["layout"]["meta"]["least"] < 2000
+
+
 def test_pictures_of_nothing_are_not_made(results, tmp_path):
     assert write_pictures(replace(results, runs=[]), tmp_path) == []
     made = write_pictures(replace(results, runs=runs_of(results, "dense", None)), tmp_path)
-    assert {path.name for path in made} == {"accuracy.png", "accuracy-dark.png", "training.png", "training-dark.png"}
+    dense = ("params", "macs", "latency", "training")
+    assert {path.name for path in made} == {f"{name}{theme}.png" for name in dense for theme in ("", "-dark")}
+
+
+def test_pictures_know_what_they_were_drawn_of(results, tmp_path):
+    only = ("params", "latency")
+    made = write_pictures(results, tmp_path, only)
+    bytes_ = [path.read_bytes() for path in made]
+    assert stale_pictures(results, tmp_path, only) == []
+    write_pictures(results, tmp_path, only)
+    assert [path.read_bytes() for path in made] == bytes_
+    changed = [replace(run, latency=replace(run.latency, speedup=9.0)) if run.latency else run for run in results.runs]
+    latency = [tmp_path / "latency.png", tmp_path / "latency-dark.png"]
+    assert stale_pictures(replace(results, runs=changed), tmp_path, only) == latency
+    made[0].unlink()
+    shutil.copy(latency[0], tmp_path / "extra.png")
+    assert stale_pictures(results, tmp_path, only) == [made[0], tmp_path / "extra.png"]
+    image.imsave(latency[1], np.zeros((2, 2, 3)))
+    assert latency[1] in stale_pictures(results, tmp_path, only)
+
+
+@pytest.mark.parametrize(
+    ("values", "halves", "ends"),
+    [
+        ([0.8, 0.9], [None, None], (0.8, 0.9)),
+        ([0.8, 0.9], [0.02, 0.03], (0.78, 0.93)),
+        ([0.8, 0.9], [0.02, 0.5], (0.75, 0.95)),  # half of what the means spread, and no more
+        ([0.1, 0.95], [0.2, 0.2], (0.0, 1.0)),  # an accuracy is in [0, 1]
+        ([0.8], [0.1], (0.7, 0.9)),
+    ],
+)
+def test_an_axis_holds_the_means_and_intervals_that_do_not_crush_them(values, halves, ends):
+    low, high = accuracy_range([Mean(value, half, 3) for value, half in zip(values, halves, strict=True)])
+    room = 0.06 * (ends[1] - ends[0])
+    assert (low, high) == pytest.approx((ends[0] - room, ends[1] + room), abs=1e-5)
 
 
 # ---- in a browser

@@ -42,7 +42,8 @@ def test_a_failing_case_is_recorded_and_the_others_run(tmp_path):
     assert written["results"] == [{"value": 1}]
     assert [f["case"] for f in written["failures"]] == ["a"]
     assert "no such net" in written["failures"][0]["error"]
-    assert {"torch", "numpy", "cpu", "cores", "threads", "commit"} <= set(written["environment"])
+    assert {"date", "commit", "dirty", "cpu", "cores", "threads"} <= set(written["environment"])
+    assert {"tenfold", "torch", "numpy", "scipy"} <= set(written["environment"]["versions"])
 
 
 def test_weights_have_the_spectrum_that_is_said(model):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tenfold.bench.findings import POINTS, Latency, Layer, Price, Spectra, Spectrum
 from tenfold.bench.latency import compare
-from tenfold.bench.results import POINTS, Latency, Layer, Price, Spectra, Spectrum
 from tenfold.layers.cost import cost
 from tenfold.layers.swap import Selection, structure_of, to_dense
 from tenfold.ranks.build import Report
@@ -44,7 +44,6 @@ def speed(small: nn.Module, example: Tensor, *, batch: int, rounds: int) -> Late
 
 def became(name: str, layer: LayerPlan) -> Layer:
     """One layer of a plan, as results hold it."""
-    dense = None if layer.layer is None else layer.layer.dense()
     rank = list(layer.rank) if isinstance(layer.rank, tuple) else layer.rank
     return Layer(
         name=name,
@@ -53,9 +52,9 @@ def became(name: str, layer: LayerPlan) -> Layer:
         rank=rank,
         slices=layer.groups,
         fold=layer.fold,
-        dense_params=dense.params if dense and not layer.tied_to else layer.params,
+        dense_params=layer.dense_params,
         params=layer.params,
-        dense_macs=dense.macs if dense else layer.macs,
+        dense_macs=layer.dense_macs,
         macs=layer.macs,
         error=finite(layer.error),
         reason=f"shares the weight of {layer.tied_to}" if layer.tied_to else layer.reason,

@@ -15,18 +15,22 @@ import torch
 
 from tenfold.bench.results import Place
 
-_PACKAGES = ("tenfold", "torch", "numpy", "accelerate")
+_PACKAGES = ("tenfold", "torch", "numpy", "scipy", "accelerate")
 _HERE = Path(__file__).parents[1]
 
 
-def place() -> Place:
-    """What a result records of this process and machine."""
+def place(*more: str) -> Place:
+    """What a result records of this process and machine.
+
+    Args:
+        more: code beside the package that takes part, as git's path patterns: whether it is committed counts, too.
+    """
     commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", "errors.py") else None
     gpu = torch.cuda.is_available()
     return Place(
         versions={"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         commit=commit,
-        dirty=None if commit is None else bool(_git("status", "--porcelain", "--", ".")),
+        dirty=None if commit is None else bool(_git("status", "--porcelain", "--", ".", *more)),
         cpu=cpu(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from tenfold.bench.experiment import AFTER, DENSE, Experiment, Row
+from tenfold.bench.findings import Accuracy, Curve, Verdict
 from tenfold.bench.measured import became, finite, price, sampled_spectra, speed
 from tenfold.bench.place import forget_peak, peak_memory
-from tenfold.bench.results import Accuracy, Curve, Failure, Place, RunResult, Verdict
+from tenfold.bench.results import Failure, Place, RunResult
 from tenfold.bench.watch import Watched
 from tenfold.errors import CheckpointError, TenfoldWarning
 from tenfold.layers.batchnorm import reestimate_

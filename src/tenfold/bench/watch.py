@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from tenfold.bench.results import Evolution
+from tenfold.bench.findings import Evolution
 from tenfold.layers.swap import structure_of
 from tenfold.methods.base import Goal, Method
 from tenfold.optim.hooks import State, hook_steps
+from tenfold.optim.integrator import Integrator
 
 STATE = "evolution"
 """Where the ranks so far are, so that checkpoints carry them: ``optimizer.param_groups[0][STATE]``."""
@@ -68,8 +69,13 @@ class Watched:
 
 
 def ranks(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Rank by layer name now: of factorised layers, and those that a method keeps as ``ranks`` in its state."""
+    """Rank by layer name now: of factorised layers, and those that a method keeps as ``ranks`` in its state.
+
+    Of layers that grow and are cut in cycles: as the last cut left them.
+    """
     found: dict[str, Any] = {name: layer.rank for name, layer in structure_of(model).items()}
+    if isinstance(optimizer, Integrator):
+        found |= optimizer.settled
     for state in optimizer.param_groups[0].values():
         if isinstance(state, Mapping) and isinstance(state.get("ranks"), Mapping):
             found |= state["ranks"]

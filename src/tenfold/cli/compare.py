@@ -16,7 +16,7 @@ from tenfold.bench.compare import EXPERIMENT, MERGED, Watch, compare
 from tenfold.bench.config import read_experiment
 from tenfold.bench.experiment import ALL, DataChoice, Entry, Experiment
 from tenfold.bench.report import write_report
-from tenfold.bench.report.summary import Mean, entries
+from tenfold.bench.report.summary import Mean, entries, percent
 from tenfold.bench.results import Results
 from tenfold.cli import parse, runs, tables
 from tenfold.cli.options import DataRoot, Exclude, Target, recipe_options, with_default
@@ -214,26 +214,21 @@ def _plain(run: Any) -> dict[str, Any]:
 
 def table(results: Results) -> Any:
     """What people see of a comparison: one line per method and budget, means over the seeds."""
-    made = tables.table(("", "Params", "MACs", "Right after", "Re-estimated", "Test", "Time"))
+    made = tables.table(("", "Params", "MACs", "Right after", "Re-estimated", "Test", "Time", "Seeds"))
     for entry in entries(results):
         kept = [_percent(entry.over(lambda run, k=k: run.price and run.price.kept[k]), 1) for k in ("params", "macs")]
         after = _percent(entry.over(lambda run: run.accuracy.right_after))
         renewed = _percent(entry.over(lambda run: run.accuracy.reestimated))
         limits = [f"{name}={value}" for name, value in entry.budget.items()]
         time = "" if entry.time is None else f"{entry.time.value:.2f}×"
-        made.add_row(" ".join([entry.label, *limits]), *kept, after, renewed, _interval(entry.accuracy), time)
+        test = entry.absent if entry.accuracy is None else percent(entry.accuracy)
+        made.add_row(" ".join([entry.label, *limits]), *kept, after, renewed, test, time, entry.seeds)
     network, data = results.experiment["model"], results.experiment["data"]["name"]
     return tables.titled(f"{network} on {data}: accuracy on validation, in the end on test; time, dense is 1", made)
 
 
 def _percent(mean: Mean | None, digits: int = 2) -> str:
     return "" if mean is None else f"{mean.value:.{digits}%}"
-
-
-def _interval(mean: Mean | None) -> str:
-    if mean is None:
-        return "failed"
-    return f"{mean.value:.2%}" if mean.half is None else f"{mean.value:.2%} ± {100 * mean.half:.2f}"
 
 
 def _failures(results: Results) -> list[str]:

@@ -30,7 +30,7 @@ def command(
         typer.Option("--out", metavar="FILE", help=with_default("The page.", "report.html beside the results")),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Also write the main plots as PNG files, for light and dark.")
+        Path | None, typer.Option(metavar="FOLDER", help="Also write the plots as PNG files, for light and dark.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file at --out.")] = False,
 ) -> Outcome:

@@ -92,15 +92,14 @@ def plan(made: Plan) -> Group:
 
 def _row(layer: LayerPlan) -> tuple[str, ...]:
     """The cells of one layer, after its name."""
-    dense = None if layer.layer is None else layer.layer.dense()
     low_rank = layer.rank is not None
     return (
         "" if layer.layer is None else "×".join(map(str, layer.layer.shape)),
         _becomes(layer),
         str(layer.rank) if low_rank else "",
         str(layer.groups) if low_rank else "",
-        change(dense.params if dense and not layer.tied_to else layer.params, layer.params),
-        change(dense.macs if dense else layer.macs, layer.macs),
+        change(layer.dense_params, layer.params),
+        change(layer.dense_macs, layer.macs),
         "" if not low_rank else "?" if layer.error is None else f"{layer.error:.3f}",
     )
 
@@ -130,8 +129,8 @@ def plan_dict(made: Plan) -> dict[str, Any]:
             "rank": x.rank,
             "slices": x.groups,
             "fold": x.fold,
-            "params": {"dense": x.params if x.layer is None else x.layer.dense().params, "kept": x.params},
-            "macs": {"dense": x.macs if x.layer is None else x.layer.dense().macs, "kept": x.macs},
+            "params": {"dense": x.dense_params, "kept": x.params},
+            "macs": {"dense": x.dense_macs, "kept": x.macs},
             "error": x.error,
             "reason": x.reason,
             "tied_to": x.tied_to,

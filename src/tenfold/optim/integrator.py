@@ -151,6 +151,12 @@ class Integrator(Optimizer):
         return {unit.name: unit.layer.ranks for unit in self._units}
 
     @property
+    def settled(self) -> dict[str, tuple[int, ...]]:
+        """Of each layer by name, between cycles: in the middle of one those from before it."""
+        before = self._state["settled"]
+        return {u.name: tuple(before[u.name]) if bool(u.layer.augmented) else u.layer.ranks for u in self._units}
+
+    @property
     def report(self) -> dict[str, Any]:
         """Counts and measures of the run so far.
 

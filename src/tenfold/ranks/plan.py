@@ -95,6 +95,18 @@ class LayerPlan:
     bias: bool = False
     layer: LayerCost | None = None
 
+    @property
+    def dense_params(self) -> int:
+        """Weights of the dense layer; 0 for the weights of another layer."""
+        if self.layer is None:
+            return self.params
+        return 0 if self.tied_to else self.layer.dense().params  # `params` may hold a bias that was added
+
+    @property
+    def dense_macs(self) -> int | None:
+        """MACs of the dense layer; None where unknown."""
+        return self.macs if self.layer is None else self.layer.dense().macs
+
 
 Factors = tuple[Tensor, Tensor, Tensor | None]
 """Left and right factors of a fold's matrices, and what is added to the layer's bias, or None."""
@@ -134,7 +146,7 @@ class Plan:
     @property
     def params(self) -> int:
         """Parameters of the compressed model, everything counted."""
-        return self.dense_params - sum(_dense_params(x) - x.params for x in self.layers.values())
+        return self.dense_params - sum(x.dense_params - x.params for x in self.layers.values())
 
     @property
     def compresses(self) -> bool:
@@ -146,7 +158,7 @@ class Plan:
         """MACs of the compressed model; None where no example inputs were given."""
         if self.dense_macs is None:
             return None
-        return self.dense_macs - sum((_dense_macs(x) or 0) - (x.macs or 0) for x in self.layers.values())
+        return self.dense_macs - sum((x.dense_macs or 0) - (x.macs or 0) for x in self.layers.values())
 
     def edit(self, name: str, **changes: Any) -> Plan:
         """A copy in which the layer ``name`` has other ``rank``, ``groups``, ``fold`` or ``decomposition``.
@@ -310,13 +322,3 @@ def _structure(layer: LayerPlan | None) -> tuple[Any, ...] | None:
 def _alike(a: LayerPlan, b: LayerPlan) -> bool:
     """Whether both become the same, apart from a bias: of two layers with one weight, one may have its own."""
     return _structure(replace(a, bias=b.bias)) == _structure(b)
-
-
-def _dense_params(layer: LayerPlan) -> int:
-    if layer.layer is None:
-        return layer.params
-    return 0 if layer.tied_to else layer.layer.dense().params  # its own `params` may hold a bias that was added
-
-
-def _dense_macs(layer: LayerPlan) -> int | None:
-    return layer.macs if layer.layer is None else layer.layer.dense().macs

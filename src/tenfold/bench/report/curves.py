@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
+from tenfold.bench.findings import Spectrum
 from tenfold.bench.report.figure import (
     Choice,
     Figure,
@@ -19,7 +20,8 @@ from tenfold.bench.report.figure import (
     wrapped,
 )
 from tenfold.bench.report.summary import Entry, by_budget
-from tenfold.bench.results import Epoch, RunResult, Spectrum
+from tenfold.bench.results import RunResult
+from tenfold.train.history import Epoch
 
 _FLOOR = 1e-4
 """Singular values below this share of the largest are left out: rounding noise of no interest here."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.bench.report.summary import Entry
+from tenfold.bench.report.summary import Entry, Mean
 from tenfold.errors import check
 
 Figure = dict[str, Any]
@@ -96,7 +96,8 @@ def round_ticks(low: float, high: float) -> list[float]:
     check(0 < low <= high, "low", "> 0 and at most high", (low, high))
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     width = high / low
-    digits = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9) if width < 6 else (1, 2, 5) if width < 500 else (1,)
+    wide = (1, 1.5, 2, 3, 5, 7) if width < 8 else (1, 2, 5) if width < 500 else (1,)
+    digits = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if width < 3 else wide
     steps = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
     return [step for step in steps if low / 2 <= step <= high * 2]
 
@@ -120,6 +121,19 @@ def log_axis(low: float, high: float) -> dict[str, Any]:
     }
 
 
+def accuracy_range(means: Sequence[Mean]) -> list[float]:
+    """Ends of an axis that shows these means, and their intervals unless those would crush what lies between.
+
+    An interval may take half as much room on either side as the means do together; what is wider runs out of the plot.
+    """
+    low, high = min(m.value for m in means), max(m.value for m in means)
+    most = (high - low) / 2 or 1.0
+    low = max(0.0, low - most, min(m.low for m in means))
+    high = min(1.0, high + most, max(m.high for m in means))
+    room = 0.06 * (high - low) or 0.01
+    return [short(low - room), short(high + room)]
+
+
 def layout(x: str, y: str, *, height: int, percent: bool = False) -> Figure:
     """What all plots look like, with the titles of the two axes."""
     axis = {"gridcolor": "$grid", "linecolor": "$grid", "zeroline": False, "automargin": True, "color": "$ink"}
@@ -139,8 +153,3 @@ def layout(x: str, y: str, *, height: int, percent: bool = False) -> Figure:
 def short(value: float) -> float:
     """Six digits: more would not be seen, and only make the page larger."""
     return float(f"{value:.6g}")
-
-
-def plural(count: int, noun: str) -> str:
-    """``"3 runs"``, ``"1 run"``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tenfold.bench.findings import Layer
 from tenfold.bench.report.figure import Choice, Figure, Panel, epoch_ticks, layout, plain, short, wrapped
 from tenfold.bench.report.summary import Entry, by_budget
-from tenfold.bench.results import Layer, RunResult
+from tenfold.bench.results import RunResult
 
 
 def rank_map(found: Sequence[Entry]) -> Panel | None:
@@ -42,24 +43,29 @@ def _share(layers: tuple[Layer, ...] | None) -> float | None:
 
 
 def _rank_text(layers: tuple[Layer, ...] | None) -> str:
-    """The rank; the range of it where the seeds differ; every one of those that are no numbers."""
+    """The rank; where the seeds differ its range, for each mode by itself, and "dense" if some leave the layer so."""
     if layers is None:
         return ""
-    ranks = [layer.rank for layer in layers]
-    whole = [rank for rank in ranks if isinstance(rank, int)]
-    if len(whole) == len(ranks):
-        text = str(whole[0]) if len(set(whole)) == 1 else f"{min(whole)}–{max(whole)}"
-    else:
-        text = " or ".join(dict.fromkeys(rank_words(rank) for rank in ranks))
-    slices = sorted({layer.slices for layer in layers})
-    return text + (f" × {'–'.join(map(str, slices))}" if slices[-1] > 1 else "")
+    modes: dict[int, list[list[int]]] = {}
+    for rank in (layer.rank for layer in layers if layer.rank is not None):
+        several = rank if isinstance(rank, list) else [rank]
+        modes.setdefault(len(several), []).append(several)
+    words = ["dense"] if any(layer.rank is None for layer in layers) else []
+    words += [" · ".join(_range(mode) for mode in zip(*ranks, strict=True)) for ranks in modes.values()]
+    slices = [layer.slices for layer in layers]
+    return " or ".join(words) + (f" × {_range(slices)}" if max(slices) > 1 else "")
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}–{high}"
 
 
 def rank_words(rank: int | list[int] | None) -> str:
-    """``12``, ``8·6`` for a rank per mode, "dense" for none."""
+    """``12``, ``8 · 6`` for a rank per mode, "dense" for none."""
     if rank is None:
         return "dense"
-    return "·".join(map(str, rank)) if isinstance(rank, list) else str(rank)
+    return " · ".join(map(str, rank)) if isinstance(rank, list) else str(rank)
 
 
 def evolution(found: Sequence[Entry]) -> Panel | None:
@@ -118,5 +124,5 @@ def _heatmap(x: Sequence[Any], y: Sequence[str], z: list[Any], texts: list[list[
     made["xaxis"] |= {"side": "top", "type": "category", "showgrid": False, "tickangle": -40}
     made["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
     widest = max((len(text) for row in texts for text in row), default=0)
-    made["meta"] = {"least": 200 + len(x) * max(34, 9 * widest)}
+    made["meta"] = {"least": 200 + len(x) * (max(34, 12 + 7 * widest) if widest else 4)}
     return {"data": [trace], "layout": made}

@@ -9,10 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tenfold.bench.report import curves, maps, tables, tradeoff
-from tenfold.bench.report.figure import THEMES, Panel, plural
-from tenfold.bench.report.summary import Entry, entries, latencies, percent, verdicts
+from tenfold.bench.report import curves, maps, tables, tradeoff, words
+from tenfold.bench.report.figure import THEMES, Panel
+from tenfold.bench.report.summary import Entry, entries
 from tenfold.bench.report.tables import Cell, Group, Table
+from tenfold.bench.report.words import plural
 from tenfold.bench.results import Results, RunResult
 from tenfold.errors import TenfoldError
 from tenfold.files import atomic_file
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. One that is empty is left out.
+    """A part of the page.
 
     Args:
         id: of the element, for links.
@@ -65,18 +66,18 @@ def write_report(results: Results, path: Path | str) -> None:
     except ImportError as error:
         raise TenfoldError(f"Reports need {error.name}, which is missing: pip install 'tenfold[report]'.") from error
     found = entries(results)
-    sections = [section for section in _sections(found, results) if not section.empty]
+    parts = sections(found, results)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     assets = files("tenfold.bench.report")
     page = environment.from_string(assets.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
         title=results.name,
-        lead=_lead(found, results),
-        facts=_facts(found, results),
-        sections=sections,
-        panels=script_json({"panels": [asdict(p) for s in sections for p in s.panels], "themes": THEMES}),
+        lead=words.lead(found, results),
+        facts=words.facts(found, results),
+        sections=parts,
+        panels=script_json({"panels": [asdict(p) for s in parts for p in s.panels], "themes": THEMES}),
         style=assets.joinpath("page.css").read_text(encoding="utf-8"),
         script=assets.joinpath("page.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs().replace("</script", "<\\/script") if any(s.panels for s in sections) else "",
+        plotly=get_plotlyjs().replace("</script", "<\\/script") if any(s.panels for s in parts) else "",
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -88,51 +89,9 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _lead(found: Sequence[Entry], results: Results) -> list[str]:
-    """What it comes to, in a few sentences."""
-    lead = []
-    if len(results.runs) < results.expected:
-        lead.append(f"Not finished: {len(results.runs)} of {results.expected} runs are there so far.")
-    dense = next((entry.accuracy for entry in found if entry.dense), None)
-    if dense is not None:
-        lead.append(f"The dense network reaches {percent(dense)} on the test set.")
-    return lead + verdicts(found)
-
-
-def _facts(found: Sequence[Entry], results: Results) -> list[tuple[str, str]]:
-    """What was compared, on what."""
-    runs = results.runs
-    facts = [
-        ("Network", _listed(run.model for run in runs)),
-        ("Data", _listed(_data_words(run.data) for run in runs)),
-        ("Methods", _listed(entry.label for entry in found if not entry.dense)),
-        ("Budgets", _listed(entry.where for entry in found if not entry.dense)),
-        ("Seeds", _listed(str(run.seed) for run in runs)),
-        ("Epochs", _listed((_epoch_words(run.epochs) for run in runs), " or ")),
-        (
-            "Latency",
-            _listed(f"{m.device}, batch of {m.batch}, {plural(m.threads, 'thread')}" for m in latencies(results)),
-        ),
-    ]
-    return [(term, text) for term, text in facts if text]
-
-
-def _listed(texts: Iterable[str], between: str = ", ") -> str:
-    return between.join(dict.fromkeys(texts))
-
-
-def _data_words(data: dict[str, Any]) -> str:
-    count = data.get("train")
-    return str(data.get("name")) + (f" ({count:,} training examples)" if isinstance(count, int) else "")
-
-
-def _epoch_words(epochs: dict[str, int]) -> str:
-    return " + ".join(f"{count} of {phase}" for phase, count in epochs.items() if count)
-
-
-def _sections(found: Sequence[Entry], results: Results) -> list[Section]:
-    """The parts of the page, in order."""
-    return [
+def sections(found: Sequence[Entry], results: Results) -> list[Section]:
+    """The parts of the page, in order; those alone that have something to show."""
+    parts = [
         Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),
         Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*tradeoff.all_costs(found))),
         Section("layers", "Ranks", (_RANKS,), panels=_some(maps.rank_map(found), maps.evolution(found))),
@@ -144,12 +103,13 @@ def _sections(found: Sequence[Entry], results: Results) -> list[Section]:
         Section("failures", "Failures", tables=_some(tables.failures(results))),
         _manifest(results),
     ]
+    return [part for part in parts if not part.empty]
 
 
 _TRADEOFF = (
-    "Marks are means over the seeds, bars their 95 % intervals. The broad grey line is the Pareto front of the means: "
-    "who stands on it is beaten by no one in both figures. Latency is relative to the dense network, because each "
-    "model was measured in turns with it."
+    "Marks are means over the seeds, bars their 95 % intervals; very wide ones run out of the plot. The broad grey "
+    "line is the Pareto front of the means: who stands on it is beaten by no one in both figures. Latency is relative "
+    "to the dense network, because each model was measured in turns with it."
 )
 _RANKS = "Colour is the share that is kept, numbers are ranks; a range where the seeds differ."
 _SPECTRA = (

@@ -10,7 +10,10 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from tenfold.bench.results import Latency, Results, RunResult
+from tenfold.bench.experiment import Experiment, Row
+from tenfold.bench.findings import Latency
+from tenfold.bench.results import Results, RunResult
+from tenfold.errors import TenfoldError
 
 CONFIDENCE = 0.95
 """Of every interval."""
@@ -61,18 +64,37 @@ class Entry:
         label: of the method.
         kind: "dense", "post-training" or "training".
         budget: limits by name; empty for the dense network, and for methods that choose for themselves.
-        runs: all of them, the failed ones too.
+        runs: those that there are, the failed ones too.
+        planned: how many there are to be.
     """
 
     label: str
     kind: str
     budget: dict[str, Any]
     runs: tuple[RunResult, ...]
+    planned: int = 0
 
     @property
     def done(self) -> tuple[RunResult, ...]:
         """The runs that did not fail."""
         return tuple(run for run in self.runs if run.failure is None)
+
+    @property
+    def seeds(self) -> str:
+        """How many runs came through: "3" where all did, else "1 of 3"."""
+        count, done = max(self.planned, len(self.runs)), len(self.done)
+        return str(count) if done == count else f"{done} of {count}"
+
+    @property
+    def lack(self) -> str:
+        """What became of the others: "1 failed, 1 not run"; "" where there are none."""
+        failed, missing = len(self.runs) - len(self.done), max(0, self.planned - len(self.runs))
+        return ", ".join(f"{n} {what}" for n, what in ((failed, "failed"), (missing, "not run")) if n)
+
+    @property
+    def absent(self) -> str:
+        """What stands in the place of its figures where no run came through."""
+        return "failed" if self.runs else "not run"
 
     @property
     def dense(self) -> bool:
@@ -138,11 +160,23 @@ def budget_words(budget: dict[str, Any]) -> str:
 
 
 def entries(results: Results) -> list[Entry]:
-    """The runs by method and budget, in the order of the experiment."""
-    found: dict[tuple[str, str, str], list[RunResult]] = {}
-    for run in results.runs:
-        found.setdefault((run.label, run.kind, repr(run.budget)), []).append(run)
-    return [Entry(runs[0].label, runs[0].kind, runs[0].budget, tuple(runs)) for runs in found.values()]
+    """The runs by method and budget, in the order of the experiment; also where there is no run yet."""
+    planned = [(row.entry.label, row.entry.kind, row.budget.limits if row.budget else {}) for row in _rows(results)]
+    there = [(run.label, run.kind, run.budget) for run in results.runs]
+    found = []
+    for key in {repr(key): key for key in [*planned, *there]}.values():
+        runs = tuple(run for run, its in zip(results.runs, there, strict=True) if its == key)
+        found.append(Entry(*key, runs=runs, planned=planned.count(key)))
+    return found
+
+
+def _rows(results: Results) -> list[Row]:
+    """The runs that there are to be; none where another version lists them otherwise than the results name them."""
+    try:
+        rows = Experiment.from_dict(results.experiment).rows
+    except TenfoldError:
+        return []
+    return rows if {run.id for run in results.runs} <= {row.id for row in rows} else []
 
 
 def by_budget(found: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -192,29 +226,6 @@ def median(values: Sequence[float]) -> float | None:
 def latencies(results: Results) -> list[Latency]:
     """All that were measured."""
     return [run.latency for run in results.runs if run.latency is not None]
-
-
-def verdicts(found: Sequence[Entry]) -> list[str]:
-    """A sentence per budget at which at least two methods came through: who is ahead, and whether seeds say so."""
-    sentences = []
-    for where, group in by_budget(found).items():
-        ranked = [(entry, value) for entry in group if (value := entry.accuracy) is not None]
-        ranked.sort(key=lambda pair: -pair[1].value)
-        if len(ranked) < 2 or not group[0].budget:  # those that choose for themselves are of different sizes
-            continue
-        (first, top), (second, next_) = ranked[:2]
-        if top.value == next_.value:
-            sentences.append(f"At {where}: {first.label} and {second.label} are level at {percent(top)}.")
-            continue
-        sentence = f"At {where}: {first.label} is ahead with {percent(top)}, then {second.label} with {percent(next_)}"
-        if top.half is None or next_.half is None:
-            sentence += "; with one seed there is no telling chance from merit."
-        elif top.low <= next_.high:
-            sentence += "; their intervals overlap, so these seeds do not separate them."
-        else:
-            sentence += "; their intervals are apart."
-        sentences.append(sentence)
-    return sentences
 
 
 def percent(value: Mean) -> str:

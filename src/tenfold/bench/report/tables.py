@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from tenfold.bench.findings import Latency
 from tenfold.bench.report.figure import si
 from tenfold.bench.report.summary import Entry, Mean, best, by_budget, latencies, median, percent
-from tenfold.bench.results import Latency, Results, RunResult
+from tenfold.bench.results import Results, RunResult
 
 NOTHING = "–"
 
@@ -57,8 +58,15 @@ class Table:
     words: bool = False
 
 
+_LIMITS = {"params": "Parameters", "macs": "MACs"}
+"""Columns by the limit of a budget that they stand for."""
+
+
 def headline(found: Sequence[Entry], results: Results) -> Table:
-    """Method by budget: accuracy, size, speed and cost; the best of each column in each budget is marked."""
+    """Method by budget: accuracy, size, speed and cost; the best of each column in each budget is marked.
+
+    Not so what the budget limits.
+    """
     columns: list[tuple[str, Callable[[Entry], Mean | None], Callable[[Entry], Cell], bool]] = [
         ("Test accuracy", lambda e: e.accuracy, _accuracy, True),
         ("Parameters", lambda e: e.params, lambda e: _amount(e, e.params, "params"), False),
@@ -68,15 +76,20 @@ def headline(found: Sequence[Entry], results: Results) -> Table:
     ]
     groups = []
     for where, group in _groups(found).items():
-        winners = [[id(entry) for entry in best(group, figure, largest=most)] for _, figure, _, most in columns]
+        limited = [_LIMITS[name] for name in group[0].budget if name in _LIMITS]  # to be far below is no merit
+        winners = [
+            [] if name in limited else [id(entry) for entry in best(group, figure, largest=most)]
+            for name, figure, _, most in columns
+        ]
         rows = []
         for entry in group:
             cells = [draw(entry) for _, _, draw, _ in columns]
             marked = [Cell(c.text, c.note, id(entry) in won) for c, won in zip(cells, winners, strict=True)]
-            rows.append([Cell(entry.label), *marked, Cell(_seeds(entry))])
+            rows.append([Cell(entry.label), *marked, Cell(entry.seeds, entry.lack)])
         groups.append(Group(where, rows))
     caption = "Means over the seeds, ± half the 95 % interval of the mean. ★ marks the best of a column at a budget. "
-    caption += "Each latency is compared with that of the dense network, measured in turns with it."
+    caption += "Each latency is compared with that of the dense network, measured in turns with it. Training cost is "
+    caption += "the wall time of all stages."
     return Table(caption, ["Method", *(name for name, *_ in columns), "Seeds"], groups)
 
 
@@ -86,7 +99,7 @@ def _groups(found: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def _accuracy(entry: Entry) -> Cell:
-    return Cell(percent(entry.accuracy) if entry.accuracy else "failed")
+    return Cell(percent(entry.accuracy) if entry.accuracy else entry.absent)
 
 
 def _amount(entry: Entry, value: Mean | None, name: str) -> Cell:
@@ -109,11 +122,6 @@ def _latency(entry: Entry, results: Results) -> Cell:
 
 def _measured(entry: Entry) -> list[Latency]:
     return [run.latency for run in entry.done if run.latency is not None]
-
-
-def _seeds(entry: Entry) -> str:
-    whole = len(entry.runs) == len(entry.done)
-    return str(len(entry.runs)) if whole else f"{len(entry.done)} of {len(entry.runs)}"
 
 
 _STAGES: dict[str, Callable[[RunResult], float | None]] = {

@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tenfold.bench.report.figure import Figure, Panel, layout, log_axis, method_styles, plain, plural, short, wrapped
+from tenfold.bench.report.figure import (
+    Figure,
+    Panel,
+    accuracy_range,
+    layout,
+    log_axis,
+    method_styles,
+    plain,
+    short,
+    wrapped,
+)
 from tenfold.bench.report.summary import Entry, Mean, front, percent
+from tenfold.bench.report.words import plural
 
 
 def all_costs(found: Sequence[Entry]) -> tuple[Panel | None, ...]:
@@ -29,7 +40,12 @@ def against(
     traces: list[Figure] = []
     if len(points) > 2:
         traces.append(
-            {"type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip", "cliponaxis": False}
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "Pareto front",
+                "hoverinfo": "skip",
+            }
             | {"x": [short(x) for x, _ in best], "y": [short(y) for _, y in best]}
             | {"line": {"shape": "hv", "color": "$quiet", "width": 5}, "opacity": 0.35}
         )
@@ -40,6 +56,7 @@ def against(
     costs = [c.value for _, c, _ in points]
     made = layout(axis, "test accuracy", height=460, percent=True)
     made["xaxis"] |= {"type": "log"} | log_axis(min(costs), max(costs))
+    made["yaxis"] |= {"range": accuracy_range([a for _, _, a in points])}
     alt = f"{title}: one line per method; {plural(len(best), 'point')} on the Pareto front. The table has the numbers."
     return Panel(id, title, alt, {"": {"data": traces, "layout": made}}, [])
 
@@ -58,7 +75,6 @@ def _curve(label: str, points: Sequence[tuple[Entry, Mean, Mean]], style: dict[s
         "line": {"color": style["color"], "dash": style["dash"], "width": 2},
         "marker": {"color": style["color"], "symbol": style["symbol"], "size": style["size"]}
         | {"line": {"color": "$paper", "width": 1}},
-        "cliponaxis": False,
     }
     for axis, halves in (("error_x", [c.half for _, c, _ in points]), ("error_y", [a.half for _, _, a in points])):
         if any(halves):
