@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.linalg import hooi, hosvd, hosvd_bound, tucker_full, tucker_truncate
-from tenfold.linalg.tucker import Limits, mode_product, tucker_cut, unfold
+from tenfold.linalg.tucker import Limits, mode_product, tensor_cut, tucker_cut, unfold
 
 CASES = (  # shape, ranks
     ((7, 6, 5), (3, 4, 2)),
@@ -362,6 +362,39 @@ def test_the_realised_error_is_the_true_one_whatever_the_limits(shape, modes, al
             for old, new, p in zip(bases, cut.bases, cut.turns, strict=True):
                 assert_orthonormal(new)
                 assert_close(old @ p[0], new, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "modes"), CORES)
+def test_a_tensor_is_cut_as_a_core_between_identities(shape, modes):
+    w = torch.randn(shape, dtype=torch.float64)
+    eyes = [torch.eye(n, dtype=torch.float64) for n in shape[:modes]]
+    for tolerance, limits in ((0.0, None), (0.3, None), (0.3, Limits(2, [3] * modes))):
+        cut, expected = tensor_cut(w, modes, tolerance, limits=limits), tucker_cut(w, eyes, tolerance, limits=limits)
+        assert (cut.error, cut.overridden) == (expected.error, expected.overridden)
+        assert_close(tucker_full(cut.core, cut.bases), tucker_full(expected.core, expected.bases), rtol=0, atol=1e-12)
+        for basis in cut.bases:
+            assert_orthonormal(basis)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-7, 1e-8, 0.0])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_in_float32_tolerance_and_error_hold_to_what_a_gram_matrix_resolves(tolerance, groups):
+    """Spectra over 14 decades: most of them are below 1e-8 of the largest value, where a Gram matrix sees nothing."""
+    n, decades = 16, 10.0 ** -torch.arange(0, 16)
+    parts = [tucker_full(torch.randn(n, n, 9, dtype=torch.float64) * decades[:, None, None] * decades[None, :, None],
+                         [orthonormal(n, n), orthonormal(n, n)]) for _ in range(groups)]  # fmt: skip
+    w = torch.cat(parts).float()
+    cut = tensor_cut(w, 2, tolerance, groups=groups)
+    lost = 0.0
+    for g, part in enumerate(w.double().chunk(groups)):
+        kept = tucker_full(part, [turn[g] @ turn[g].mT for turn in cut.turns])
+        lost += float((part - kept).square().sum())
+    true = math.sqrt(lost) / float(w.double().norm())
+    assert abs(cut.error - true) <= 1e-8 * math.sqrt(n)
+    assert true <= tolerance + 1e-8 * math.sqrt(n)
+    exact = tensor_cut(w.double(), 2, tolerance, groups=groups)  # by singular values, to all digits
+    assert exact.error <= tolerance
+    assert cut.overridden == (cut.error > tolerance + 1e-12)
 
 
 def test_limits_hold_and_the_cap_goes_before_the_floor():

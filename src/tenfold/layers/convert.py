@@ -19,7 +19,7 @@ from tenfold.layers.spec import LayerSpec, refuse_wrapped, to_kernel
 from tenfold.layers.swap import find, rebuild
 from tenfold.layers.trained import TrainedTucker
 from tenfold.linalg.multilinear import feasible, random_tucker
-from tenfold.linalg.tucker import Limits, tucker_cut
+from tenfold.linalg.tucker import Limits, tensor_cut
 
 _SPATIAL = 5
 """Kernels from this size on have spatial modes worth cutting."""
@@ -131,13 +131,9 @@ class _FromWeight:
         new = TrainedTucker.like(old, spec, structure.rank)
         if not empty:
             kernel = to_kernel(spec, cast("Tensor", old.weight).detach())
-            eyes = [
-                torch.eye(n, dtype=torch.float64, device=kernel.device).repeat(spec.groups, 1)
-                for n in _sizes(spec)[: len(structure.rank)]
-            ]
             least = structure.rank if self.tau is None else self.policy.floor
             limits = Limits(least, structure.rank)
-            cut = tucker_cut(kernel, eyes, self.tau or 0.0, limits=limits, groups=spec.groups)
+            cut = tensor_cut(kernel, len(structure.rank), self.tau or 0.0, limits=limits, groups=spec.groups)
             new.set_factors(cut.core, *cut.bases)
         return new
 

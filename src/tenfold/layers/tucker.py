@@ -25,8 +25,8 @@ from tenfold.layers.spec import LayerSpec, swap_channels, to_kernel
 from tenfold.linalg.multilinear import feasible
 from tenfold.linalg.tucker import batch_product, hooi, stacked
 
-_SWEEPS = 3
-"""Of orthogonal iteration: nearly all that it gains, it gains in the first."""
+_SWEEPS = 1
+"""Of orthogonal iteration: most of the little that it gains, it gains in the first; each costs as much as the start."""
 
 
 def channel_sizes(shape: tuple[int, ...], groups: int) -> tuple[tuple[int, int], int]:
@@ -78,7 +78,7 @@ class TuckerConv(Decomposed):
 
     @classmethod
     def from_layer(cls, layer: nn.Module, spec: LayerSpec, rank: Sequence[int]) -> Self:
-        """Factorise ``layer`` at ``rank``: higher-order SVD, improved by higher-order orthogonal iteration.
+        """Factorise ``layer`` at ``rank``: higher-order SVD, improved by a sweep of higher-order orthogonal iteration.
 
         The bases are orthonormal, the scale of the weight is in the core.
 
@@ -159,7 +159,7 @@ def grouped_full(core: Tensor, bases: Sequence[Tensor], groups: int = 1, *, firs
 def tucker_factors(kernel: Tensor, groups: int, rank: Sequence[int]) -> tuple[Tensor, ...]:
     """Core ``(g r_1, r_2, *rest)`` and bases ``(g n_i, r_i)`` for a kernel ``(out, in / groups, *k)``.
 
-    Each group by higher-order SVD, improved by higher-order orthogonal iteration.
+    Each group by higher-order SVD, improved by a sweep of higher-order orthogonal iteration.
     """
     each = []
     for part in kernel.chunk(groups):

@@ -26,7 +26,7 @@ def unfold(w: Float[Tensor, "*shape"], mode: int) -> Float[Tensor, "n rest"]:
 
 def mode_product(w: Float[Tensor, "*shape"], a: Float[Tensor, "p n"], mode: int) -> Tensor:
     """``w x_mode a``: the axis ``mode`` of length n becomes one of length p."""
-    return (w.movedim(mode, -1) @ a.mT).movedim(-1, mode)
+    return batch_product(w[None], a[None], mode)[0]
 
 
 def tucker_full(core: Float[Tensor, "*shape"], bases: Sequence[Tensor]) -> Tensor:
@@ -61,15 +61,7 @@ def hosvd(
 
     Source: De Lathauwer et al. 2000; Vannieuwenhoven et al. 2012 (sequential).
     """
-    check(len(ranks) <= w.ndim, "ranks", f"at most {w.ndim} numbers for shape {tuple(w.shape)}", tuple(ranks))
-    core, bases = working(w), []
-    original = core
-    for mode, rank in enumerate(ranks):
-        source = unfold(core if sequential else original, mode)
-        check(1 <= rank <= min(source.shape), f"ranks[{mode}]", f"in 1..{min(source.shape)}", rank)
-        basis = left_basis(source, driver=_driver(w))[0][:, :rank]
-        core = mode_product(core, basis.mT, mode)
-        bases.append(basis)
+    core, bases = _hosvd(working(w), ranks, _driver(w), sequential=sequential)
     return like(core, w), tuple(like(b, w) for b in bases)
 
 
@@ -100,17 +92,16 @@ def hooi(w: Float[Tensor, "*shape"], ranks: Sequence[int], *, sweeps: int = 10) 
     Source: De Lathauwer, De Moor, Vandewalle 2000, "On the best rank-1 and rank-(R1, ..., RN) approximation".
     """
     check(sweeps >= 0, "sweeps", ">= 0", sweeps)
-    exact = working(w)
-    bases = [working(basis) for basis in hosvd(w, ranks)[1]]
-    core = tucker_full(exact, [b.mT for b in bases])
+    exact, driver = working(w), _driver(w)
+    core, bases = _hosvd(exact, ranks, driver)
     for _ in range(sweeps if len(ranks) > 1 else 0):
-        before = core.square().sum()
+        before, others = core.square().sum(), exact
         for mode, rank in enumerate(ranks):
             others = exact
             for other, basis in enumerate(bases):
                 others = others if other == mode else mode_product(others, basis.mT, other)
-            bases[mode] = left_basis(unfold(others, mode), rank, driver=_driver(w))[0]
-        core = tucker_full(exact, [b.mT for b in bases])
+            bases[mode] = left_basis(unfold(others, mode), rank, driver=driver)[0]
+        core = mode_product(others, bases[-1].mT, len(ranks) - 1)
         if core.square().sum() - before <= 1e-7 * before:
             break
     return like(core, w), tuple(like(b, w) for b in bases)
@@ -195,6 +186,10 @@ def tucker_cut(
     mode at ``tolerance`` on its own would overshoot by ``sqrt(modes)``. In the end ``r_i <= prod_{j != i} r_j``, at
     no cost: a matrix has one rank. The bases are orthonormalised anew, so that rounding never adds up.
 
+    For types coarser than float64 the spectra are those of float64 Gram matrices, in which values below 1e-8 of the
+    largest drown. So the tolerance holds, and the error is the true one, to about 1e-8 times the root of the mode's
+    size: less than such a type rounds its numbers by.
+
     Args:
         core: ``(g r_1, r_2, ..., r_d, *rest)``, the groups one after the other; finite.
         bases: ``U_i (g n_i, r_i)`` with orthonormal columns in every group, for the first modes.
@@ -211,26 +206,7 @@ def tucker_cut(
     Source: Zangrando et al. 2024 (arXiv 2305.19059), the truncation of TDLRT, by sequential HOSVD (Vannieuwenhoven et
     al. 2012). Deviation: one budget for all modes, where theirs cuts each mode at the tolerance.
     """
-    check(0 <= tolerance < 1, "tolerance", "in [0, 1)", tolerance)
-    limits = limits or Limits()
-    small = stacked(working(core), groups)
-    whole = small.square().sum()
-    spent, turns = torch.zeros_like(whole), []
-    for mode in range(len(bases)):
-        p, s = left_basis(batch_unfold(small, mode), driver=_driver(core))
-        pooled = s.square().sum(0).sqrt()
-        share = (tolerance**2 * whole - spent).clamp(min=0) / (len(bases) - mode)
-        wanted = int(tail_rank(pooled, share.sqrt()))
-        rank = limits.rank(mode, wanted, len(pooled))
-        spent = spent + pooled[rank:].square().sum()
-        turns.append(p[..., :rank])
-        small = batch_product(small, turns[mode].mT, mode)
-    for mode, turn in enumerate(turns):
-        possible = math.prod(small.shape[1:]) // small.shape[1 + mode]
-        if small.shape[1 + mode] > possible:  # a later mode has become smaller than this one can use
-            p = left_basis(batch_unfold(small, mode), driver="svd")[0]
-            turns[mode] = turn @ p
-            small = batch_product(small, p.mT, mode)
+    small, turns, error = _turned(stacked(working(core), groups), len(bases), tolerance, limits, _driver(core))
     made = []
     for mode, basis in enumerate(bases):
         if aligned:
@@ -239,9 +215,28 @@ def tucker_cut(
         q, r = orthonormalise(stacked(working(basis), groups) @ turns[mode])
         small = batch_product(small, r, mode)
         made.append(like(q.flatten(0, 1), basis))
-    error = math.sqrt(float(spent / whole)) if float(whole) > 0 else 0.0
-    broken = error > tolerance * (1 + 1e-9) + 1e-12
-    return Cut(like(small.flatten(0, 1), core), tuple(made), tuple(turns), error, broken)
+    return Cut(like(small.flatten(0, 1), core), tuple(made), tuple(turns), error, _broken(error, tolerance))
+
+
+def tensor_cut(
+    w: Float[Tensor, "gn *shape"], modes: int, tolerance: float = 0.0, *, limits: Limits | None = None, groups: int = 1
+) -> Cut:
+    """`tucker_cut` of tensors that are not in Tucker format yet, over their first ``modes`` modes.
+
+    Args:
+        w: ``(g n_1, n_2, ..., *rest)``, the groups one after the other; finite.
+        modes: as many as there will be bases.
+        tolerance: relative, in [0, 1).
+        limits: of the ranks.
+        groups: g tensors that share their ranks.
+
+    Raises:
+        ArgumentError: tolerance out of range.
+        TenfoldError: NaN or infinite entries.
+    """
+    small, turns, error = _turned(stacked(working(w), groups), modes, tolerance, limits, _driver(w))
+    bases = tuple(like(turn.flatten(0, 1), w) for turn in turns)
+    return Cut(like(small.flatten(0, 1), w), bases, tuple(turns), error, _broken(error, tolerance))
 
 
 def stacked(x: Float[Tensor, "rows *rest"], groups: int) -> Tensor:
@@ -258,6 +253,52 @@ def batch_product(x: Float[Tensor, "g *shape"], a: Float[Tensor, "g p n"], mode:
     """`mode_product` of each of g tensors with a matrix of its own."""
     front = x.movedim(mode + 1, 1)
     return (a @ batch_unfold(x, mode)).reshape(len(x), a.shape[1], *front.shape[2:]).movedim(1, mode + 1)
+
+
+def _hosvd(
+    exact: Tensor, ranks: Sequence[int], driver: Driver, *, sequential: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    """`hosvd` in float64."""
+    shape = tuple(exact.shape)
+    check(len(ranks) <= len(shape), "ranks", f"at most {len(shape)} numbers for shape {shape}", tuple(ranks))
+    core, bases = exact, []
+    for mode, rank in enumerate(ranks):
+        source = unfold(core if sequential else exact, mode)
+        check(1 <= rank <= min(source.shape), f"ranks[{mode}]", f"in 1..{min(source.shape)}", rank)
+        bases.append(left_basis(source, rank, driver=driver)[0])
+        core = mode_product(core, bases[mode].mT, mode)
+    return core, bases
+
+
+def _turned(
+    small: Tensor, modes: int, tolerance: float, limits: Limits | None, driver: Driver
+) -> tuple[Tensor, list[Tensor], float]:
+    """Cores ``(g, r_1, ...)`` in float64 cut to a tolerance: smaller ones, the turns, and the relative error."""
+    check(0 <= tolerance < 1, "tolerance", "in [0, 1)", tolerance)
+    limits = limits or Limits()
+    whole = small.square().sum()
+    spent, turns = torch.zeros_like(whole), []
+    for mode in range(modes):
+        p, s = left_basis(batch_unfold(small, mode), driver=driver)
+        pooled = s.square().sum(0).sqrt()
+        share = (tolerance**2 * whole - spent).clamp(min=0) / (modes - mode)
+        wanted = int(tail_rank(pooled, share.sqrt()))
+        rank = limits.rank(mode, wanted, len(pooled))
+        spent = spent + pooled[rank:].square().sum()
+        turns.append(p[..., :rank])
+        small = batch_product(small, turns[mode].mT, mode)
+    for mode, turn in enumerate(turns):
+        possible = math.prod(small.shape[1:]) // small.shape[1 + mode]
+        if small.shape[1 + mode] > possible:  # a later mode has become smaller than this one can use
+            p = left_basis(batch_unfold(small, mode), driver="svd")[0]
+            turns[mode] = turn @ p
+            small = batch_product(small, p.mT, mode)
+    return small, turns, math.sqrt(float(spent / whole)) if float(whole) > 0 else 0.0
+
+
+def _broken(error: float, tolerance: float) -> bool:
+    """Whether a cut erred by more than it was allowed to."""
+    return error > tolerance * (1 + 1e-9) + 1e-12
 
 
 def _driver(w: Tensor) -> Driver:

@@ -24,10 +24,10 @@ class Tucker(Method):
         ||W - W_hat||_F / ||W||_F
 
     is below the level; what is left of the budget then lowers the largest errors. No data is needed. The factors are a
-    higher-order SVD improved by higher-order orthogonal iteration; errors in the plan are those of the former.
+    higher-order SVD improved by a sweep of orthogonal iteration; errors in the plan are those of the former.
 
     Source: the format for convolutions is Kim et al. 2016 (arXiv 1511.06530), "Tucker-2". Deviations: ranks by min-max
-    allocation in place of VBMF on each unfolding, which no budget moves; the iteration is always run.
+    allocation in place of VBMF on each unfolding, which no budget moves; the sweep is always run.
     """
 
     name: ClassVar[str] = "tucker"
