@@ -20,10 +20,12 @@ from torch.optim import Optimizer
 from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_share
 from tenfold.layers.convert import Policy, to_tucker
 from tenfold.layers.factors import Factorised, factorised
+from tenfold.layers.trained import TrainedTucker, reserve_
 from tenfold.linalg.multilinear import feasible
 from tenfold.methods.base import Goal, Method
 from tenfold.optim.course import Course
 from tenfold.optim.integrator import Integrator
+from tenfold.optim.moves import more
 from tenfold.ranks.minmax import allocate
 from tenfold.ranks.options import Options, settle
 from tenfold.ranks.pairs import pair_options
@@ -66,6 +68,9 @@ class TDLRT(Method):
         freeze: the last share of the steps in which the ranks stay, in [0, 1); needs ``goal.steps``.
         scratch: start from random orthonormal bases, in place of those of the given weights.
         spatial: cut the spatial modes of kernels of 5 or more too.
+        static: store the factors at the largest size that they may take, that of the capped ranks grown once, padded
+            with zeros. It computes the same in more time and memory, but no parameter changes its shape: torch.compile
+            compiles once, and DistributedDataParallel stays around the model. Take a small ``cap`` or "fixed".
 
     Raises:
         ArgumentError: a value out of range.
@@ -87,6 +92,7 @@ class TDLRT(Method):
     freeze: float = 0.2
     scratch: bool = False
     spatial: bool = False
+    static: bool = False
 
     name: ClassVar[str] = "tdlrt"
     needs_budget: ClassVar[bool] = False
@@ -101,7 +107,7 @@ class TDLRT(Method):
             check(is_share(value) and 0 < value <= 1, name, "in (0, 1]", value)
         for name in ("every", "floor", "multiple"):
             check(is_count(getattr(self, name)), name, "an integer >= 1", getattr(self, name))
-        for name in ("scratch", "spatial"):
+        for name in ("scratch", "spatial", "static"):
             check(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
         check(self.integrator in INTEGRATORS, "integrator", f"one of {', '.join(INTEGRATORS)}", self.integrator)
         fits = self.ranks is None or isinstance(self.ranks, Mapping)
@@ -129,6 +135,8 @@ class TDLRT(Method):
         if not factorised(made.model):
             reasons = "; ".join(f"'{name}': {why}" for name, why in made.left.items())
             raise UnsupportedLayer(f"`model` has no layer to train in Tucker format: {reasons or 'none has a weight'}.")
+        if self.static:
+            reserve_(made.model, partial(self._room, policy))
         return made.model
 
     def optimizer(
@@ -202,6 +210,11 @@ class TDLRT(Method):
             choice, level = (None, None) if found is None else (found.choice, found.level)
         why = RANK_SAVES_NOTHING
         return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
+
+    def _room(self, policy: Policy, layer: TrainedTucker) -> list[int]:
+        """The largest ranks of a layer in the course of a run: those of a cut, grown once."""
+        most = layer.ranks if self.integrator == "fixed" else map(max, layer.ranks, policy.bound(layer.spec, self.cap))
+        return [min(r + more(r, self.columns), n) for r, n in zip(most, layer.sizes, strict=False)]
 
     def _aim(self, model: nn.Module, goal: Goal) -> dict[str, tuple[int, ...]]:
         """The ranks that the goal's budget allows, of the layers in Tucker format by name."""
