@@ -127,7 +127,7 @@ def test_the_fields_reach_the_integrator(integrator) -> None:
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
     assert (course.tau, course.floor, course.multiple, course.columns) == (0.2, 2, 2, 0.5)
     assert (course.freeze, course.steps) == (38, 50)
-    assert course.every == (7 if integrator == "cycle" else 1)
+    assert course.every == (1 if integrator == "one_pass" else 7)
     assert (course.twice, course.pinned) == (integrator == "two_pass", integrator == "fixed")
     assert method.needs_closure == (integrator == "two_pass")
     assert method.course().freeze is None
@@ -206,8 +206,15 @@ def test_static_layers_have_room_for_the_largest_ranks_grown_once_and_no_more() 
 
 def test_fixed_ranks_are_the_ones_given() -> None:
     ranks = {"conv1": (5, 3), "conv2": (6, 5), "point": 7}
-    _, optimizer = trained(tenfold.TDLRT(integrator="fixed", ranks=ranks), 20)
-    assert optimizer.ranks == {"conv1": (5, 3), "conv2": (6, 5), "point": (7, 7)}
+    given = {"conv1": (5, 3), "conv2": (6, 5), "point": (7, 7)}
+    method = tenfold.TDLRT(integrator="fixed", ranks=ranks, every=5)
+    model = method.begin(net())
+    optimizer = method.optimizer(model, lr=0.05)
+    for step in range(11):  # once in a cycle they grow and are cut
+        assert (optimizer.ranks == given) == (step % 5 == 0)
+        train(method, model, optimizer, 1, first=step)
+    _, optimizer = trained(method, 13, 13)
+    assert optimizer.ranks == given
 
 
 # ---- finishing

@@ -49,6 +49,16 @@ def test_one_pass_equals_a_riemannian_gradient_step_before_its_cut(shape, ranks)
 
 
 @pytest.mark.parametrize(("shape", "ranks"), SHAPES)
+def test_a_fixed_rank_step_is_that_step_cut_to_the_ranks(shape, ranks) -> None:
+    model, (loss, gradient, _) = kernel(shape, ranks), quadratic(shape)
+    w = model.full.detach()
+    step = 0.1 * (projector(model) @ gradient(w).reshape(-1)).reshape(shape)
+    run(model, integrator(model, Course(0.0, every=1, pinned=True), lr=0.1), lambda m, _: loss(m()), 1)
+    assert model.ranks == ranks
+    torch.testing.assert_close(model.full.detach(), of(w - step, ranks).full.detach(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("shape", "ranks"), SHAPES)
 def test_two_pass_equals_the_gradient_projected_on_the_grown_bases(shape, ranks) -> None:
     model, (loss, gradient, _) = kernel(shape, ranks), quadratic(shape)
     w = model.full.detach()

@@ -54,11 +54,12 @@ class TDLRT(Method):
 
     Args:
         tau: relative tolerance of each cut, in [0, 1).
-        every: optimizer steps of a cycle, >= 1; for "cycle".
+        every: optimizer steps of a cycle, >= 1; for "cycle" and "fixed".
         integrator: "cycle": grow on the first of ``every`` steps, cut after the last. "two_pass", the paper's: grow,
             compute the gradient again, step and cut in every step; needs ``step(closure)``. "one_pass": a cycle of one
-            step, whose part in the new directions follows from the gradients of the bases. "fixed": the same, cut back
-            to the ranks of before in place of tau.
+            step, whose part in the new directions follows from the gradients of the bases. "fixed": as "cycle", cut
+            back to the ranks of before in place of tau; with ``every=1`` the fixed-rank parallel step as published,
+            which factorises in every step.
         ranks: the first ranks by layer name, an int or one for each mode; layers that it does not name stay dense.
         start: the first rank of a mode in other cases, as a share of its size, in (0, 1].
         cap: the largest rank, as a share of the size of the mode, in (0, 1].
@@ -185,7 +186,7 @@ class TDLRT(Method):
         steps = None if goal is None else goal.steps
         return Course(
             tau=self.tau,
-            every=self.every if self.integrator == "cycle" else 1,
+            every=1 if self.integrator == "one_pass" else self.every,
             twice=self.integrator == "two_pass",
             pinned=self.integrator == "fixed",
             columns=self.columns,
