@@ -10,8 +10,9 @@ ranks, stacked as convolutions stack them: core ``(g r_1, r_2, ..., *rest)``, ou
 ``(in, r_2)`` with the rows of the first group first.
 
 A layer may store its factors at larger sizes than its ranks, padded with zeros: then no parameter ever changes its
-shape. Zeros stay: ``grad_C = G x_i U_i^T`` and ``grad_{U_i} = Mat_i(G x_{j != i} U_j^T) Mat_i(C)^T`` vanish where
-the padding of U_i meets that of C, exactly, and optimizers leave alone what is zero and has no gradient.
+shape. Zeros stay: on the padding ``grad_C = G x_i U_i^T`` is a product with zeros of the bases, and
+``grad_{U_i} = Mat_i(G x_{j != i} U_j^T) Mat_i(C)^T`` one with zeros of the core; and optimizers leave alone what is
+zero and has no gradient.
 """
 
 from __future__ import annotations
