@@ -93,12 +93,8 @@ class Integrator(Optimizer):
             ArgumentError: no closure where one is needed.
         """
         twice = self.course.twice
-        check(
-            closure is not None or not twice,
-            "closure",
-            "given: the two-pass integrator computes gradients twice",
-            closure,
-        )
+        known = closure is not None or not twice
+        check(known, "closure", "given: the two-pass integrator computes gradients twice", closure)
         state = self._state
         before = RandomState.of(self._model) if twice else None
         loss = None if closure is None else torch.enable_grad()(closure)()
