@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tenfold.errors import ArgumentError
 from tenfold.layers.factors import Factorised
 from tenfold.layers.spec import spec_of
-from tenfold.layers.trained import TrainedTucker
+from tenfold.layers.trained import TrainedTucker, reserve_
 from tenfold.layers.tucker import TuckerConv
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -155,6 +155,89 @@ def test_a_state_of_other_ranks_is_taken_with_its_ranks(case) -> None:
     assert torch.equal(other(x), new(x))
     assert bool(other.augmented)
     other(x).sum().backward()  # autograd knows the new shapes
+
+
+# ---- with room for larger ranks
+
+
+def room(layer: TrainedTucker) -> tuple[int, ...]:
+    return tuple(min(r + 2, n) for r, n in zip(layer.ranks, layer.sizes, strict=False))
+
+
+def test_with_room_for_larger_ranks_it_computes_the_same_and_padding_has_no_gradient(case) -> None:
+    _, x, new = case
+    wide, ranks = copy.deepcopy(new), new.ranks
+    wide.reserve_(room(new))
+    assert wide.static
+    assert (wide.ranks, wide.stored) == (ranks, room(new))
+    assert f"ranks={ranks} of {room(new)}" in repr(wide)
+    assert max(relative(wide(x), new(x)), relative(wide._merge(x), new(x)), relative(wide.kernel, new.kernel)) < 1e-12
+    for a, b in zip(wide.deployed().parameters(), new.deployed().parameters(), strict=True):
+        assert torch.equal(a, b)
+    narrow = torch.autograd.grad(new(x).square().sum(), new.factors)
+    for run in (wide, wide._merge):
+        grads = torch.autograd.grad(run(x).square().sum(), wide.factors)
+        for i, (g, expected) in enumerate(zip(grads, narrow, strict=True)):
+            if i:  # a basis
+                kept, outside = g[:, : ranks[i - 1]], g[:, ranks[i - 1] :]
+            else:
+                parts = g.unflatten(0, (new.groups, -1)).clone()
+                block = (slice(None), *(slice(r) for r in ranks))
+                kept = parts[block].flatten(0, 1).clone()
+                parts[block] = 0
+                outside = parts
+            assert relative(kept, expected) < 1e-11
+            assert not outside.any()
+
+
+def test_ranks_change_within_the_room_and_the_parameters_stay(case) -> None:
+    layer, x, new = case
+    other = trained(layer, [1] * new.modes)
+    other.reserve_(room(new))
+    kept = [(id(p), p.shape, p.data_ptr()) for p in other.parameters()]
+    other.set_factors(*(p.detach() for p in new.factors))
+    assert other.ranks == new.ranks
+    assert relative(other(x), new(x)) < 1e-12
+    if other.stored != new.sizes[: new.modes]:
+        with pytest.raises(ArgumentError, match="`bases` must be of ranks up to"):
+            other.set_factors(*trained(layer, new.sizes[: new.modes]).factors)
+    one = trained(layer, [1] * new.modes)
+    other.set_factors(*(p.detach() for p in one.factors))
+    assert relative(other(x), one(x)) < 1e-12
+    assert [(id(p), p.shape, p.data_ptr()) for p in other.parameters()] == kept
+    for wrong in ([0] * new.modes, [n + 1 for n in new.sizes[: new.modes]], (2,)):
+        with pytest.raises(ArgumentError, match="`capacity` must be"):
+            new.reserve_(wrong)
+
+
+def test_states_carry_the_ranks_between_layers_with_the_same_room_and_no_others(case) -> None:
+    layer, x, new = case
+    wide = copy.deepcopy(new)
+    wide.reserve_(room(new))
+    other = trained(layer, [1] * new.modes)
+    other.reserve_(room(new))
+    other.load_state_dict(wide.state_dict())
+    assert other.ranks == new.ranks
+    assert torch.equal(other(x), wide(x))
+    with pytest.raises(RuntimeError, match="present"):
+        other.load_state_dict(new.state_dict())
+    with pytest.raises(RuntimeError, match="present"):
+        new.load_state_dict(wide.state_dict())
+    assert new.stored == new.ranks == wide.ranks
+
+
+def test_tied_layers_share_their_room() -> None:
+    a = trained(nn.Linear(8, 6), (2, 3))
+    b = trained(nn.Linear(8, 6), (2, 3))
+    b.share_(a)
+    model = copy.deepcopy(nn.ModuleList([a, b, trained(nn.Linear(8, 6), (2, 2))]))
+    reserve_(model, room)
+    assert model[0].core is model[1].core
+    model[0].set_factors(*(p.detach() for p in trained(nn.Linear(8, 6), (1, 4)).factors))
+    assert model[1].ranks == (1, 4)
+    assert model[2].ranks == (2, 2)
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(model[0](x) - model[0].bias, model[1](x) - model[1].bias)
 
 
 def test_a_state_of_another_layer_is_refused_and_changes_no_rank() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.linalg.subspace import fresh_directions
-from tenfold.linalg.transport import grow, grow_square, tangent_gradient, turn, turn_square
+from tenfold.linalg.transport import grow, grow_square, leading, tangent_gradient, turn, turn_square
 from tenfold.linalg.tucker import Limits, tucker_cut, tucker_full
 
 CASES = [((7, 6), (2, 2)), ((6, 5, 3, 3), (3, 2)), ((5, 4, 3), (2, 3, 2))]
@@ -36,6 +36,7 @@ def test_growing_pads_with_zeros_and_leaves_the_tensor_alone(groups) -> None:
         part = grown[4 * i : 4 * i + 4]
         assert torch.equal(part[:2, :3], core[2 * i : 2 * i + 2])
         assert part.count_nonzero() == 2 * 3 * 4
+    assert torch.equal(leading(grown, (2, 3), groups), core)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -42,9 +42,11 @@ def batch(step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(32, 3, 8, 8, generator=g) + y[:, None, None, None] / 5, y
 
 
-def train(method, model, optimizer, steps: int) -> None:
-    for step in range(steps):
+def train(method, model, optimizer, steps: int, first: int = 0) -> None:
+    dtype = next(model.parameters()).dtype
+    for step in range(first, first + steps):
         x, y = batch(step)
+        x = x.to(dtype)
 
         def closure(x=x, y=y) -> torch.Tensor:
             optimizer.zero_grad()
@@ -125,7 +127,7 @@ def test_the_fields_reach_the_integrator(integrator) -> None:
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
     assert (course.tau, course.floor, course.multiple, course.columns) == (0.2, 2, 2, 0.5)
     assert (course.freeze, course.steps) == (38, 50)
-    assert course.every == (7 if integrator == "cycle" else 1)
+    assert course.every == (1 if integrator == "one_pass" else 7)
     assert (course.twice, course.pinned) == (integrator == "two_pass", integrator == "fixed")
     assert method.needs_closure == (integrator == "two_pass")
     assert method.course().freeze is None
@@ -168,10 +170,51 @@ def test_with_a_budget_ahead_ranks_freeze_where_it_allows() -> None:
         method.optimizer(method.begin(net()), lr=0.05, goal=tenfold.Goal(steps=9, budget=tenfold.Budget(params=1e-3)))
 
 
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_static_storage_has_room_for_the_run_and_ends_at_the_same(integrator) -> None:
+    """Ranks, growth and result are those of the ordinary storage, and the finished model has its true sizes."""
+    found = []
+    for static in (False, True):
+        method = tenfold.TDLRT(tau=0.2, every=4, cap=0.25, columns=0.5, floor=2, integrator=integrator, static=static)
+        model = method.begin(net().double())
+        optimizer, trace = method.optimizer(model, lr=0.1, momentum=0.9, goal=tenfold.Goal(steps=16)), []
+        shapes = [p.shape for p in model.parameters()]
+        for step in range(16):
+            train(method, model, optimizer, 1, first=step)
+            trace.append(optimizer.ranks)
+        assert not static or shapes == [p.shape for p in model.parameters()]
+        found.append((trace, method.finish(model)))
+    (ranks, expected), (same, result) = found
+    assert ranks == same
+    assert {n: x.rank for n, x in result.plan.layers.items()} == {n: x.rank for n, x in expected.plan.layers.items()}
+    assert result.report.small == expected.report.small
+    x = batch(99)[0].double()
+    torch.testing.assert_close(result.model.eval()(x), expected.model.eval()(x), rtol=0, atol=1e-8)
+
+
+def test_static_layers_have_room_for_the_largest_ranks_grown_once_and_no_more() -> None:
+    model = tenfold.TDLRT(cap=0.25, columns=0.5, floor=2, static=True).begin(net())
+    assert {name: layer.stored for name, layer in factorised(model).items()} == {
+        "conv1": (6, 3),
+        "conv2": (9, 6),
+        "point": (9, 9),
+        "head": (3, 3),
+    }
+    fixed = tenfold.TDLRT(integrator="fixed", static=True, ranks={"conv2": (3, 4), "point": 30}).begin(net())
+    assert {name: layer.stored for name, layer in factorised(fixed).items()} == {"conv2": (6, 8), "point": (32, 24)}
+
+
 def test_fixed_ranks_are_the_ones_given() -> None:
     ranks = {"conv1": (5, 3), "conv2": (6, 5), "point": 7}
-    _, optimizer = trained(tenfold.TDLRT(integrator="fixed", ranks=ranks), 20)
-    assert optimizer.ranks == {"conv1": (5, 3), "conv2": (6, 5), "point": (7, 7)}
+    given = {"conv1": (5, 3), "conv2": (6, 5), "point": (7, 7)}
+    method = tenfold.TDLRT(integrator="fixed", ranks=ranks, every=5)
+    model = method.begin(net())
+    optimizer = method.optimizer(model, lr=0.05)
+    for step in range(11):  # once in a cycle they grow and are cut
+        assert (optimizer.ranks == given) == (step % 5 == 0)
+        train(method, model, optimizer, 1, first=step)
+    _, optimizer = trained(method, 13, 13)
+    assert optimizer.ranks == given
 
 
 # ---- finishing

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from optim.networks import net
 from optim.toys import run
-from optim.two_processes import COURSES, digest, loss, start
+from optim.two_processes import COURSES, NETWORKS, digest, loss, start
+from tenfold.layers.factors import factorised
 
 STALLS = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -57,3 +59,23 @@ def test_two_processes_with_half_of_the_batch_each_do_what_one_does_with_all_of_
 def test_a_run_that_was_saved_in_the_middle_of_a_cycle_goes_on_in_a_new_process_to_the_same_bits(launched) -> None:
     _, results, expected = launched
     assert results["resumed"] == expected
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_wrapper_stays_around_static_layers_while_their_ranks_change(launched, name) -> None:
+    """Gradients accumulate, and the wrapper averages them: what comes out is the unwrapped training of each storage."""
+    _, results, _ = launched
+    ordinary, wrapped = results[f"ordinary {name}"], results[f"wrapped {name}"]
+    for each in (ordinary, wrapped):
+        assert each["digests"][0] == each["digests"][1]
+    assert wrapped["ranks"] == ordinary["ranks"]
+    assert wrapped["ranks"][-1] != {n: list(layer.ranks) for n, layer in factorised(net()).items()}
+    for what in ("kernels", "head"):
+        for a, b in zip(ordinary[what], wrapped[what], strict=True):
+            torch.testing.assert_close(torch.tensor(b), torch.tensor(a), rtol=0, atol=1e-6)
+
+
+def test_processes_that_clip_by_norms_of_their_own_stay_bitwise_equal(launched) -> None:
+    """Each scales its part of the gradient of a basis as it did that of the core, before they are averaged."""
+    first, second = launched[1]["clipped"]["digests"]
+    assert first == second

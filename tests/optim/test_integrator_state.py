@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from optim.networks import around, batch, net
 from optim.toys import integrator, kernel, normal, orthonormality, run, teacher
 from tenfold.errors import TenfoldWarning
 from tenfold.layers.convert import Policy, to_tucker
@@ -155,41 +156,6 @@ def test_a_run_that_is_saved_in_the_middle_of_a_cycle_goes_on_to_the_same_bits(b
 
 
 # ---- networks
-
-
-class Net(nn.Module):
-    """Convolutions of every kind that is treated in its own way, batch norm, dropout, and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 12, 3, padding=1)
-        self.norm = nn.BatchNorm2d(12)
-        self.group = nn.Conv2d(12, 12, 3, stride=2, groups=2, bias=False)
-        self.point = nn.Conv2d(12, 12, 1)
-        self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(12, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.tanh(self.norm(self.conv(x)))
-        x = torch.tanh(self.point(torch.tanh(self.group(x))))
-        return self.head(self.drop(x.mean((2, 3))))
-
-
-def net(dtype: torch.dtype = torch.float64) -> nn.Module:
-    torch.manual_seed(0)
-    ranks = {"conv": (4, 2), "group": (3, 3), "point": 4, "head": 4}
-    return to_tucker(Net().to(dtype), Policy(ranks=ranks)).model
-
-
-def around(model: nn.Module, course: Course, base=torch.optim.SGD, **hyper) -> Integrator:
-    bases = {id(b) for layer in factorised(model).values() for b in layer.bases}
-    return Integrator(base([p for p in model.parameters() if id(p) not in bases], **hyper), model, course)
-
-
-def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(16, 3, 7, 7, dtype=torch.float64, generator=g).to(dtype)
-    return x, torch.randint(10, (16,), generator=g)
 
 
 def test_two_passes_see_one_dropout_mask_and_change_running_statistics_once() -> None:

@@ -17,7 +17,7 @@ from tenfold.optim.integrator import Integrator
 class Kernel(nn.Module):
     """``W = C x_i U_i`` as it stands; a matrix where C has two axes and two bases."""
 
-    groups = 1
+    groups, static = 1, False
 
     def __init__(self, core: Tensor, bases: Sequence[Tensor]) -> None:
         super().__init__()
@@ -29,13 +29,13 @@ class Kernel(nn.Module):
     def ranks(self) -> tuple[int, ...]:
         return tuple(basis.shape[1] for basis in self.bases)
 
-    def set_ranks_(self, ranks: Sequence[int]) -> None:
-        put_(self.core, self.core.new_empty(*ranks, *self.core.shape[len(ranks) :]))
-        for basis, rank in zip(self.bases, ranks, strict=True):
-            put_(basis, basis.new_empty(len(basis), rank))
+    def set_factors(self, core: Tensor, *bases: Tensor) -> None:
+        for mine, given in zip((self.core, *self.bases), (core, *bases), strict=True):
+            put_(mine, given.detach().clone())
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
-        self.set_ranks_([state_dict[f"{prefix}bases.{i}"].shape[1] for i in range(len(self.bases))])
+        bases = [state_dict[f"{prefix}bases.{i}"] for i in range(len(self.bases))]
+        self.set_factors(state_dict[f"{prefix}core"], *bases)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property

@@ -3,18 +3,30 @@
 import hashlib
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from optim.networks import around, batch, net
 from optim.toys import Kernel, integrator, kernel, normal, run, teacher
+from tenfold.layers.factors import factorised
 from tenfold.optim.course import Course
 
 COURSES = {
     "cycle": Course(0.2, every=2),
     "one-pass": Course(0.2, every=1),
     "two-pass": Course(0.2, twice=True),
+}
+
+NETWORKS = {
+    "cycle": Course(0.25, every=3),
+    "one-pass": Course(0.02, every=1),
+    "two-pass": Course(0.02, twice=True),
+    "fixed": Course(0.0, every=3, pinned=True),
 }
 
 
@@ -58,6 +70,39 @@ def flip_signs() -> None:
     torch.linalg.svd = other
 
 
+def networked(name: str, rank: int, *, wrapped: bool, clip: float | None = None) -> dict:
+    """Train a network for some cycles, each step on two batches; static in its wrapper, ordinary without."""
+    model = net(static=wrapped).eval()
+    for tensor in model.state_dict().values():
+        distributed.broadcast(tensor, 0)  # the start, which has other signs too
+    optimizer = around(model, NETWORKS[name], base=torch.optim.AdamW, lr=0.02, weight_decay=0.1)
+    host = DistributedDataParallel(model, gradient_as_bucket_view=name == "cycle") if wrapped else model
+    seen = []
+    for step in range(11):
+
+        def closure(step=step) -> torch.Tensor:
+            optimizer.zero_grad()
+            for part in range(2):
+                x, y = batch(100 * step + 10 * part + rank)
+                with host.no_sync() if wrapped and part == 0 else nullcontext():
+                    value = F.cross_entropy(host(x), y)
+                    value.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            return value
+
+        if optimizer.course.twice:
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+        seen.append(optimizer.ranks)
+    digests: list = [None, None]
+    distributed.all_gather_object(digests, digest(model, optimizer))
+    kernels = [layer.kernel.detach().flatten().tolist() for layer in factorised(model).values()]
+    return {"digests": digests, "ranks": seen, "kernels": kernels, "head": model.head.bias.tolist()}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
@@ -78,6 +123,10 @@ def main(folder: Path) -> None:
         distributed.all_gather_object(digests, digest(model, optimizer))
         results[name] = {"digests": digests, "ranks": optimizer.ranks, "steps": optimizer.report["steps"]}
         torch.save([m.full.detach() for m in model if isinstance(m, Kernel)], folder / f"{name}-{rank}.pt")
+    for name in NETWORKS:
+        results[f"ordinary {name}"] = networked(name, rank, wrapped=False)
+        results[f"wrapped {name}"] = networked(name, rank, wrapped=True)
+    results["clipped"] = networked("one-pass", rank, wrapped=False, clip=0.1)
     if rank == 0:
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     distributed.destroy_process_group()

@@ -8,6 +8,11 @@
 ``W = U_1 C U_2^T`` with a square C. A layer with g groups has one core and one set of bases for each, of the same
 ranks, stacked as convolutions stack them: core ``(g r_1, r_2, ..., *rest)``, out basis ``(out, r_1)`` and in basis
 ``(in, r_2)`` with the rows of the first group first.
+
+A layer may store its factors at larger sizes than its ranks, padded with zeros: then no parameter ever changes its
+shape. Zeros stay: on the padding ``grad_C = G x_i U_i^T`` is a product with zeros of the bases, and
+``grad_{U_i} = Mat_i(G x_{j != i} U_j^T) Mat_i(C)^T`` one with zeros of the core; and optimizers leave alone what is
+zero and has no gradient.
 """
 
 from __future__ import annotations
@@ -18,14 +23,16 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from tenfold.linalg.transport import leading
+
 
 @runtime_checkable
 class Factorised(Protocol):
     """A module whose kernel is a Tucker tensor.
 
-    ``core`` and ``bases`` are Parameters that live as long as the module: whoever changes a rank calls `put_`, and the
-    forward pass reads their shapes each time. Loading a state of other ranks resizes
-    them first. The bases may have ``requires_grad`` switched on and off; nothing but an integrator changes them.
+    ``core`` and ``bases`` are Parameters that live as long as the module: whoever changes a rank calls `set_factors`.
+    Loading a state of other ranks resizes them first. The bases may have ``requires_grad`` switched on and off, where
+    the layer is not static; nothing but an integrator changes them.
     """
 
     groups: int
@@ -34,12 +41,12 @@ class Factorised(Protocol):
 
     @property
     def core(self) -> nn.Parameter:
-        """``C (g r_1, r_2, ..., *rest)``."""
+        """``C (g r_1, r_2, ..., *rest)``, as stored."""
         ...
 
     @property
     def bases(self) -> Sequence[nn.Parameter]:
-        """``U_i (g n_i, r_i)`` of the active modes, the first ones of the kernel, in order: out, in, then spatial."""
+        """``U_i (g n_i, r_i)`` of the active modes, the first of the kernel: out, in, then spatial; as stored."""
         ...
 
     @property
@@ -47,9 +54,20 @@ class Factorised(Protocol):
         """``r_i`` of the active modes."""
         ...
 
-    def set_ranks_(self, ranks: Sequence[int]) -> None:
-        """Resize core and bases, their numbers undefined: for loading into."""
+    @property
+    def static(self) -> bool:
+        """Whether the parameters keep their shapes, zero beyond the ranks, and always require gradients."""
         ...
+
+    def set_factors(self, core: Tensor, *bases: Tensor) -> None:
+        """Take the ranks and copy the numbers of a core and its bases; gradients of another shape are dropped."""
+        ...
+
+
+def active(layer: Factorised) -> tuple[Tensor, ...]:
+    """Core and bases of a layer without padding."""
+    ranks = layer.ranks
+    return (leading(layer.core, ranks, layer.groups), *(u[:, :r] for u, r in zip(layer.bases, ranks, strict=True)))
 
 
 def factorised(model: nn.Module) -> dict[str, Factorised]:

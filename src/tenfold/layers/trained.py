@@ -3,13 +3,14 @@
 It is what `tenfold.layers.factors.Factorised` asks for. The forward pass runs the *chain* of the three layers that the
 deployed form runs, or *merges* the factors and runs the dense layer, whichever is expected to be faster: grouped layers
 are merged, since narrow grouped convolutions are slow, and others from 0.8 of the dense MACs on, since three layers are
-slower than one of as many. Both compute the same.
+slower than one of as many. Both compute the same, and neither asks for the ranks where these are less than what is
+stored: a static layer compiles once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 
 from tenfold.errors import check
 from tenfold.layers.decomposed import Decomposed
-from tenfold.layers.factors import put_
+from tenfold.layers.factors import active, put_
 from tenfold.layers.functional import compute, pointwise
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.spec import LayerSpec, to_weight
 from tenfold.layers.tucker import TuckerConv, channel_sizes, grouped_full
 from tenfold.linalg.multilinear import feasible
+from tenfold.linalg.transport import grow
 
 _WORTH = 0.8
 
@@ -34,7 +36,7 @@ class TrainedTucker(Decomposed):
         spec: the options of the layer this one stands for.
         ranks: of the first modes of the kernel, two at least, ``1 <= r_i <= n_i``; of each group.
 
-    The factors are uninitialised.
+    The factors are uninitialised. They are stored at their ranks, until `reserve_` is called.
 
     Raises:
         ArgumentError: a rank out of range, or more ranks than the kernel has modes.
@@ -42,6 +44,8 @@ class TrainedTucker(Decomposed):
 
     decomposition = "tucker in training"
     augmented: Tensor
+    present: Tensor | None
+    """The ranks, where the factors are stored at larger ones; saved with the rest."""
 
     def __init__(self, spec: LayerSpec, ranks: Sequence[int]) -> None:
         super().__init__(spec)
@@ -54,6 +58,7 @@ class TrainedTucker(Decomposed):
             self.register_parameter(f"basis_{i}", nn.Parameter(torch.empty(spec.groups * sizes[i], r)))
         self.bias = nn.Parameter(torch.empty(spec.out_channels)) if spec.bias else None
         self.register_buffer("augmented", torch.tensor(False))
+        self.register_buffer("present", None)
 
     @classmethod
     def like(cls, layer: nn.Module, spec: LayerSpec, ranks: Sequence[int]) -> Self:
@@ -79,7 +84,17 @@ class TrainedTucker(Decomposed):
     @property
     def ranks(self) -> tuple[int, ...]:
         """``r_i`` of the active modes."""
+        return self.stored if self.present is None else tuple(self.present.tolist())
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The ranks that core and bases have room for: those that they have, unless the layer is `static`."""
         return tuple(basis.shape[1] for basis in self.bases)
+
+    @property
+    def static(self) -> bool:
+        """Whether the parameters keep their shapes: from `reserve_` on."""
+        return self.present is not None
 
     @property
     def rank(self) -> tuple[int, ...]:
@@ -103,34 +118,52 @@ class TrainedTucker(Decomposed):
 
     @property
     def chain_share(self) -> float:
-        """MACs of the chain over those of the dense layer, borders not counted."""
+        """MACs of the chain, as stored, over those of the dense layer, borders not counted."""
         (out, inner), rest = channel_sizes(self.spec.shape, self.groups)
-        r_out, r_in = self.ranks[:2]
+        r_out, r_in = self.stored[:2]
         # per position where the dense layer works: of its output; transposed: of its input
         more = 1 if self._pointwise else math.prod(self.spec.stride)
         before, after = (1, more) if self.spec.transposed else (more, 1)
         return (before * r_in * inner + r_out * r_in * rest + after * r_out * out) / (out * inner * rest)
 
-    def set_ranks_(self, ranks: Sequence[int]) -> None:
-        """Resize core and bases, their numbers undefined and their gradients dropped: for loading into."""
-        if tuple(ranks) == self.ranks:
-            return
-        shapes = [self._core_shape(ranks), *((len(b), r) for b, r in zip(self.bases, ranks, strict=True))]
-        for factor, shape in zip(self.factors, shapes, strict=True):
-            put_(factor, factor.data.new_empty(shape))
-            factor.grad = None
-
     @torch.no_grad()
     def set_factors(self, core: Tensor, *bases: Tensor) -> None:
-        """Take the ranks and copy the numbers of a core and its bases."""
-        self.set_ranks_([basis.shape[1] for basis in bases])
-        for mine, given in zip(self.factors, (core, *bases), strict=True):
-            mine.copy_(given)
+        """Take the ranks and copy the numbers of a core and its bases; gradients of another shape are dropped.
+
+        Raises:
+            ArgumentError: ranks that a static layer has no room for.
+        """
+        ranks = [basis.shape[1] for basis in bases]
+        if self.present is None:
+            self._resize_(ranks)
+        else:
+            fits = all(r <= most for r, most in zip(ranks, self.stored, strict=True))
+            check(fits, "bases", f"of ranks up to {self.stored}, which the layer has room for", ranks)
+            self.present.copy_(torch.tensor(ranks))
+        self.core.copy_(grow(core, self.stored, self.groups))
+        for mine, given in zip(self.bases, bases, strict=True):
+            mine.copy_(nn.functional.pad(given, (0, mine.shape[1] - given.shape[1])))
+
+    def reserve_(self, capacity: Sequence[int]) -> None:
+        """From now on store the factors at these ranks, padded with zeros: no parameter changes its shape any more.
+
+        Raises:
+            ArgumentError: less than the ranks, or more than the sizes of the modes.
+        """
+        sizes, ranks = self.sizes[: self.modes], self.ranks
+        fits = len(capacity) == self.modes
+        fits = fits and all(r <= c <= n for r, c, n in zip(ranks, capacity, sizes, strict=True))
+        check(fits, "capacity", f"{self.modes} numbers from {ranks} to {sizes}", tuple(capacity))
+        factors = [factor.clone() for factor in active(self)]
+        self._resize_(capacity)
+        self.present = torch.tensor(ranks, device=self.core.device)
+        self.set_factors(*factors)
 
     def share_(self, twin: Decomposed) -> None:
         """See `Decomposed.share_`."""
         super().share_(twin)
-        self.augmented = twin.get_buffer("augmented")
+        assert isinstance(twin, TrainedTucker)
+        self.augmented, self.present = twin.augmented, twin.present
 
     def tie_bias_(self, bias: nn.Parameter) -> None:
         """See `Decomposed.tie_bias_`."""
@@ -138,18 +171,18 @@ class TrainedTucker(Decomposed):
 
     def deployed(self) -> LowRank | TuckerConv:
         """The same in plain layers: three convolutions, or two layers where the kernel is a matrix."""
-        outer, inner = self.bases[:2]
+        own, (core, outer, inner, *spatial) = self.ranks[:2], active(self)
+        core = grouped_full(core, spatial, self.groups, first=2)
         if not self._pointwise:
-            ranks = feasible(self.ranks[:2], *channel_sizes(self.spec.shape, self.groups))
-            if ranks != self.ranks[:2]:  # in the middle of a cycle: more than the kernel can use
+            ranks = feasible(own, *channel_sizes(self.spec.shape, self.groups))
+            if ranks != own:  # in the middle of a cycle: more than the kernel can use
                 return TuckerConv.from_layer(self.to_layer(), self.spec, ranks)
             new = TuckerConv.like(self, self.spec, ranks)
-            new.set_factors(self._channel_core(), outer, inner)
+            new.set_factors(core, outer, inner)
             return new
-        pair = low_rank_class(self.spec).like(self, self.spec, min(self.ranks[:2]))
-        core, left, right = (f.detach().unflatten(0, (self.groups, -1)) for f in (self._channel_core(), outer, inner))
-        middle = core.reshape(self.groups, *self.ranks[:2])
-        smaller = self.ranks[0] <= self.ranks[1]
+        pair = low_rank_class(self.spec).like(self, self.spec, min(own))
+        middle, left, right = (f.detach().unflatten(0, (self.groups, -1)) for f in (core.flatten(1), outer, inner))
+        smaller = own[0] <= own[1]
         pair.set_factors(*((left, middle @ right.mT) if smaller else (left @ middle, right.mT)))
         return pair
 
@@ -164,7 +197,7 @@ class TrainedTucker(Decomposed):
         assert self.groups == 1
         outer, inner = self.bases[:2]
         if self.spec.linear:
-            return torch.nn.functional.linear((x @ inner) @ self.core.mT, outer, self.bias)
+            return nn.functional.linear((x @ inner) @ self.core.mT, outer, self.bias)
         axes, core = len(self.spec.kernel_size), self._channel_core()
         if self._pointwise:  # a stride drops positions before they cost anything
             encoder = inner.mT.reshape(-1, len(inner), *self.spec.kernel_size)
@@ -176,11 +209,21 @@ class TrainedTucker(Decomposed):
 
     def extra_repr(self) -> str:
         """Ranks and execution, for ``print(model)``."""
-        return f"ranks={self.ranks}, {'merged' if self.merged else 'chain'}"
+        room = f" of {self.stored}" if self.static else ""
+        return f"ranks={self.ranks}{room}, {'merged' if self.merged else 'chain'}"
 
     @property
     def _pointwise(self) -> bool:
         return math.prod(self.spec.kernel_size) == 1 and not self.spec.transposed
+
+    def _resize_(self, ranks: Sequence[int]) -> None:
+        """Make room for other ranks: numbers undefined, gradients dropped."""
+        if tuple(ranks) == self.stored:
+            return
+        shapes = [self._core_shape(ranks), *((len(b), r) for b, r in zip(self.bases, ranks, strict=True))]
+        for factor, shape in zip(self.factors, shapes, strict=True):
+            put_(factor, factor.data.new_empty(shape))
+            factor.grad = None
 
     def _core_shape(self, ranks: Sequence[int]) -> tuple[int, ...]:
         return (self.spec.groups * ranks[0], *ranks[1:], *self.sizes[len(ranks) :])
@@ -190,10 +233,22 @@ class TrainedTucker(Decomposed):
         return grouped_full(self.core, self.bases[2:], self.groups, first=2)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the ranks of what is loaded first."""
+        """Take the ranks of what is loaded first, where neither is static."""
         saved = zip(self.bases, [state_dict.get(f"{prefix}basis_{i}") for i in range(self.modes)], strict=True)
         ranks = [b.shape[1] for mine, b in saved if isinstance(b, Tensor) and b.ndim == 2 and len(b) == len(mine)]
         core = state_dict.get(f"{prefix}core")
-        if len(ranks) == self.modes and isinstance(core, Tensor) and core.shape == self._core_shape(ranks):
-            self.set_ranks_(ranks)
+        whole = len(ranks) == self.modes and isinstance(core, Tensor) and core.shape == self._core_shape(ranks)
+        if whole and self.present is None and f"{prefix}present" not in state_dict:
+            self._resize_(ranks)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def reserve_(model: nn.Module, capacity: Callable[[TrainedTucker], Sequence[int]]) -> None:
+    """Make every `TrainedTucker` of a model static, with room for the ranks that ``capacity`` says; ties stay."""
+    twins: dict[int, TrainedTucker] = {}
+    for layer in model.modules():
+        if isinstance(layer, TrainedTucker):
+            twin = twins.setdefault(id(layer.core), layer)
+            if twin is layer:
+                layer.reserve_(capacity(layer))
+            layer.share_(twin)

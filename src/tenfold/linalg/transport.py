@@ -32,6 +32,11 @@ def grow(core: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: int = 
     return new.flatten(0, 1)
 
 
+def leading(x: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: int = 1) -> Tensor:
+    """The block of ``x`` of these first ranks in each group: what `grow` has padded."""
+    return stacked(x, groups)[(slice(None), *(slice(r) for r in ranks))].flatten(0, 1)
+
+
 def grow_square(v: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: int = 1) -> Tensor:
     """``v``, second moments of the core's entries, padded to ``ranks`` with the mean over the mode that grows.
 

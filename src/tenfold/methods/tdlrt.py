@@ -20,10 +20,12 @@ from torch.optim import Optimizer
 from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_share
 from tenfold.layers.convert import Policy, to_tucker
 from tenfold.layers.factors import Factorised, factorised
+from tenfold.layers.trained import TrainedTucker, reserve_
 from tenfold.linalg.multilinear import feasible
 from tenfold.methods.base import Goal, Method
 from tenfold.optim.course import Course
 from tenfold.optim.integrator import Integrator
+from tenfold.optim.moves import more
 from tenfold.ranks.minmax import allocate
 from tenfold.ranks.options import Options, settle
 from tenfold.ranks.pairs import pair_options
@@ -52,11 +54,12 @@ class TDLRT(Method):
 
     Args:
         tau: relative tolerance of each cut, in [0, 1).
-        every: optimizer steps of a cycle, >= 1; for "cycle".
+        every: optimizer steps of a cycle, >= 1; for "cycle" and "fixed".
         integrator: "cycle": grow on the first of ``every`` steps, cut after the last. "two_pass", the paper's: grow,
             compute the gradient again, step and cut in every step; needs ``step(closure)``. "one_pass": a cycle of one
-            step, whose part in the new directions follows from the gradients of the bases. "fixed": the same, cut back
-            to the ranks of before in place of tau.
+            step, whose part in the new directions follows from the gradients of the bases. "fixed": as "cycle", cut
+            back to the ranks of before in place of tau; with ``every=1`` the fixed-rank parallel step as published,
+            which factorises in every step.
         ranks: the first ranks by layer name, an int or one for each mode; layers that it does not name stay dense.
         start: the first rank of a mode in other cases, as a share of its size, in (0, 1].
         cap: the largest rank, as a share of the size of the mode, in (0, 1].
@@ -66,6 +69,9 @@ class TDLRT(Method):
         freeze: the last share of the steps in which the ranks stay, in [0, 1); needs ``goal.steps``.
         scratch: start from random orthonormal bases, in place of those of the given weights.
         spatial: cut the spatial modes of kernels of 5 or more too.
+        static: store the factors at the largest size that they may take, that of the capped ranks grown once, padded
+            with zeros. It computes the same in more time and memory, but no parameter changes its shape: torch.compile
+            compiles once, and DistributedDataParallel stays around the model. Take a small ``cap`` or "fixed".
 
     Raises:
         ArgumentError: a value out of range.
@@ -87,6 +93,7 @@ class TDLRT(Method):
     freeze: float = 0.2
     scratch: bool = False
     spatial: bool = False
+    static: bool = False
 
     name: ClassVar[str] = "tdlrt"
     needs_budget: ClassVar[bool] = False
@@ -101,7 +108,7 @@ class TDLRT(Method):
             check(is_share(value) and 0 < value <= 1, name, "in (0, 1]", value)
         for name in ("every", "floor", "multiple"):
             check(is_count(getattr(self, name)), name, "an integer >= 1", getattr(self, name))
-        for name in ("scratch", "spatial"):
+        for name in ("scratch", "spatial", "static"):
             check(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
         check(self.integrator in INTEGRATORS, "integrator", f"one of {', '.join(INTEGRATORS)}", self.integrator)
         fits = self.ranks is None or isinstance(self.ranks, Mapping)
@@ -137,6 +144,8 @@ class TDLRT(Method):
         if not factorised(made.model):
             reasons = "; ".join(f"'{name}': {why}" for name, why in made.left.items())
             raise UnsupportedLayer(f"`model` has no layer to train in Tucker format: {reasons or 'none has a weight'}.")
+        if self.static:
+            reserve_(made.model, partial(self._room, policy))
         return made.model
 
     def optimizer(
@@ -185,7 +194,7 @@ class TDLRT(Method):
         steps = None if goal is None else goal.steps
         return Course(
             tau=self.tau,
-            every=self.every if self.integrator == "cycle" else 1,
+            every=1 if self.integrator == "one_pass" else self.every,
             twice=self.integrator == "two_pass",
             pinned=self.integrator == "fixed",
             columns=self.columns,
@@ -210,6 +219,11 @@ class TDLRT(Method):
             choice, level = (None, None) if found is None else (found.choice, found.level)
         why = RANK_SAVES_NOTHING
         return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
+
+    def _room(self, policy: Policy, layer: TrainedTucker) -> list[int]:
+        """The largest ranks of a layer in the course of a run: those of a cut, grown once."""
+        most = layer.ranks if self.integrator == "fixed" else map(max, layer.ranks, policy.bound(layer.spec, self.cap))
+        return [min(r + more(r, self.columns), n) for r, n in zip(most, layer.sizes, strict=False)]
 
     def _aim(self, model: nn.Module, goal: Goal) -> dict[str, tuple[int, ...]]:
         """The ranks that the goal's budget allows, of the layers in Tucker format by name."""

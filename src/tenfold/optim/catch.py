@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.utils.weak import WeakIdKeyDictionary
 
 
@@ -15,6 +16,8 @@ class Catch:
     """Puts aside the gradients of ``bases``, and keeps the sizes of those of ``cores`` as they come.
 
     They add up over several backward passes, as ``.grad`` does. A later `Catch` of the same parameter takes its place.
+    It acts as a backward pass ends, after all else that does: where a wrapper averages gradients over processes, those
+    put aside are averages too, and compare with those of the cores.
 
     Args:
         cores: their gradients stay in ``.grad``, where loss scaling and clipping change them.
@@ -22,7 +25,7 @@ class Catch:
     """
 
     def __init__(self, cores: Sequence[nn.Parameter], bases: Sequence[nn.Parameter]) -> None:
-        self._cores = list(cores)
+        self._cores, self._bases = list(cores), list(bases)
         self._aside: dict[int, Tensor] = {}
         self._energy: dict[int, Tensor] = {}
         for core in cores:
@@ -35,17 +38,17 @@ class Catch:
         return self._aside.get(id(basis))
 
     def all(self) -> list[Tensor]:
-        """All that were put aside."""
-        return list(self._aside.values())
+        """All that were put aside, in the order of the bases."""
+        return [self._aside[id(basis)] for basis in self._bases if id(basis) in self._aside]
 
-    def scale(self) -> float:
-        """What the gradients of the cores were multiplied by since they came: those put aside were not."""
-        if not self._aside or not self._energy:
-            return 1.0
+    def scale_(self) -> None:
+        """Multiply those put aside by what the gradients of the cores were multiplied by since they came."""
         cores = [core for core in self._cores if id(core) in self._energy]
         came = sum(float(self._energy[id(core)]) for core in cores)
         now = sum(_energy(core.grad) for core in cores if core.grad is not None)
-        return math.sqrt(now / came) if 0 < came < math.inf else 1.0
+        if 0 < came < math.inf and now != came:
+            for grad in self._aside.values():
+                grad.mul_(math.sqrt(now / came))
 
     def forget(self) -> None:
         """Drop all."""
@@ -59,7 +62,8 @@ class Catch:
             return
         if aside:
             old = self._aside.get(id(parameter))
-            self._aside[id(parameter)] = grad.detach() if old is None else old + grad.detach()
+            # A copy: wrappers use the memory of a gradient again.
+            self._aside[id(parameter)] = grad.detach().clone() if old is None else old + grad.detach()
             parameter.grad = None
         else:
             self._energy[id(parameter)] = grad.detach().double().square().sum()
@@ -70,6 +74,7 @@ def _energy(grad: Tensor) -> float:
 
 
 _WATCHED: Any = WeakIdKeyDictionary()
+_at_the_end: Any = Variable._execution_engine.queue_callback  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _watch(parameter: nn.Parameter, catch: Catch, *, aside: bool) -> None:
@@ -77,9 +82,13 @@ def _watch(parameter: nn.Parameter, catch: Catch, *, aside: bool) -> None:
         _WATCHED[parameter].remove()
     reference = weakref.ref(catch)  # a parameter must not keep an optimizer alive
 
-    def caught(p: Tensor) -> None:
+    def take(p: Tensor) -> None:
         alive = reference()
         if alive is not None:
             alive.take(p, aside)
+
+    def caught(p: Tensor) -> None:
+        # Wrappers queue what they do at the end of the pass while gradients come: what is queued then is behind it.
+        _at_the_end(lambda: _at_the_end(lambda: take(p)))
 
     _WATCHED[parameter] = parameter.register_post_accumulate_grad_hook(caught)

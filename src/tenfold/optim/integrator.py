@@ -41,6 +41,7 @@ class Integrator(Optimizer):
     happen, so those that a gradient scaler skips do not, and accumulated gradients make one step. Gradients of bases
     are taken out of ``.grad`` as they come: clipping does not see them. Where processes train together, each with its
     part of the batch, gradients are averaged here, and the model must not be wrapped: its parameters change shape.
+    Where all its layers are static, they do not, and always require gradients: a wrapper may stand around ``model``.
 
     Args:
         inner: any of torch's optimizers that takes plain steps, over all trained parameters but the bases.
@@ -92,19 +93,15 @@ class Integrator(Optimizer):
             ArgumentError: no closure where one is needed.
         """
         twice = self.course.twice
-        check(
-            closure is not None or not twice,
-            "closure",
-            "given: the two-pass integrator computes gradients twice",
-            closure,
-        )
+        known = closure is not None or not twice
+        check(known, "closure", "given: the two-pass integrator computes gradients twice", closure)
         state = self._state
         before = RandomState.of(self._model) if twice else None
         loss = None if closure is None else torch.enable_grad()(closure)()
-        scale = self._catch.scale()
+        self._catch.scale_()
         self._average()
         if state["position"] == 0:
-            grown = self._open(scale)
+            grown = self._open()
             if grown and before is not None and closure is not None:
                 self._again(closure, before)
             self._measure(grown)
@@ -192,13 +189,14 @@ class Integrator(Optimizer):
 
     # ---- the cycle
 
-    def _open(self, scale: float) -> list[Unit]:
+    def _open(self) -> list[Unit]:
         """Let the bases grow; the units that did."""
         state = self._state
+        average_(self._catch.all())
         grads, grown = {}, []
         for unit in self._units:
             found = [self._catch.of(basis) for basis in unit.layer.bases]
-            mine = [g for g in found if g is not None]
+            mine = [g[:, :r] for g, r in zip(found, unit.layer.ranks, strict=True) if g is not None]
             if len(mine) < len(found) or bool(unit.layer.augmented):
                 continue
             if not math.isfinite(sum(float(g.sum()) for g in mine)) or not _finite(unit.layer.core.grad):
@@ -210,7 +208,7 @@ class Integrator(Optimizer):
             state["settled"][unit.name] = list(unit.layer.ranks)
             state["first"].setdefault(unit.name, list(unit.layer.ranks))
         tangent = not self.course.twice
-        augment_(grown, grads, self.inner, columns=self.course.columns, tangent=tangent, scale=scale)
+        augment_(grown, grads, self.inner, columns=self.course.columns, tangent=tangent)
         return grown
 
     def _aim(self, aim: Callable[[], Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
@@ -274,7 +272,6 @@ class Integrator(Optimizer):
 
     def _average(self) -> None:
         average_gradients_([p for group in self.param_groups for p in group["params"]])
-        average_(self._catch.all())
 
     def _listen(self) -> None:
         """Ask for gradients of the bases where the next step uses them."""
@@ -283,7 +280,7 @@ class Integrator(Optimizer):
     def _ask(self, wanted: bool) -> None:
         for unit in self._units:
             for basis in unit.layer.bases:
-                basis.requires_grad_(wanted)
+                basis.requires_grad_(wanted or unit.layer.static)
 
     # ---- state
 

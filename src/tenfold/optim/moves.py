@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tenfold.errors import TenfoldWarning
-from tenfold.layers.factors import Factorised, put_
+from tenfold.layers.factors import Factorised, active
 from tenfold.linalg.subspace import fresh_directions
 from tenfold.linalg.svd import like
-from tenfold.linalg.transport import grow, grow_square, tangent_gradient, turn, turn_square
+from tenfold.linalg.transport import grow, grow_square, leading, tangent_gradient, turn, turn_square
 from tenfold.linalg.tucker import Limits, stacked, tucker_cut
 from tenfold.optim.processes import shared
 
@@ -40,20 +40,40 @@ class Unit:
     layer: Factorised
 
     @property
-    def blocks(self) -> list[Tensor]:
-        """The bases ``(g, n_i, r_i)``, detached."""
-        return [stacked(basis.detach(), self.layer.groups) for basis in self.layer.bases]
+    def core(self) -> Tensor:
+        """``C`` without padding, detached."""
+        return active(self.layer)[0].detach()
+
+    @property
+    def bases(self) -> list[Tensor]:
+        """``U_i (g n_i, r_i)`` without padding, detached."""
+        return [basis.detach() for basis in active(self.layer)[1:]]
 
     @property
     def work(self) -> float:
         """An estimate, for sharing out."""
-        return float(sum(b.shape[-2] * b.shape[-1] ** 2 for b in self.layer.bases) + self.layer.core.numel())
+        return float(sum(len(u) * u.shape[1] ** 2 for u in self.bases) + self.core.numel())
+
+    def padded(self, x: Tensor) -> Tensor:
+        """``x``, shaped like the core, as the layer stores its core."""
+        return grow(x, [basis.shape[1] for basis in self.layer.bases], self.layer.groups)
+
+    def most(self, columns: float) -> list[int]:
+        """How many columns each basis may get: see `more`, and no more than a static layer has room for."""
+        pairs = list(zip(self.layer.bases, self.layer.ranks, strict=True))
+        free = [basis.shape[1] - r if self.layer.static else len(basis) for basis, r in pairs]
+        return [min(more(r, columns), n) for (_, r), n in zip(pairs, free, strict=True)]
 
     def fresh_norm(self, x: Tensor, ranks: Sequence[int]) -> float:
         """Frobenius norm of ``x``, shaped like the core, outside its leading block of these ranks."""
         outside = stacked(x.detach().double(), self.layer.groups).clone()
         outside[(slice(None), *(slice(0, r) for r in ranks))] = 0
         return float(outside.norm())
+
+
+def more(rank: int, columns: float) -> int:
+    """By how many columns a basis of this rank grows at most, where ``columns`` is a share of them."""
+    return max(1, int(columns * rank))
 
 
 @dataclass(frozen=True)
@@ -72,45 +92,39 @@ def augment_(
     *,
     columns: float,
     tangent: bool,
-    scale: float = 1.0,
 ) -> None:
     """Let the bases of every unit grow by the directions of their gradients; the weights stay as they are.
 
     Args:
         units: what grows.
-        grads: of the bases, by name; finite.
+        grads: of the bases without padding, by name; finite.
         optimizer: what it remembers of the cores is padded.
         columns: new ones of a basis per old one, at most.
         tangent: leave the gradient of the grown core in ``core.grad``, as far as it follows from ``grads``: the
             Riemannian gradient. Otherwise there is no gradient left.
-        scale: of the gradients of the cores over those of the bases, where they differ.
     """
 
     def fresh(unit: Unit) -> list[Tensor]:
-        pairs = zip(unit.blocks, grads[unit.name], strict=True)
-        return [
-            fresh_directions(u, stacked(g, unit.layer.groups), max(1, int(columns * u.shape[-1]))) for u, g in pairs
-        ]
+        groups, parts = unit.layer.groups, zip(unit.bases, grads[unit.name], unit.most(columns), strict=True)
+        return [fresh_directions(stacked(u, groups), stacked(g, groups), most) for u, g, most in parts]
 
     found = shared([lambda unit=unit: fresh(unit) for unit in units], [unit.work for unit in units])
     for unit, made in zip(units, found, strict=True):
-        layer, core = unit.layer, unit.layer.core
-        groups, gradient = layer.groups, None
-        new = [like(f, basis) for f, basis in zip(made, layer.bases, strict=True)]
+        layer, groups, core, bases, gradient = unit.layer, unit.layer.groups, unit.core, unit.bases, None
+        new = [like(f, u) for f, u in zip(made, bases, strict=True)]
         ranks = [r + f.shape[-1] for r, f in zip(layer.ranks, new, strict=True)]
-        if tangent and core.grad is not None:
-            own = [stacked(g, groups) * scale for g in grads[unit.name]]
-            gradient = tangent_gradient(core.grad, core.detach(), new, own)
-        _carry_(
+        if tangent and layer.core.grad is not None:
+            own = [stacked(g, groups) for g in grads[unit.name]]
+            gradient = tangent_gradient(leading(layer.core.grad, layer.ranks, groups), core, new, own)
+        _change_(
+            unit,
             optimizer,
-            core,
+            grow(core, ranks, groups),
+            [torch.cat([u, f.flatten(0, 1)], -1) for u, f in zip(bases, new, strict=True)],
             lambda m, ranks=ranks, groups=groups: grow(m, ranks, groups),
             lambda v, ranks=ranks, groups=groups: grow_square(v, ranks, groups),
         )
-        put_(core, grow(core.detach(), ranks, groups))
-        core.grad = gradient
-        for basis, block, f in zip(layer.bases, unit.blocks, new, strict=True):
-            put_(basis, torch.cat([block, f], -1).flatten(0, 1))
+        layer.core.grad = None if gradient is None else unit.padded(gradient)
         layer.augmented.fill_(True)
 
 
@@ -128,8 +142,7 @@ def cut_(units: Sequence[Unit], limits: Sequence[Limits], tau: float, optimizer:
     """
 
     def cut(unit: Unit, limit: Limits) -> list[Tensor]:
-        layer = unit.layer
-        made = tucker_cut(layer.core, list(layer.bases), tau, limits=limit, groups=layer.groups, aligned=True)
+        made = tucker_cut(unit.core, unit.bases, tau, limits=limit, groups=unit.layer.groups, aligned=True)
         about = torch.tensor([made.error, float(made.overridden)], dtype=torch.float64, device=made.core.device)
         return [about, made.core, *made.bases, *made.turns]
 
@@ -138,42 +151,44 @@ def cut_(units: Sequence[Unit], limits: Sequence[Limits], tau: float, optimizer:
     for unit, (about, core, *rest) in zip(units, shared(tasks, [unit.work for unit in units]), strict=True):
         layer = unit.layer
         bases, turns = rest[: len(layer.bases)], [x.to(layer.core.device) for x in rest[len(layer.bases) :]]
-        _carry_(
+        _change_(
+            unit,
             optimizer,
-            layer.core,
+            core,
+            bases,
             lambda m, turns=turns: turn(m, turns),
             lambda v, turns=turns: turn_square(v, turns),
             forget=CENTRES,
         )
-        put_(layer.core, like(core, layer.core))
-        for basis, new in zip(layer.bases, bases, strict=True):
-            put_(basis, like(new, basis))
         layer.augmented.fill_(False)
         results[unit.name] = Result(float(about[0]), bool(about[1]))
     return results
 
 
-def _carry_(
+def _change_(
+    unit: Unit,
     optimizer: Optimizer,
-    core: nn.Parameter,
+    core: Tensor,
+    bases: Sequence[Tensor],
     moment: Callable[[Tensor], Tensor],
     square: Callable[[Tensor], Tensor],
     forget: Sequence[str] = (),
 ) -> None:
-    """Bring into new coordinates what an optimizer remembers of a core."""
-    state = optimizer.state.get(core, {})
+    """Give a unit new factors, and bring into their coordinates what an optimizer remembers of the core."""
+    layer, before, shape = unit.layer, unit.layer.ranks, unit.layer.core.shape
+    layer.set_factors(core, *bases)
+    state = optimizer.state.get(layer.core, {})
     for key, value in list(state.items()):
         if not isinstance(value, Tensor) or value.ndim == 0:
             continue
-        if value.shape != core.shape:
+        if value.shape != shape:
             warnings.warn(
                 f"`base`: {type(optimizer).__name__} keeps {key!r} {tuple(value.shape)} of a core "
-                f"{tuple(core.shape)}; it cannot be brought into other bases, and is dropped at each change of them.",
+                f"{tuple(shape)}; it cannot be brought into other bases, and is dropped at each change of them.",
                 TenfoldWarning,
                 stacklevel=2,
             )
-            optimizer.state.pop(core)
+            optimizer.state.pop(layer.core)
             return
-        state[key] = (square if key in SQUARES else moment)(value)
-        if key in forget:
-            state[key].zero_()
+        new = (square if key in SQUARES else moment)(leading(value, before, layer.groups))
+        state[key] = torch.zeros_like(layer.core) if key in forget else unit.padded(new)
