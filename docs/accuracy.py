@@ -1,9 +1,8 @@
 """Tables of accuracy, from the result files of experiments."""
 
-import json
 import statistics
 
-from docs.cells import DATA, ROOT, markdown, percent, results, spread
+from docs.cells import DATA, markdown, percent, results, spread
 
 
 def first_path() -> str:
@@ -101,34 +100,3 @@ def pretrained() -> str:
         cells = [percent(kept["agreement"], 1), percent(kept["top-1"], 1), percent(anew.get("agreement"), 1)]
         rows.append([row["method"], budget, *shares, *cells])
     return markdown(["method", "budget", "parameters", "MACs", "agreement", "top-1", "agreement, norms anew"], rows)
-
-
-def sfw() -> str:
-    """Training methods on one network: mean accuracy by share removed, right after / re-estimated."""
-    return _cuts("digits")
-
-
-def sfw_rescaling() -> str:
-    """The ablation of the step size."""
-    return _cuts("digits-rescaling")
-
-
-def _cuts(name: str) -> str:
-    path = ROOT / "experiments" / "sfw" / "results" / f"{name}.json"
-    found = json.loads(path.read_text())["rows"] if path.exists() else []
-    runs: dict[str, list[dict]] = {}
-    for row in found:
-        runs.setdefault(row["label"], []).append(row)
-    ratios = [one["ratio"] for one in next((r["filters"] for r in found if "filters" in r), [])]
-    rows = []
-    for label, all_seeds in runs.items():
-        seeds = [row for row in all_seeds if "failure" not in row]
-        for cut in ("filters", "rank") if seeds else ():
-            cells = []
-            for i in range(len(ratios)):
-                both = [[100 * row[cut][i][key] for row in seeds] for key in ("accuracy", "reestimated")]
-                cells.append(" / ".join(f"{sum(values) / len(values):.1f}" for values in both))
-            rows.append([label, cut, f"{len(seeds)}", *cells])
-        if len(seeds) < len(all_seeds):
-            rows.append([label, "failed", f"{len(all_seeds) - len(seeds)}", *[""] * len(ratios)])
-    return markdown(["method", "removed", "seeds", *(f"{ratio:.0%}" for ratio in ratios)], rows)

@@ -1,8 +1,8 @@
 """Write what is made from result files: ``python -m docs.tables``; ``--check`` only compares.
 
 That is the tables of README.md and docs/, and the report and pictures of each published comparison. A table stands
-between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function in `docs.accuracy`, `docs.comparison` or
-`docs.timing`, with its arguments behind it. No figure is typed by hand.
+between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function in `docs.accuracy`, `docs.comparison`,
+`docs.trained` or `docs.timing`, with its arguments behind it. No figure is typed by hand.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from docs import accuracy, comparison, timing
+from docs import accuracy, comparison, timing, trained
 from docs.cells import ROOT
 
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
@@ -25,14 +25,20 @@ TABLES: dict[str, Callable[..., str]] = {
         accuracy.pretrained,
         comparison.comparison,
         comparison.stages,
-        accuracy.sfw,
-        accuracy.sfw_rescaling,
+        trained.sfw,
+        trained.sfw_rescaling,
+        trained.sfw_fashion,
+        trained.sfw_cifar,
+        trained.conditioning,
+        trained.tolerance,
         timing.allocation_speed,
         timing.inference_speed,
         timing.projection_speed,
         timing.projection_overhead,
         timing.oracle_speed,
         timing.sfw_step,
+        timing.tucker_step,
+        timing.tucker_memory,
     )
 }
 

@@ -75,3 +75,24 @@ def sfw_step() -> str:
         rows.append([row["set"], *seconds, *own, f"{row['ratio']:.3f}"])
     head = ["set", "step of SGD, s", "step of SFW, s", "SGD alone, ms", "SFW alone, ms", "SFW / SGD"]
     return markdown(head, rows)
+
+
+def tucker_step() -> str:
+    """A whole training step in Tucker format beside the dense one: how much faster, and the share of algebra."""
+    rows = []
+    for row in benchmark("tucker_step"):
+        if "faster" in row:
+            cells = [f"{row['faster'][name]:.2f}x ({row['algebra'][name]:.0%})" for name in row["faster"]]
+            rows.append([row["net"], f"{row['fewer']:.0%}", f"{row['seconds']['dense']:.2f}", *cells])
+    names = next((list(row["faster"]) for row in benchmark("tucker_step") if "faster" in row), [])
+    return markdown(["network", "fewer weights", "dense step, s", *names], rows)
+
+
+def tucker_memory() -> str:
+    """Peak memory of training in Tucker format beside that of dense training."""
+    rows = []
+    for row in benchmark("tucker_step"):
+        if "over_dense" in row:
+            sizes = [f"{row['peak_bytes'][name] / 2**20:.0f}" for name in ("dense", "tucker")]
+            rows.append([row["net"], f"{row['fewer']:.0%}", *sizes, f"{row['over_dense']:.2f}"])
+    return markdown(["network", "fewer weights", "dense, MiB", "Tucker, MiB", "ratio"], rows)

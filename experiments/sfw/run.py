@@ -1,8 +1,8 @@
 """One dense training run per method, then accuracy against the share removed: filters, and ranks, without retraining.
 
     python experiments/sfw/run.py --out experiments/sfw/results/digits.json
-    python experiments/sfw/run.py --out experiments/sfw/results/fashion.json --data fashion-mnist --model resnet20 \
-        --examples 12000 --epochs 6 --batch-size 128 --seeds 1
+    python experiments/sfw/run.py --out experiments/sfw/results/fashion.json --data fashion-mnist \
+        --examples 6000 --test 2500 --epochs 8 --precision bf16
 
 Each ratio is measured right after the cut and with batch norm re-estimated, on copies of the same trained network.
 ``--part rescaling`` is the ablation of the step size's rescaling and of the learning rate's decay. Networks start from
@@ -51,6 +51,8 @@ METHODS = [
     Variant("nuclear-norm-proximal", tenfold.NuclearNorm(strength=1e-1, update="proximal", every=5)),
     Variant("sfw-filters", tenfold.SFW(GROUP, width=1.0), lr=0.5),
     Variant("sfw-rank", tenfold.SFW(SPECTRAL, width=1.0), lr=0.5),
+    Variant("sfw-filters-w3", tenfold.SFW(GROUP, width=3.0), lr=0.5),
+    Variant("sfw-rank-w3", tenfold.SFW(SPECTRAL, width=3.0), lr=0.5),
     Variant("sfw-filters-w10", tenfold.SFW(GROUP, width=10.0)),
     Variant("sfw-rank-w10", tenfold.SFW(SPECTRAL, width=10.0)),
 ]
@@ -85,13 +87,17 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--model", default="cnn")
     parser.add_argument("--examples", type=int, help="of training; all of them if left out")
+    parser.add_argument("--test", type=int, help="examples of testing; all of them if left out")
     parser.add_argument("--epochs", type=int, default=13)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--precision", default="no")
+    parser.add_argument("--only", nargs="+", choices=[variant.label for variant in METHODS], help="these methods")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", tenfold.TenfoldWarning)  # starts outside the set are pulled in: w = 1
-    data = part(load_data(given.data, given.data_root), given.examples)
+    data = load_data(given.data, given.data_root).part(given.examples)
+    data = data if given.test is None else replace(data, test=data.test.part(given.test))
     body = {"settings": settings(given, data), "rows": []}
     if given.out.exists():
         old = json.loads(given.out.read_text())
@@ -101,24 +107,16 @@ def main() -> None:
     done = {(row["label"], row["seed"]) for row in body["rows"]}
     for seed in range(given.seeds):
         for variant in PARTS[given.part]:
-            if (variant.label, seed) not in done:
+            if (variant.label, seed) not in done and variant.label in (given.only or [variant.label]):
                 body["rows"].append(run(variant, seed, data, given))
                 write_json(given.out, body)
 
 
 def settings(given, data: Data) -> dict:
     versions = {"tenfold": version("tenfold"), "torch": torch.__version__, "python": platform.python_version()}
-    names = ("part", "data", "model", "epochs", "batch_size")
+    names = ("part", "data", "model", "epochs", "batch_size", "precision")
     examples = {"train": len(data.train), "test": len(data.test)}
     return {name: getattr(given, name) for name in names} | {"examples": examples, "versions": versions}
-
-
-def part(data: Data, examples: int | None) -> Data:
-    """The same ``examples`` training examples every time."""
-    if examples is None:
-        return data
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:examples]
-    return replace(data, train=replace(data.train, x=data.train.x[order], y=data.train.y[order]))
 
 
 def run(variant: Variant, seed: int, data: Data, given) -> dict:
@@ -136,6 +134,7 @@ def run(variant: Variant, seed: int, data: Data, given) -> dict:
         lr=variant.lr,
         weight_decay=variant.weight_decay,
         schedule=variant.schedule,
+        precision=given.precision,
         seed=seed,
     )
     watched = Watched(variant.method)

@@ -33,6 +33,7 @@ from tenfold.methods.base import Method as Method
 from tenfold.methods.base import compress as compress
 from tenfold.methods.base import plan as plan
 from tenfold.methods.dense import Dense as Dense
+from tenfold.methods.factors import Factors as Factors
 from tenfold.methods.fisher_svd import FisherSVD as FisherSVD
 from tenfold.methods.group_lasso import GroupLasso as GroupLasso
 from tenfold.methods.l_rank import LRank as LRank

@@ -33,7 +33,7 @@ def experiment(*entries, **changes) -> Experiment:
     """A small one on the digits."""
     given = {
         "name": "tiny",
-        "data": DataChoice("digits", examples=256),
+        "data": DataChoice("digits", examples=256, validation=40),
         "model": "cnn",
         "methods": tuple(Entry(method) for method in entries or (tenfold.SVD(), tenfold.TRP(every=2))),
         "budgets": (tenfold.Budget(params=0.5),),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,7 @@ def test_only_the_recovery_is_taught():
         ("seeds: [0, 3]", "seeds: [-1]", "`seeds:`"),
         ("seeds: [0, 3]", "seeds: [a]", "`seeds:` must be of type"),
         ("examples: 100", "examples: 0", "`examples:`"),
+        ("examples: 100", "validation: 0", "`validation:`"),
         ("model: cnn", "", "lacks fields: model"),
         ("model: cnn", "model: 3", "`model:`"),
         ("model: cnn", "model: cnn\nthreads: 0", "`threads:`"),
@@ -179,3 +181,24 @@ def test_experiments_that_come_with_the_project_can_be_read(file):
     assert found.model in model_names()
     assert found.data.name in data_names()
     assert f"tenfold compare --experiment experiments/{file.parent.name}/{file.name}" in file.read_text()
+
+
+def test_a_method_may_have_a_learning_rate_of_its_own_and_everything_else_is_the_same_for_all() -> None:
+    own = {"lr": 0.5, "weight_decay": 0.0}
+    body = {"name": "x", "data": "digits", "model": "cnn", "budgets": [{"params": 0.5}]}
+    body |= {"methods": [{"method": "sfw", "recipe": own}, "sfw", "svd"]}
+    made = Experiment.from_dict(body)
+    first, second, _ = made.methods
+    assert first.label == "sfw lr=0.5 weight_decay=0"
+    assert made.whole(3, first) == replace(made.recipe, lr=0.5, weight_decay=0.0, seed=3)
+    assert made.whole(3, second) == made.whole(3) == replace(made.recipe, seed=3)
+    assert Experiment.from_dict(made.to_dict()) == made
+    for bad, why in (
+        ({"method": "sfw", "recipe": {"epochs": 9}}, "keys of a method's own.*epochs"),
+        ({"method": "sfw", "recipe": {"lr": -1.0}}, "`lr` must be > 0"),
+        ({"method": "sfw", "recipe": 0.1}, "must be a mapping"),
+        ({"method": "svd", "recipe": {"lr": 0.5}}, "left out for what is compressed after"),
+        ({"method": "sfw", "after": True, "recipe": {"lr": 0.5}}, "left out for what is compressed after"),
+    ):
+        with pytest.raises(tenfold.ArgumentError, match=why):
+            Experiment.from_dict(body | {"methods": [bad]})

@@ -330,6 +330,29 @@ def test_exact_ties_take_no_more_than_the_set_allows(ball, shape, value) -> None
         close(-dot(g, v), R * ball.support(g), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("ball", [kind() for kind in balls.SETS.values() if kind.powers], ids=str)
+def test_gauge_and_support_of_a_tensor_in_parts_are_norms_of_those_of_its_parts(ball) -> None:
+    x = draw(0, 9)
+    parts = x.split([4, 0, 5])
+    assert ball.powers is not None
+    for measure, p in zip((ball.gauge, ball.support), ball.powers, strict=True):
+        close(torch.linalg.vector_norm(torch.stack([measure(part) for part in parts]), p), measure(x))
+
+
+@pytest.mark.parametrize("ball", [balls.L1(), balls.KSparse(k=1), balls.KSupport(k=1)], ids=str)
+def test_of_tied_entries_a_single_one_is_the_first(ball) -> None:
+    g = torch.tensor([0.5, -2.0, 1.0, 2.0, -2.0]).repeat(500)
+    assert ball.lmo(g, 3.0).nonzero().tolist() == [[1]]
+
+
+@pytest.mark.parametrize("ball", [balls.L2(), balls.KSupport(k=0.9), balls.SpectralKSupport(k=1.0)], ids=str)
+def test_vertices_of_millions_of_float32_entries_are_on_the_boundary(ball) -> None:
+    """Added up one after the other, the squares would be 4e-5 off."""
+    g = torch.randn(512, 4000, generator=torch.Generator().manual_seed(0))
+    v = ball.lmo(g, 3.0).double()
+    assert float(v.norm()) == pytest.approx(3.0, rel=1e-6)  # the largest L2 norm in each of these sets
+
+
 @over_cases
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)])
 def test_coarse_types_are_worked_on_in_finer_ones(ball, shape, dtype, eps) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tenfold.linalg import balls
-from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward
+from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward_
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 SETS = [
@@ -27,11 +27,18 @@ def lengths(m, theta, v, diameter=2.0) -> Lengths:
     return Lengths(*flat, torch.full_like(flat[0], diameter))
 
 
+def toward(theta, v, eta) -> torch.Tensor:
+    """One step of each tensor of a stack."""
+    new = theta.clone()
+    toward_(new.unbind(), v.unbind(), eta, torch.ones_like(eta))
+    return new
+
+
 def test_momentum_in_both_conventions_is_a_geometric_sum_or_mean() -> None:
     gradients = [randn(4, seed=i) for i in range(5)]
     heavy, mean = torch.zeros(4).double(), torch.zeros(4).double()
     for g in gradients:
-        heavy, mean = blend(heavy, g, 0.9), blend(mean, g, 0.9, 0.9)
+        (heavy,), (mean,) = blend([heavy], [g], 0.9), blend([mean], [g], 0.9, 0.9)
     wanted = sum(0.9 ** (4 - i) * g for i, g in enumerate(gradients))
     torch.testing.assert_close(heavy, wanted, **TIGHT)
     torch.testing.assert_close(mean, 0.1 * wanted, **TIGHT)
@@ -78,6 +85,24 @@ def test_the_ends_of_a_step_are_exact() -> None:
     assert torch.equal(toward(theta, v, torch.ones(2)), v)
     half = toward(theta, v, torch.tensor([0.5, 0.25]))
     torch.testing.assert_close(half[1], 0.75 * theta[1] + 0.25 * v[1])
+
+
+def test_a_momentum_that_is_not_finite_has_no_step() -> None:
+    one = torch.ones(3).double()
+    momentum = torch.tensor([torch.nan, torch.inf, 1.0], dtype=torch.float64)
+    for rescaling in RESCALINGS.values():
+        eta, clipped = step_size(rescaling, 5.0, Lengths(momentum, one, one))
+        assert eta.tolist() == [0, 0, 1]
+        assert clipped.tolist() == [False, False, True]
+
+
+def test_the_vertex_of_an_l2_ball_need_not_be_there() -> None:
+    """Tensors of two shapes: the momentum, scaled, does for the vertex."""
+    m, theta, eta = [randn(7), randn(3, 4)], [randn(7, seed=1), randn(3, 4, seed=2)], torch.tensor([0.3, 0.9]).double()
+    wanted = [toward(t[None], balls.L2().lmo(x, 5.0)[None], e[None])[0] for t, x, e in zip(theta, m, eta, strict=True)]
+    toward_(theta, m, eta, -5.0 / torch.stack([x.norm() for x in m]))
+    for mine, other in zip(theta, wanted, strict=True):
+        torch.testing.assert_close(mine, other, **TIGHT)
 
 
 def test_the_forgetting_factor_is_the_weight_of_the_start() -> None:

@@ -254,6 +254,16 @@ def test_a_model_that_was_not_trained_so_is_cut_to_tau() -> None:
     assert result.plan.layers["conv1"].decomposition == "dense"
 
 
+def test_a_layer_that_the_goal_leaves_out_is_dense_and_stays_so() -> None:
+    method, goal = tenfold.TDLRT(tau=0.9), tenfold.Goal(exclude_modules=["conv2"])
+    model = method.begin(net(), goal=goal)
+    assert set(factorised(model)) == set(factorised(method.begin(net()))) - {"conv2"}
+    assert method.finish(net()).plan.layers["conv2"].decomposition == "tucker"  # it would be cut
+    result = method.finish(model)
+    assert result.plan.layers["conv2"].decomposition == "dense"
+    assert torch.equal(result.model.conv2.weight, model.conv2.weight)
+
+
 def test_a_trained_model_and_its_optimizer_go_through_files_and_finish_alike() -> None:
     method = tenfold.TDLRT(tau=0.2, every=10)
     model, optimizer = trained(method, 13, None)

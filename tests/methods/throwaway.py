@@ -151,7 +151,7 @@ class Pair(Method):
     name: ClassVar[str] = "pair"
     needs_budget: ClassVar[bool] = False
 
-    def begin(self, model):
+    def begin(self, model, *, goal=None):
         problem = survey(model)
         return apply(model, self._at(problem, lambda table, site: self.rank))
 

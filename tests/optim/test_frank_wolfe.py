@@ -124,6 +124,29 @@ def test_equal_shapes_go_together_and_come_out_as_alone() -> None:
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("ball", SETS, ids=lambda b: type(b).__name__)
+def test_tensors_of_several_shapes_come_out_as_alone_to_the_bit(ball) -> None:
+    shapes = [(4, 3, 2), (5,), (4, 3, 2), (6, 5)]
+    together = [parameter(*shape, seed=i) for i, shape in enumerate(shapes)]
+    alone = [nn.Parameter(p.detach().clone()) for p in together]
+    optimizer = FrankWolfe(together, 0.3, constraint=ball, radius=[1.0, 2.0, 3.0, 4.0])
+    single = [FrankWolfe([p], 0.3, constraint=ball, radius=1.0 + i) for i, p in enumerate(alone)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some start outside
+        for step in range(4):
+            for i, (p, q) in enumerate(zip(together, alone, strict=True)):
+                p.grad = q.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * i + step))
+            together[step % 4].grad = None  # one of them stands still
+            alone[step % 4].grad = None
+            for one in (optimizer, *single):
+                one.step()
+    for p, q in zip(together, alone, strict=True):
+        if isinstance(ball, balls.Spectral):  # products of stacks are not those of matrices, to the bit
+            torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-3, atol=1e-5)
+        else:
+            assert torch.equal(p, q)
+
+
 # ---- edges
 
 

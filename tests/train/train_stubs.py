@@ -17,7 +17,7 @@ class Plain:
     needs_closure: ClassVar[bool] = False
     name: str = "plain"
 
-    def begin(self, model):
+    def begin(self, model, *, goal=None):
         return copy.deepcopy(model)
 
     def optimizer(self, model, *, goal, lr, momentum, weight_decay):

@@ -101,7 +101,8 @@ def compare(
     """
     out = Path(out)
     with _threads(experiment.threads):
-        data = load_data(experiment.data.name, experiment.data.root).part(experiment.data.examples)
+        choice = experiment.data
+        data = load_data(choice.name, choice.root).part(choice.examples, choice.validation)
         if experiment.calibration is not None:
             data.train.part(experiment.calibration, "calibration")  # refused at once, if it is
         build_model(experiment.model, data.classes, data.channels, data.size)  # refused before anything is written

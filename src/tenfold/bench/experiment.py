@@ -41,15 +41,19 @@ class DataChoice:
         name: as `tenfold.train.load_data` takes it.
         root: folder of its files; None searches the usual places.
         examples: of the training set that are used, >= 1, the same every time; None: all.
+        validation: of the validation set, likewise; it is looked at after every epoch.
     """
 
     name: str
     root: str | None = None
     examples: int | None = None
+    validation: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the range."""
-        check(self.examples is None or is_count(self.examples), "examples", "an integer >= 1, or None", self.examples)
+        """Check the ranges."""
+        for name in ("examples", "validation"):
+            value = getattr(self, name)
+            check(value is None or is_count(value), name, "an integer >= 1, or None", value)
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,23 @@ class Entry:
     Args:
         method: with its fields.
         after: compress after a dense training, although the method can work while the network trains.
+        recipe: what this method's training does differently, of `OWN`; for methods that work while the network trains.
+
+    Raises:
+        ArgumentError: another key in ``recipe``, or one for a method that works after training.
     """
 
     method: Method
     after: bool = False
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what may differ."""
+        other = sorted(set(self.recipe) - set(OWN))
+        check(not other, "recipe", f"keys of a method's own among {', '.join(OWN)}", other)
+        during = not self.recipe or self.kind == DURING
+        what = "left out for what is compressed after the dense training that all share"
+        check(during, "recipe", what, dict(self.recipe))
 
     @property
     def kind(self) -> str:
@@ -96,13 +113,17 @@ class Entry:
         usual = {f.name: f.default for f in fields(self.method)}
         values = {name: getattr(self.method, name) for name in usual}
         changed = [f"{name}={_short(value)}" for name, value in values.items() if value != usual[name]]
+        changed += [f"{name}={_short(value)}" for name, value in self.recipe.items()]
         return " ".join([self.method.name, *changed, *(["after"] if self.after else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """As `Experiment.from_dict` takes it."""
-        return self.method.to_dict() | ({"after": True} if self.after else {})
+        recipe = {"recipe": dict(self.recipe)} if self.recipe else {}
+        return self.method.to_dict() | ({"after": True} if self.after else {}) | recipe
 
 
+OWN = ("lr", "momentum", "weight_decay", "schedule", "warmup", "milestones", "gamma", "clip_norm")
+"""What a method may need for itself in a recipe. All else is the same for all: epochs, batches, augmentation."""
 _WORK = ("begin", "optimizer", "attach")
 
 
@@ -177,6 +198,8 @@ class Experiment:
         check(self.recipe.total is None, "total", "left out: the experiment windows the schedule", self.recipe.total)
         for name in ("methods", "budgets", "seeds"):
             check(len(getattr(self, name)) > 0, name, "a list with at least one entry", [])
+        for entry in self.methods:
+            self.whole(0, entry)  # its own check of the values
         for seed in self.seeds:
             check(is_count(seed, 0), "seeds", "integers >= 0", seed)
         for name in ("budgets", "seeds"):
@@ -200,9 +223,9 @@ class Experiment:
         shared = (self.recipe.epochs - self.recovery) * len(self.seeds) if after else 0
         return shared + after * self.recovery + (len(self.rows) - after) * self.recipe.epochs
 
-    def whole(self, seed: int) -> Recipe:
-        """Of a training that gets all epochs."""
-        return replace(self.recipe, seed=seed, distill=0.0)
+    def whole(self, seed: int, entry: Entry | None = None) -> Recipe:
+        """Of a training that gets all epochs; with what the method of ``entry`` does differently."""
+        return replace(self.recipe, **{} if entry is None else entry.recipe, seed=seed, distill=0.0)
 
     def shortened(self, seed: int) -> Recipe:
         """Of the dense training before a compression: the same schedule, milestones and all, in fewer epochs."""
@@ -226,8 +249,9 @@ class Experiment:
     def from_dict(cls, body: Mapping[str, Any]) -> Experiment:
         """An experiment from plain values, e.g. of a YAML file; the keys are the fields.
 
-        ``methods`` is "all", or a list of names and of mappings ``{method: NAME, FIELD: VALUE, ..., after: true}``;
-        ``budgets`` a list of mappings ``{params: 0.5, macs: 0.5}``.
+        ``methods`` is "all", or a list of names and of mappings ``{method: NAME, FIELD: VALUE, ..., after: true}``,
+        with ``recipe: {lr: 0.5}`` where a method needs one of its own; ``budgets`` a list of mappings
+        ``{params: 0.5, macs: 0.5}``.
 
         Raises:
             ArgumentError: an unknown key, or a value that cannot be; the message names the key.
@@ -283,9 +307,12 @@ def _entry(value: Any) -> Entry:
         )
     after = given.get("after", False)
     check(isinstance(after, bool), "after", "true or false", after)
-    own = {str(key): item for key, item in given.items() if key not in ("method", "after")}
+    recipe = given.get("recipe", {})
+    if not isinstance(recipe, Mapping):
+        raise ArgumentError(f"`recipe` of {given['method']} must be a mapping of keys among {OWN}; got {recipe!r}.")
+    own = {str(key): item for key, item in given.items() if key not in ("method", "after", "recipe")}
     try:
-        return Entry(build_method(given["method"], **own), after)
+        return Entry(build_method(given["method"], **own), after, recipe)
     except TypeError as error:  # a method's own check choked on the value
         raise ArgumentError(f"`methods`: {given['method']} cannot be made with {own}: {error}.") from error
 

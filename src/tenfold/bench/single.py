@@ -147,6 +147,7 @@ def _blank(setting: Setting, row: Row) -> RunResult:
     experiment, entry = setting.experiment, row.entry
     recovery = experiment.recovery if entry.kind == AFTER else 0
     method = entry.method.to_dict()
+    recipe = replace(experiment.recipe, **entry.recipe, seed=row.seed)
     return RunResult(
         id=row.id,
         label=entry.label,
@@ -157,7 +158,7 @@ def _blank(setting: Setting, row: Row) -> RunResult:
         seed=row.seed,
         model=experiment.model,
         data=asdict(experiment.data) | {"train": len(setting.data.train), "checksum": setting.data.checksum},
-        recipe=asdict(experiment.recipe) | {"milestones": list(experiment.recipe.milestones), "seed": row.seed},
+        recipe=asdict(recipe) | {"milestones": list(recipe.milestones)},
         epochs={"training": experiment.recipe.epochs - recovery, "recovery": recovery},
         place=setting.place,
     )
@@ -169,7 +170,7 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
     if row.entry.kind == AFTER:
         trained, history = _base(setting, row.seed)
     else:
-        whole = experiment.whole(row.seed)
+        whole = experiment.whole(row.seed, row.entry)
         training = _Training(setting.network(row.seed), row.entry.method, whole, setting.work / row.id, row.budget)
         fitted, watched = _fitted(setting, training, tell)
         trained, history = fitted.model, fitted.history

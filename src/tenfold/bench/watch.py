@@ -37,9 +37,9 @@ class Watched:
         """The method's."""
         return self.method.needs_closure
 
-    def begin(self, model: nn.Module) -> nn.Module:
+    def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
         """The method's model."""
-        return self.method.begin(model)
+        return self.method.begin(model, goal=goal)
 
     def optimizer(self, model: nn.Module, *, goal: Goal | None = None, **hyper: Any) -> Optimizer:
         """The method's optimizer, watched."""

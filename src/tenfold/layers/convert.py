@@ -18,10 +18,8 @@ from tenfold.layers.select import Selection, near
 from tenfold.layers.spec import LayerSpec, refuse_wrapped, to_kernel
 from tenfold.layers.swap import find, rebuild
 from tenfold.layers.trained import TrainedTucker
-from tenfold.linalg.multilinear import feasible
-from tenfold.linalg.subspace import orthonormalise
-from tenfold.linalg.svd import like
-from tenfold.linalg.tucker import Limits, stacked, tucker_cut
+from tenfold.linalg.multilinear import feasible, random_tucker
+from tenfold.linalg.tucker import Limits, tucker_cut
 
 _SPATIAL = 5
 """Kernels from this size on have spatial modes worth cutting."""
@@ -153,18 +151,10 @@ class _FromScratch:
     def __call__(self, old: nn.Module, spec: LayerSpec, structure: Any, /, *, empty: bool) -> TrainedTucker:
         new = TrainedTucker.like(old, spec, structure.rank)
         if not empty:
-            weight = cast("Tensor", old.weight).detach()
-            size = float(weight.double().square().mean().sqrt()) * (weight.numel() / new.core.numel()) ** 0.5
-            bases = [
-                like(orthonormalise(stacked(self._normal(basis), spec.groups))[0].flatten(0, 1), basis)
-                for basis in new.bases
-            ]
-            new.set_factors(like(self._normal(new.core) * size, new.core), *bases)
+            norm = float(cast("Tensor", old.weight).detach().double().norm())
+            core, bases = random_tucker(new.sizes, structure.rank, norm, self.generator, groups=spec.groups)
+            new.set_factors(core, *bases)
         return new
-
-    def _normal(self, like_: Tensor) -> Tensor:
-        """On the generator's device: the numbers do not depend on where the model is."""
-        return torch.randn(like_.shape, generator=self.generator, dtype=torch.float64, device=self.generator.device)
 
 
 def to_tucker(

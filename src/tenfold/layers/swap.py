@@ -63,13 +63,16 @@ class Target:
     params: int
 
 
-def find(model: nn.Module, target_modules: Selection = None, exclude_modules: Selection = None) -> list[Target]:
+def find(
+    model: nn.Module, target_modules: Selection = None, exclude_modules: Selection = None, *, replaced: bool = True
+) -> list[Target]:
     """Every module with a weight matrix or kernel of its own, in module order.
 
     Args:
         model: any module.
         target_modules: only these may be decomposed; None: all.
         exclude_modules: these stay dense.
+        replaced: whether the layers are to be replaced. Their weights alone may be sharded, and the layers have hooks.
 
     Raises:
         ArgumentError: a wrapped model; a selection that matches no layer, and the message names near misses.
@@ -89,7 +92,7 @@ def find(model: nn.Module, target_modules: Selection = None, exclude_modules: Se
     targets = []
     for key, names in holders.items():
         weight = weights[key]
-        reason = _why_not(names, modules, weight)
+        reason = _why_not(names, modules, weight, replaced)
         if reason is None and chosen is not None and not chosen.intersection(names):
             reason = "not in target_modules"
         if reason is None and excluded.intersection(names):
@@ -257,14 +260,14 @@ def _matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters(recurse=False) if nn.parameter.is_lazy(p) or p.ndim >= 2]
 
 
-def _why_not(names: list[str], modules: Mapping[str, nn.Module], weight: nn.Parameter) -> str | None:
+def _why_not(names: list[str], modules: Mapping[str, nn.Module], weight: nn.Parameter, replaced: bool) -> str | None:
     specs = [spec_of(modules[name]) for name in names]
     module = modules[names[0]]
     if nn.parameter.is_lazy(weight):
         return "not initialised yet: run the model once first"
     if isinstance(module, parametrize.ParametrizationList):
         return "parametrized: remove the parametrization first"
-    if any(_hooked(modules[name]) for name in names):
+    if replaced and any(_hooked(modules[name]) for name in names):
         return "carries hooks (weight norm, or a user's), which a replacement would lose"
     for name, spec in zip(names, specs, strict=True):
         if spec is None:
@@ -278,7 +281,7 @@ def _why_not(names: list[str], modules: Mapping[str, nn.Module], weight: nn.Para
         return "read directly by nn.MultiheadAttention, which multiplies by its dense weight"
     if weight.dtype not in _DTYPES:
         return f"its weight is {weight.dtype}"
-    if type(weight.data) is not Tensor:
+    if replaced and type(weight.data) is not Tensor:
         return f"its weight is a {type(weight.data).__name__}, not a plain tensor"
     return None
 

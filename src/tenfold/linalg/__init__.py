@@ -1,4 +1,7 @@
-"""Pure mathematics: tensors in, tensors out. No modules, no optimizers, nothing in place."""
+"""Pure mathematics: tensors in, tensors out. No modules, no optimizers, nothing in place.
+
+But for `tenfold.linalg.frank_wolfe.toward_`, which moves weights in the middle of a step.
+"""
 
 from tenfold.linalg.fold import Fold as Fold
 from tenfold.linalg.project import nuclear_subgradient as nuclear_subgradient

@@ -26,10 +26,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Numbers = Float[Tensor, "*batch"]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,21 @@ RESCALINGS: Mapping[str, Rescaling] = {
 """The factor of each rescaling."""
 
 
-def blend(m: Float[Tensor, "*shape"], g: Float[Tensor, "*shape"], mu: float, dampening: float = 0.0) -> Tensor:
+def blend(m: Tensors, g: Tensors, mu: float, dampening: float = 0.0) -> list[Tensor]:
     """``mu m + (1 - dampening) g``: the momentum of the step.
 
     The two conventions in use differ by a factor ``1 / (1 - mu)`` in the effective learning rate of the rescalings by
     ``||m||``: heavy ball (dampening 0, the 2022 code), running mean (dampening ``mu``, the 2020 code).
 
     Args:
-        m: the momentum so far, zeros at first.
-        g: the gradient.
+        m: the momenta so far, zeros at first, of any shapes.
+        g: the gradients.
         mu: in [0, 1).
         dampening: in [0, 1].
     """
-    return torch.add(mu * m, g, alpha=1 - dampening)
+    new = torch._foreach_mul(m, mu)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(new, g, alpha=1 - dampening)  # pyright: ignore[reportPrivateImportUsage]
+    return list(new)
 
 
 def step_size(
@@ -78,7 +81,8 @@ def step_size(
 ) -> tuple[Tensor, Tensor]:
     """``eta = clip(lr * factor, 0, max_eta)`` for each tensor of a batch, and whether it was clipped.
 
-    Where the momentum is zero, or the weight stands on the vertex already, ``eta = 0``: there is nowhere to go.
+    Where the momentum is zero, or the weight stands on the vertex already, ``eta = 0``: there is nowhere to go. So it
+    is where the momentum is not finite.
 
     Args:
         rescaling: one of `RESCALINGS`.
@@ -87,22 +91,22 @@ def step_size(
         max_eta: in (0, 1]. Below 1 no step lands on a vertex.
     """
     wanted = torch.nan_to_num(lr * rescaling(lengths), nan=0.0, posinf=torch.inf)
-    idle = (lengths.momentum == 0) | (lengths.distance == 0)
+    idle = (lengths.momentum == 0) | (lengths.distance == 0) | ~torch.isfinite(lengths.momentum)
     wanted = torch.where(idle, 0.0, wanted)
     return wanted.clamp(0, max_eta), wanted > max_eta
 
 
-def toward(
-    theta: Float[Tensor, "b *shape"], vertex: Float[Tensor, "b *shape"], eta: Shaped[Tensor, " b"]
-) -> Float[Tensor, "b *shape"]:
-    """``(1 - eta) theta + eta v``, exactly ``theta`` at ``eta = 0`` and exactly ``v`` at ``eta = 1``.
+def toward_(theta: Tensors, vertex: Tensors, eta: Shaped[Tensor, " b"], scale: Shaped[Tensor, " b"]) -> None:
+    """``theta <- (1 - eta) theta + eta s v``, exactly ``theta`` at ``eta = 0`` and exactly ``s v`` at ``eta = 1``.
 
     Args:
-        theta: a batch of weights.
-        vertex: of the sets that they live in.
-        eta: one step size for each.
+        theta: weights of any shapes, changed in place.
+        vertex: v, of the sets that they live in; finite.
+        eta: one step size for each weight.
+        scale: s, one for each: 1, or ``-r / ||m||`` for an L2 ball, whose vertex it makes of m.
     """
-    return torch.lerp(theta, vertex, eta.reshape(-1, *[1] * (theta.ndim - 1)).to(theta))
+    torch._foreach_mul_(theta, (1 - eta).unbind())  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_addcmul_(theta, vertex, (eta * scale).unbind())  # pyright: ignore[reportPrivateImportUsage]
 
 
 def forgotten(log_kept: Float[Tensor, "*batch"], eta: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -115,8 +119,3 @@ def forgotten(log_kept: Float[Tensor, "*batch"], eta: Float[Tensor, "*batch"]) -
     Source: ours; from the recursion of the step.
     """
     return log_kept + torch.log1p(-eta)
-
-
-def usable(lengths: Lengths) -> Bool[Tensor, "*batch"]:
-    """Whether the momentum of each tensor is finite: no step is taken where it is not."""
-    return torch.isfinite(lengths.momentum)

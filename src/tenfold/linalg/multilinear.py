@@ -1,4 +1,4 @@
-"""Multilinear ranks: which of them a tensor can have, and what each pair of them would lose."""
+"""Multilinear ranks: which of them a tensor can have, what each pair of them would lose, random tensors of some."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from tenfold.linalg.subspace import orthonormalise
 from tenfold.linalg.svd import left_basis, working
 from tenfold.linalg.tucker import mode_product, unfold
 
@@ -53,6 +54,30 @@ def rank_pair_errors(w: Float[Tensor, "n1 n2 *rest"]) -> Float64[Tensor, "n1 n2"
     zero = energy.new_zeros(1, energy.shape[1])
     right = torch.cat([beyond[:, 1:], energy.new_zeros(energy.shape[0], 1)], 1).cumsum(0)
     return right + torch.cat([rows.expand_as(energy)[1:], zero], 0)
+
+
+def random_tucker(
+    sizes: Sequence[int], ranks: Sequence[int], norm: float, generator: torch.Generator, *, groups: int = 1
+) -> tuple[Float64[Tensor, "gr *core"], tuple[Float64[Tensor, "gn r"], ...]]:
+    """Random orthonormal bases and a normal core, so that ``E ||C x_1 U_1 ... x_d U_d||^2 = norm^2``.
+
+    Args:
+        sizes: of all modes of each tensor.
+        ranks: of the first modes, ``1 <= r_i <= n_i``.
+        norm: of the whole, in Frobenius norm, >= 0.
+        generator: the numbers are drawn on its device, whatever else is where.
+        groups: g independent tensors, one after the other.
+
+    Returns:
+        core ``(g r_1, r_2, ..., *rest)`` and bases ``U_i (g n_i, r_i)``.
+    """
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+
+    bases = [normal(groups, n, r) for n, r in zip(sizes, ranks, strict=False)]
+    core = normal(groups * ranks[0], *ranks[1:], *sizes[len(ranks) :])
+    return core * (norm / math.sqrt(core.numel())), tuple(orthonormalise(b)[0].flatten(0, 1) for b in bases)
 
 
 def _from_here(x: Tensor, axis: int) -> Tensor:

@@ -37,7 +37,7 @@ from tenfold.ranks.problem import Problem, survey
 class Goal:
     """What a method may know of the training ahead: where it leads, and how long it is. All of it may be left out.
 
-    Give `Method.finish` the same budget, inputs and selection in the end.
+    Give `Method.begin` and `Method.optimizer` the same one, and `Method.finish` its budget, inputs and selection.
 
     Args:
         budget: what may be kept in the end; methods that choose ranks while training aim at it.
@@ -83,8 +83,13 @@ class Method(ABC):
         """Whether ``step`` must be given a closure that computes the loss anew; may depend on the fields."""
         return False
 
-    def begin(self, model: nn.Module) -> nn.Module:
-        """The model to train: a copy; methods that train factors return a factorised one."""
+    def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
+        """The model to train: a copy; methods that train factors return a factorised one.
+
+        Args:
+            model: with its first weights, or trained ones; untouched.
+            goal: where the training leads, for methods that build what its budget allows; give `optimizer` the same.
+        """
         return duplicate(model)
 
     def optimizer(

@@ -23,6 +23,8 @@ from tenfold.linalg.balls.norms import how_many
 from tenfold.linalg.frank_wolfe import RESCALINGS
 from tenfold.methods.base import Goal, Method
 from tenfold.optim.frank_wolfe import FrankWolfe
+from tenfold.optim.sets import kernel_shape
+from tenfold.optim.shards import whole
 from tenfold.ranks.plan import Budget, Plan
 from tenfold.ranks.problem import Problem
 from tenfold.ranks.uniform import uniform_plan
@@ -87,6 +89,7 @@ class SFW(Method):
 
     Raises:
         ArgumentError: a value out of range.
+        TenfoldError: by `optimizer`, for a sharded tensor in another set than L1, L2 and LInf.
 
     Source: the paper; the step from Pokutta, Spiegel, Zimmer 2020 (arXiv 2010.07243). Deviations: rho in closed form,
     where the authors draw the live model anew to measure it; biases and norms by SGD unless asked otherwise; batch norm
@@ -162,7 +165,7 @@ class SFW(Method):
         goal = goal or Goal()
         targets = {
             f"{t.name}.weight".lstrip("."): t.spec
-            for t in find(model, goal.target_modules, goal.exclude_modules)
+            for t in find(model, goal.target_modules, goal.exclude_modules, replaced=False)
             if t.reason is None and t.spec is not None
         }
         everywhere = self.linear or goal.target_modules is not None
@@ -200,9 +203,7 @@ class SFW(Method):
         norm, default = expected_norm(module, p)
         if norm == 0:
             return replace(one, constraint=None, swapped=0, note="all zeros: no scale for a radius")
-        shape = list(p.shape)
-        if one.swapped:
-            shape[:2] = [shape[1] * one.swapped, shape[0] // one.swapped]
+        shape = kernel_shape(p.shape, one.swapped)
         k = ball.to_dict().get("k")
         note = one.note or ("" if default else "radius from its present norm: not torch's default initialisation")
         return replace(
@@ -224,12 +225,12 @@ def expected_norm(module: nn.Module, p: Tensor) -> tuple[float, bool]:
         module: that holds the tensor.
         p: the tensor.
     """
-    norm = float(p.detach().double().norm())
+    p = whole(p.detach())
+    norm = float(p.double().norm())
     if isinstance(module, (nn.Linear, *CONVS, *TRANSPOSED)):
-        weight = module.weight
-        bound = 1 / math.sqrt(weight[0].numel())
+        bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
         rho = bound * math.sqrt(p.numel() / 3)
-        inside = float(p.detach().abs().max()) <= bound * (1 + 1e-3)  # half types round up
+        inside = float(p.abs().max()) <= bound * (1 + 1e-3)  # half types round up
         if inside and abs(norm / rho - 1) <= _DEVIATIONS / math.sqrt(p.numel()):
             return rho, True
     return norm, False

@@ -112,10 +112,11 @@ class TDLRT(Method):
         """The two-pass integrator computes the gradient twice in a step."""
         return self.integrator == "two_pass"
 
-    def begin(self, model: nn.Module) -> nn.Module:
+    def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
         """A copy in Tucker format. Layers that this would not make smaller, and frozen ones, stay dense.
 
-        With ``scratch`` torch's global generator is drawn from once.
+        So do those that the selection of ``goal`` leaves out. With ``scratch`` torch's global generator is drawn from
+        once.
 
         Raises:
             UnsupportedLayer: no layer can be trained in Tucker format; the message says why.
@@ -125,7 +126,14 @@ class TDLRT(Method):
         generator = None
         if self.scratch:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        made = to_tucker(model, policy, generator=generator)
+        goal = goal or Goal()
+        made = to_tucker(
+            model,
+            policy,
+            generator=generator,
+            target_modules=goal.target_modules,
+            exclude_modules=goal.exclude_modules,
+        )
         if not factorised(made.model):
             reasons = "; ".join(f"'{name}': {why}" for name, why in made.left.items())
             raise UnsupportedLayer(f"`model` has no layer to train in Tucker format: {reasons or 'none has a weight'}.")
@@ -196,7 +204,7 @@ class TDLRT(Method):
             for site, table in zip(problem.sites, pair_options(problem), strict=True)
         ]
         if budget is None:
-            choice, level = [self._own(table, layers.get(table.name)) for table in tables], None
+            choice, level = [self._own(table, layers) for table in tables], None
         else:
             found = allocate(tables, problem.limits(budget))
             choice, level = (None, None) if found is None else (found.choice, found.level)
@@ -219,9 +227,11 @@ class TDLRT(Method):
                 ranks[name] = (*pair, *layer.ranks[2:])
         return ranks
 
-    def _own(self, table: Options, layer: Factorised | None) -> int:
-        """The cheapest entry within the tolerance: none, where the cut has been made already."""
-        tau = 0.0 if layer is not None and not bool(layer.augmented) else self.tau
+    def _own(self, table: Options, layers: Mapping[str, Factorised]) -> int:
+        """The cheapest entry within the tolerance: none, where the cut has been made, or the layer was left dense."""
+        if layers and table.name not in layers:
+            return 0
+        tau = 0.0 if layers and not bool(layers[table.name].augmented) else self.tau
         return int(np.argmin(np.where(table.error <= tau, table.costs["params"], np.iinfo(np.int64).max)))
 
 

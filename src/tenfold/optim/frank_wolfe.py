@@ -1,16 +1,14 @@
 """Stochastic Frank-Wolfe as a torch optimizer: weights that stay inside norm balls, moved toward their vertices.
 
 The mathematics of a step is `tenfold.linalg.frank_wolfe`'s, the sets are `tenfold.balls`. What is here is bookkeeping:
-tensors of one shape together, momentum and bases between steps, float32 copies of half-precision weights. A step never
-waits for the device, but for a parameter's first, which looks whether it starts inside its set.
+vertices for tensors of one shape together, momentum and bases between steps, float32 copies of half-precision weights.
+A step never waits for the device, but for a parameter's first, which looks whether it starts inside its set.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 import torch
@@ -21,40 +19,15 @@ from torch.optim.sgd import sgd
 from tenfold.errors import TenfoldError, TenfoldWarning, check
 from tenfold.linalg import balls
 from tenfold.linalg.balls import Ball
-from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward, usable
-from tenfold.optim.sets import ball_of, check_group, check_tensor, gradient, kernel, radii
+from tenfold.linalg.balls.vectors import Entries
+from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, step_size, toward_
+from tenfold.optim.sets import ball_of, check_group, check_tensor, gradient, kernel, kernel_shape, radii
+from tenfold.optim.shards import layout, local
+from tenfold.optim.track import COURSE, Track, advance
+from tenfold.optim.vertices import gap, gauge, lengths, vertices
 
 TOLERANCE = 1e-5
 """Relative excess of the gauge over the radius that still counts as inside."""
-_COURSE = ("log_kept", "eta", "clamped", "steps", "skipped")
-
-
-@dataclass(frozen=True)
-class Track:
-    """How one constrained tensor has fared.
-
-    Args:
-        name: where the optimizer was given names, else its place: "0.3" is the fourth of the first group.
-        eta: the last step size.
-        clamped: share of the steps whose size was clipped at ``max_eta``.
-        gauge: of the tensor, over the radius: 1 on the boundary.
-        kept: the forgetting factor ``F = prod (1 - eta)``: how much of the start is left. Structure shows once it is
-            small.
-        steps: taken.
-        skipped: not taken, because the gradient was not finite.
-    """
-
-    name: str
-    eta: float
-    clamped: float
-    gauge: float
-    kept: float
-    steps: int
-    skipped: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 class FrankWolfe(Optimizer):
@@ -82,9 +55,13 @@ class FrankWolfe(Optimizer):
     A tensor that starts outside its set is pulled in at its first step, with a warning. A gradient that is not finite
     moves nothing: see `stats`. Tensors without a gradient are left alone.
 
+    Sharded tensors (DTensor: FSDP2's `fully_shard`, tensor parallelism) are trained as if whole, without a constraint
+    or in `L1`, `L2` and `LInf`: processes send each other norms, two messages a step for all of a group and two more
+    for each shape in an L1 ball. All of them have to call `step`, `fw_gap` and `stats`.
+
     Raises:
         ArgumentError: a value out of range; a tensor of zeros without a radius.
-        TenfoldError: a sharded or complex tensor, or a sparse gradient.
+        TenfoldError: a sharded tensor in another set, a complex tensor, or a sparse gradient.
 
     Source: Pokutta, Spiegel, Zimmer 2020 (arXiv 2010.07243); Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921).
     Deviations: spectral sets are handled from the basis of the step before instead of a cold power iteration; a step
@@ -128,11 +105,12 @@ class FrankWolfe(Optimizer):
         if ball is not None:
             check(not param_group.get("weight_decay"), "weight_decay", "0 where a set holds", group["weight_decay"])
             group["weight_decay"] = 0.0
+            group["swapped"] *= not isinstance(ball.split, Entries)  # entries have no order to keep
         super().add_param_group(group)
         group = self.param_groups[-1]
         try:
-            for p in group["params"]:
-                check_tensor(p)
+            for name, p in self._named(len(self.param_groups) - 1):
+                check_tensor(p, ball, name)
             group["radius"] = None if ball is None else radii(group, ball)
         except TenfoldError:
             self.param_groups.pop()
@@ -166,12 +144,8 @@ class FrankWolfe(Optimizer):
     @torch.no_grad()
     def fw_gap(self) -> float:
         """``sum_C max_{v in C} <g, theta - v>`` at the gradients as they are: 0 only at a stationary point."""
-        gap = 0.0
-        for _, p, ball, radius, swapped in self._constrained():
-            if p.grad is not None:
-                g = kernel(p.grad, swapped).double()
-                gap += float((g * kernel(p, swapped).double()).sum()) + radius * float(ball.support(g))
-        return gap
+        constrained = [(p, *about) for _, p, *about in self._constrained() if p.grad is not None]
+        return sum((gap(p, gradient(p), ball, radius, swapped) for p, ball, radius, swapped in constrained), 0.0)
 
     @torch.no_grad()
     def stats(self) -> list[Track]:
@@ -179,19 +153,7 @@ class FrankWolfe(Optimizer):
         tracks = []
         for name, p, ball, radius, swapped in self._constrained():
             if "course" in self.state[p]:
-                course = dict(zip(_COURSE, self.state[p]["course"].tolist(), strict=True))
-                steps = int(course["steps"])
-                tracks.append(
-                    Track(
-                        name,
-                        eta=course["eta"],
-                        clamped=course["clamped"] / max(steps, 1),
-                        gauge=float(ball.gauge(kernel(p, swapped))) / radius,
-                        kept=math.exp(course["log_kept"]),
-                        steps=steps,
-                        skipped=int(course["skipped"]),
-                    )
-                )
+                tracks.append(Track.of(name, self.state[p]["course"], float(gauge(ball, p, swapped)[0]) / radius))
         return tracks
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -206,10 +168,15 @@ class FrankWolfe(Optimizer):
     def _constrained(self) -> Iterator[tuple[str, Tensor, Ball, float, int]]:
         for i, group in enumerate(self.param_groups):
             if group["constraint"] is not None:
-                ball, names = balls.from_dict(group["constraint"]), group.get("param_names")
-                for j, p in enumerate(group["params"]):
-                    name = names[j] if names else f"{i}.{j}"
-                    yield name, p, ball, group["radius"][j], group["swapped"]
+                ball = balls.from_dict(group["constraint"])
+                for (name, p), radius in zip(self._named(i), group["radius"], strict=True):
+                    yield name, p, ball, radius, group["swapped"]
+
+    def _named(self, i: int) -> Iterator[tuple[str, Tensor]]:
+        """The parameters of group i, by name or by place."""
+        group = self.param_groups[i]
+        places = [f"{i}.{j}" for j in range(len(group["params"]))]
+        return zip(group.get("param_names", places), group["params"], strict=True)
 
     def _start(self) -> None:
         """States for the parameters that have their first gradient; those outside their sets are pulled in."""
@@ -220,10 +187,11 @@ class FrankWolfe(Optimizer):
             weight, state = self._weight(p), self.state[p]
             state["momentum_buffer"] = torch.zeros_like(weight)
             state["radius"] = torch.tensor(radius, dtype=weight.dtype, device=p.device)
-            state["course"] = torch.zeros(len(_COURSE), device=p.device)
-            inside = kernel(weight, swapped)
-            if not bool(ball.contains(inside, radius, TOLERANCE)):
-                weight.copy_(kernel(ball.pull_in(inside, radius), swapped))
+            state["course"] = torch.zeros(len(COURSE), device=p.device)
+            now, own = gauge(ball, weight, swapped)
+            if not bool(now <= radius * (1 + TOLERANCE)):
+                part = local(weight)  # shrunk as the whole is
+                part.copy_(kernel(ball.pull_in(kernel(part, swapped), radius * own / now), swapped))
                 pulled.append(name)
         if pulled:
             names = ", ".join(f"'{name}'" for name in pulled)
@@ -270,45 +238,29 @@ class FrankWolfe(Optimizer):
         alike: dict[Any, list[Tensor]] = {}
         for p in group["params"]:
             if p.grad is not None:
-                alike.setdefault((p.shape, p.dtype, p.device, "basis" in self.state[p]), []).append(p)
+                alike.setdefault((layout(p), p.dtype, p.device), []).append(p)
         return list(alike.values())
 
     def _move(self, group: dict[str, Any], ball: Ball, params: list[Tensor]) -> None:
-        """One step of tensors of one shape."""
-        swapped, states = group["swapped"], [self.state[p] for p in params]
-        weights = [self._weight(p) for p in params]
-        theta = torch.stack([kernel(w, swapped) for w in weights])
-        g = torch.stack([kernel(gradient(p), swapped) for p in params]).to(theta.dtype)
-        old = torch.stack([kernel(s["momentum_buffer"], swapped) for s in states])
-        radius = torch.stack([s["radius"] for s in states])
-        m = blend(old, g, group["momentum"], group["dampening"])
-        vertex = self._vertex(ball, m, radius, states)
-        lengths = Lengths(_norm(m), _norm(theta - vertex), radius * ball.diameter(1.0, theta.shape[1:]))
-        eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], lengths, group["max_eta"])
-        good = usable(lengths)
-        keep = good.reshape(-1, *[1] * (m.ndim - 1))
-        m = torch.where(keep, m, old)
-        theta = torch.where(keep, toward(theta, vertex, eta), theta)
-        course = torch.stack([s["course"] for s in states])
-        count = torch.stack([forgotten(course[:, 0], eta.float()), eta.float(), course[:, 2] + clamped], 1)
-        moved = torch.cat([count, course[:, 3:4] + 1, course[:, 4:]], 1)
-        skipped = torch.cat([course[:, :4], course[:, 4:] + 1], 1)
-        course = torch.where(good[:, None], moved, skipped)
-        for i, state in enumerate(states):
-            weights[i].copy_(kernel(theta[i], swapped))
-            state["momentum_buffer"] = kernel(m[i], swapped)
-            state["course"] = course[i]
-
-    def _vertex(self, ball: Ball, m: Tensor, radius: Tensor, states: list[dict[str, Any]]) -> Tensor:
-        if not isinstance(ball, balls.Spectral):
-            return ball.lmo(m, radius, stacked=True)
-        basis = torch.stack([s["basis"] for s in states]) if "basis" in states[0] else None
-        warm = ball.warm(m, radius, basis)
-        for i, state in enumerate(states):
-            state["basis"] = warm.basis[i]
-        return warm.vertex
-
-
-def _norm(x: Tensor) -> Tensor:
-    """One L2 norm per tensor of a stack."""
-    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)
+        """One step of tensors of one layout and any shapes."""
+        swapped, states, where = group["swapped"], [self.state[p] for p in params], layout(params[0])
+        weights = [local(self._weight(p)) for p in params]
+        m = [local(s["momentum_buffer"]) for s in states]
+        gradients = [local(gradient(p)).to(old.dtype) for p, old in zip(params, m, strict=True)]
+        new = blend(m, gradients, group["momentum"], group["dampening"])
+        momentum = lengths(new, where)
+        good = torch.isfinite(momentum)
+        for old, one, keep in zip(m, new, good, strict=True):
+            torch.where(keep, one, old, out=old)
+        del new, gradients
+        ends, scale = vertices(ball, params, states, momentum, swapped)
+        between = (torch.addcmul(*three) for three in zip(weights, ends, -scale, strict=True))
+        distance = lengths(between, where)
+        widths = [ball.diameter(1.0, kernel_shape(p.shape, swapped)) for p in params]
+        diameter = torch.stack([s["radius"] * width for s, width in zip(states, widths, strict=True)])
+        sizes = Lengths(momentum, distance, diameter)
+        eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], sizes, group["max_eta"])
+        toward_(weights, ends, eta, scale)
+        course = advance(torch.stack([s["course"] for s in states]), eta, clamped, good)
+        for state, row in zip(states, course, strict=True):
+            state["course"] = row

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from tenfold.errors import TenfoldError, check, is_count, is_share
@@ -13,6 +12,7 @@ from tenfold.layers.spec import swap_channels
 from tenfold.linalg import balls
 from tenfold.linalg.balls import Ball
 from tenfold.linalg.frank_wolfe import RESCALINGS
+from tenfold.optim.shards import layout, like, whole
 
 
 def ball_of(constraint: Any) -> Ball | None:
@@ -41,18 +41,18 @@ def check_group(group: Mapping[str, Any]) -> None:
     check(is_count(group["swapped"], 0), "swapped", "an integer >= 0", group["swapped"])
 
 
-def check_tensor(p: Tensor) -> None:
-    """Raise `TenfoldError` for a tensor that is not whole, or not of real numbers."""
-    if torch.distributed.is_available():
-        from torch.distributed.tensor import DTensor
-
-        if isinstance(p, DTensor):
-            raise TenfoldError(
-                "FrankWolfe needs whole tensors: this one is sharded, and its vertex depends on all of it. "
-                "Train copies of the model (DistributedDataParallel), or leave it out of the optimizer."
-            )
+def check_tensor(p: Tensor, ball: Ball | None, name: str) -> None:
+    """Raise `TenfoldError` for a tensor not of real numbers, or split over processes in a set that needs all of it."""
     if not p.is_floating_point():
-        raise TenfoldError(f"FrankWolfe trains floating-point tensors; got {p.dtype}.")
+        raise TenfoldError(f"FrankWolfe trains floating-point tensors; got {p.dtype} for '{name}'.")
+    where = layout(p)
+    if any(placement.is_partial() for placement in where.placements):
+        raise TenfoldError(f"FrankWolfe trains tensors, not summands; '{name}' is placed as {where.placements}.")
+    if where.split and ball is not None and ball.powers is None:
+        raise TenfoldError(
+            f"`constraint` of '{name}' must be L1, L2 or LInf, because that tensor is sharded: a vertex of {ball!r} "
+            "depends on all of it. Train copies of the model (DistributedDataParallel), or give it no constraint."
+        )
 
 
 def radii(group: Mapping[str, Any], ball: Ball) -> list[float]:
@@ -63,9 +63,9 @@ def radii(group: Mapping[str, Any], ball: Ball) -> list[float]:
     """
     params, given = group["params"], group["radius"]
     if given is None:
-        norms = [float(p.detach().double().norm()) for p in params]
+        norms = [float(whole(p.detach()).double().norm()) for p in params]
         check(all(norms), "radius", "given for a tensor of zeros", given, "Its norm says nothing of its scale.")
-        shapes = [kernel(p.detach(), group["swapped"]).shape for p in params]
+        shapes = [kernel_shape(p.shape, group["swapped"]) for p in params]
         return [ball.radius(2 * group["width"] * n, s) for n, s in zip(norms, shapes, strict=True)]
     found = list(given) if isinstance(given, (list, tuple)) else [given] * len(params)
     good = len(found) == len(params) and all(is_share(r) and r > 0 for r in found)
@@ -78,8 +78,13 @@ def kernel(x: Tensor, swapped: int) -> Tensor:
     return swap_channels(x, swapped) if swapped else x
 
 
+def kernel_shape(shape: Sequence[int], swapped: int) -> Sequence[int]:
+    """That of `kernel`, from the tensor's own."""
+    return (shape[1] * swapped, shape[0] // swapped, *shape[2:]) if swapped else shape
+
+
 def gradient(p: Tensor) -> Tensor:
-    """The gradient of a parameter that has one.
+    """The gradient of a parameter that has one, split as the parameter is.
 
     Raises:
         TenfoldError: a sparse one.
@@ -87,4 +92,4 @@ def gradient(p: Tensor) -> Tensor:
     g = cast("Tensor", p.grad)
     if g.is_sparse:
         raise TenfoldError("FrankWolfe needs dense gradients; got a sparse one. Use nn.Embedding(sparse=False).")
-    return g
+    return like(g, p)

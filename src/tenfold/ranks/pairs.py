@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tenfold.linalg.multilinear import rank_pair_errors
 from tenfold.ranks.measures import MEASURES
@@ -21,32 +21,68 @@ from tenfold.ranks.problem import Problem, Site
 
 _GRID = 64
 """Ranks of a mode that compete: all up to so many, of a larger mode evenly spread ones."""
-_TABLES = "rank pairs"
+_TABLES, _LOST = "rank pairs", "lost by rank pairs"
 
 
 def pair_options(problem: Problem) -> list[Options]:
     """The options of every site: rank pairs for kernels with spatial axes, ranks in the channel fold for the others."""
     if _TABLES not in problem.tables:
-        matrices = replace(problem, sites=tuple(s for s in problem.sites if _pointwise(s)), tables={})
+        matrices = replace(problem, sites=tuple(s for s in problem.sites if pointwise(s)), tables={})
         flat = iter(options(matrices, MEASURES["fro"], slices=(1,)))
-        problem.tables[_TABLES] = [next(flat) if _pointwise(s) else _pairs(s) for s in problem.sites]
+        problem.tables[_TABLES] = [next(flat) if pointwise(s) else _pairs(problem, s) for s in problem.sites]
     return list(problem.tables[_TABLES])
 
 
-def _pairs(site: Site) -> Options:
+def pair_line(problem: Problem, site: Site, end: tuple[int, int], *, measured: bool) -> Options:
+    """Dense, and the pairs on the straight line from ``(1, 1)`` to ``end``, one for each rank of its larger mode.
+
+    Args:
+        problem: the layers.
+        site: a convolution with spatial axes, one of them.
+        end: the last pair, one that the kernel can have.
+        measured: whether errors are known; otherwise NaN, and the weights are not looked at.
+    """
+    entries, shares = math.prod(site.cost.shape[2:]), np.arange(1, max(end) + 1) / max(end)
+    outer, inner = (np.maximum(1, np.rint(n * shares)).astype(np.int64) for n in end)
+    outer = np.minimum(outer, entries * inner)
+    return _saving(site, outer, np.minimum(inner, entries * outer), _lost(problem, site) if measured else None)
+
+
+def pointwise(site: Site) -> bool:
+    """Whether the kernel is a matrix."""
+    return math.prod(site.cost.shape[2:]) == 1
+
+
+def _pairs(problem: Problem, site: Site) -> Options:
     """Dense, and every pair on the grid that a Tucker tensor can have and that saves what low-rank options save."""
-    lost = torch.stack([rank_pair_errors(part) for part in site.kernel.chunk(site.cost.groups)]).sum(0).cpu().numpy()
-    energy = float(site.kernel.double().square().sum())
+    lost, entries = _lost(problem, site), math.prod(site.cost.shape[2:])
     outer, inner = (x.ravel() for x in np.meshgrid(*map(_grid, lost.shape), indexing="ij"))
-    entries, dense = math.prod(site.cost.shape[2:]), site.cost.dense()
-    keep = (outer <= entries * inner) & (inner <= entries * outer)
+    possible = (outer <= entries * inner) & (inner <= entries * outer)
+    return _saving(site, outer[possible], inner[possible], lost)
+
+
+def _lost(problem: Problem, site: Site) -> NDArray[np.float64]:
+    """Relative errors of all pairs of ranks; computed once."""
+    key = (_LOST, site.name)
+    if key not in problem.tables:
+        lost = sum(rank_pair_errors(part) for part in site.kernel.chunk(site.cost.groups))
+        energy = float(site.kernel.double().square().sum())
+        problem.tables[key] = np.sqrt(cast("Tensor", lost).cpu().numpy() / (energy or 1.0))
+    return problem.tables[key]
+
+
+def _saving(
+    site: Site, outer: NDArray[np.int64], inner: NDArray[np.int64], lost: NDArray[np.float64] | None
+) -> Options:
+    """Dense, and those of the pairs that save what low-rank options save."""
+    dense, keep = site.cost.dense(), np.full(len(outer), True)
     costs: dict[str, NDArray[np.int64]] = {}
     for name, terms in zip(("params", "macs"), site.cost.tucker_terms(), strict=True):
         whole = getattr(dense, name)
         if terms is not None:
             costs[name] = terms[0] * inner + terms[1] * outer * inner + terms[2] * outer
             keep &= (costs[name] < whole) | (whole == 0)  # a layer that is not used has no MACs to save
-    error = np.sqrt(lost[outer - 1, inner - 1] / energy) if energy > 0 else np.zeros(len(outer))
+    error = np.full(len(outer), np.nan) if lost is None else lost[outer - 1, inner - 1]
 
     def after(first: Any, values: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([np.array([first], dtype=values.dtype), values[keep]])
@@ -62,10 +98,6 @@ def _pairs(site: Site) -> Options:
         after(0.0, error),
         {name: after(getattr(dense, name), values) for name, values in costs.items()},
     )
-
-
-def _pointwise(site: Site) -> bool:
-    return math.prod(site.cost.shape[2:]) == 1
 
 
 def _grid(n: int) -> NDArray[np.int64]:

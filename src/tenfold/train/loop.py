@@ -42,7 +42,7 @@ class Trainable(Protocol):
         """Whether steps need a closure."""
         ...
 
-    def begin(self, model: nn.Module) -> nn.Module:
+    def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
         """The model that is trained: a copy."""
         ...
 
@@ -127,7 +127,7 @@ def _begin(
     fits = recipe.precision != "fp16" or not method.needs_closure
     check(fits, "precision", "no or bf16 for a method that needs a closure", recipe.precision)
     torch.manual_seed(stream(recipe.seed, "begin"))
-    model = method.begin(model).to(accelerator.device)
+    model = method.begin(model, goal=goal).to(accelerator.device)
     hyper = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     optimizer = method.optimizer(model, goal=goal, **hyper)
     assert goal.steps_per_epoch is not None

@@ -59,6 +59,9 @@ class Ball(ABC):
     split: ClassVar[Split]
     projects: ClassVar[bool] = True
     """Whether `project` knows the Euclidean projection."""
+    powers: ClassVar[tuple[float, float] | None] = None
+    """p and q where the gauge is the Lp norm of the entries, the support their Lq norm: those of a tensor in parts are
+    the norms of its parts' norms."""
 
     @abstractmethod
     def norm(self, n: int) -> Norm:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from tenfold.errors import check
 from tenfold.linalg.balls.ball import Ball, Counted, Radius, Rebuild, Split, radius_like
-from tenfold.linalg.balls.norms import Norm, SparseNorm, SupportNorm, precise
+from tenfold.linalg.balls.norms import Norm, SparseNorm, SupportNorm, length, precise
 from tenfold.linalg.svd import gram, gram_basis, left_basis, singular_values, truncated_svd
 
 _SEED = 1e-5
@@ -229,7 +229,7 @@ def _scaled(m: Float[Tensor, "b p n"], radius: Tensor) -> tuple[Float[Tensor, "b
 
 def _round(u: Tensor | None, inside: Float[Tensor, "b k n"], factor: Float[Tensor, "b"]) -> tuple[Tensor, Tensor]:
     """``U B / ||B||``, and ``||B||``."""
-    value = torch.linalg.vector_norm(inside, dim=(-2, -1))
+    value = length(inside.flatten(-2))
     scale = (factor / torch.where(value > 0, value, 1.0))[:, None, None]
     return (inside * scale if u is None else (u * scale) @ inside), value
 

@@ -40,6 +40,7 @@ class L1(Ball):
     """``sum |x_i| <= r``; the vertices have one entry."""
 
     split: ClassVar[Split] = Entries()
+    powers: ClassVar[tuple[float, float] | None] = (1, math.inf)
 
     def norm(self, n: int) -> Norm:
         """L1."""
@@ -51,6 +52,7 @@ class L2(Ball):
     """``||x||_2 <= r``; the vertex is ``-r g / ||g||``."""
 
     split: ClassVar[Split] = Entries()
+    powers: ClassVar[tuple[float, float] | None] = (2, 2)
 
     def norm(self, n: int) -> Norm:
         """L2."""
@@ -62,6 +64,7 @@ class LInf(Ball):
     """``max |x_i| <= r``; the vertex is ``-r sign(g)``."""
 
     split: ClassVar[Split] = Entries()
+    powers: ClassVar[tuple[float, float] | None] = (math.inf, 1)
 
     def norm(self, n: int) -> Norm:
         """LInf."""

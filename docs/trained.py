@@ -1,0 +1,86 @@
+"""Tables of methods that train, from the result files of their experiments."""
+
+import json
+import statistics
+
+from docs.cells import ROOT, markdown
+
+WAYS = {"tdlrt": "TDLRT, rank fixed", "tucker": "SGD on Tucker factors", "matrix": "SGD on two factors"}
+
+
+def sfw() -> str:
+    """Training methods on digits: mean accuracy by share removed, right after / re-estimated."""
+    return _cuts("digits")
+
+
+def sfw_fashion() -> str:
+    """The same on Fashion-MNIST."""
+    return _cuts("fashion")
+
+
+def sfw_cifar() -> str:
+    """The same on CIFAR-10 (JPEG)."""
+    return _cuts("cifar")
+
+
+def sfw_rescaling() -> str:
+    """The ablation of the step size."""
+    return _cuts("digits-rescaling")
+
+
+def conditioning() -> str:
+    """LeNet-5 from starts of different conditioning: test accuracy, and training loss in the last epoch."""
+    rows = []
+    found = _rows("tdlrt", "conditioning")
+    for way, name in WAYS.items():
+        for decay in dict.fromkeys(row["decay"] for row in found):
+            runs = [row for row in found if row["way"] == way and row["decay"] == decay]
+            if runs:
+                accuracy = [100 * row["accuracy"] for row in runs]
+                cells = [f"{statistics.mean(accuracy):.1f}", f"{min(accuracy):.1f}-{max(accuracy):.1f}"]
+                loss = statistics.mean(row["loss"][-1] for row in runs)
+                rows.append([name, f"{decay:g}", f"{len(runs)}", *cells, f"{loss:.3f}"])
+    head = ["trained by", "spectrum falls by", "seeds", "test accuracy", "range", "training loss"]
+    return markdown(head, rows)
+
+
+def tolerance() -> str:
+    """LeNet-5 by TDLRT over tau, beside the dense network: means over seeds."""
+    found, runs = _rows("tdlrt", "compression"), {}
+    for row in found:
+        runs.setdefault(row["method"].get("tau"), []).append(row)
+    rows = []
+    for tau, seeds in runs.items():
+        accuracy = [100 * row["accuracy"] for row in seeds]
+        means = [statistics.mean(row[key] for row in seeds) for key in ("params", "factorised", "macs")]
+        shares = [f"{mean:.1%}" for mean in means]
+        span = f"{min(accuracy):.1f}-{max(accuracy):.1f}"
+        rows.append(
+            ["dense" if tau is None else f"{tau:g}", f"{len(seeds)}", *shares, f"{statistics.mean(accuracy):.1f}", span]
+        )
+    head = ["tau", "seeds", "parameters", "of the factorised layers", "MACs", "test accuracy", "range"]
+    return markdown(head, rows)
+
+
+def _rows(experiment: str, name: str) -> list[dict]:
+    path = ROOT / "experiments" / experiment / "results" / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def _cuts(name: str) -> str:
+    found, runs = _rows("sfw", name), {}
+    for row in found:
+        runs.setdefault(row["label"], []).append(row)
+    ratios = [one["ratio"] for one in next((r["filters"] for r in found if "filters" in r), [])]
+    rows = []
+    for label, all_seeds in runs.items():
+        seeds = [row for row in all_seeds if "failure" not in row]
+        for cut in ("filters", "rank") if seeds else ():
+            cells = []
+            for i in range(len(ratios)):
+                both = [[100 * row[cut][i][key] for row in seeds] for key in ("accuracy", "reestimated")]
+                cells.append(" / ".join(f"{sum(values) / len(values):.1f}" for values in both))
+            rows.append([label, cut, f"{len(seeds)}", *cells])
+        if len(seeds) < len(all_seeds):
+            rows.append([label, "failed", f"{len(all_seeds) - len(seeds)}", *[""] * len(ratios)])
+    return markdown(["method", "removed", "seeds", *(f"{ratio:.0%}" for ratio in ratios)], rows)
