@@ -144,8 +144,11 @@ class FrankWolfe(Optimizer):
     @torch.no_grad()
     def fw_gap(self) -> float:
         """``sum_C max_{v in C} <g, theta - v>`` at the gradients as they are: 0 only at a stationary point."""
-        constrained = [(p, *about) for _, p, *about in self._constrained() if p.grad is not None]
-        return sum((gap(p, gradient(p), ball, radius, swapped) for p, ball, radius, swapped in constrained), 0.0)
+        total = 0.0
+        for _, p, ball, radius, swapped in self._constrained():
+            if p.grad is not None:
+                total += gap(p, gradient(p), ball, radius, swapped)
+        return total
 
     @torch.no_grad()
     def stats(self) -> list[Track]:
