@@ -6,6 +6,7 @@ from torch import nn
 
 import tenfold
 from tenfold.linalg import nuclear_subgradient, row_subgradient, shrink_rows, shrink_spectrum
+from tenfold.optim.penalty import slots_of
 
 METHODS = [tenfold.GroupLasso, tenfold.NuclearNorm]
 PURE = {
@@ -107,3 +108,19 @@ def test_groups_of_a_convolution_are_matrices_of_their_own() -> None:
     for part, before in zip(model.weight.detach().chunk(2), w.chunk(2), strict=True):
         wanted = before - nuclear_subgradient(before.flatten(1), 3).view_as(before)
         torch.testing.assert_close(part, wanted, rtol=1e-10, atol=1e-12)
+
+
+class Part(torch.Tensor):
+    """What is no plain tensor, as a sharded one."""
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_weight_that_is_no_plain_tensor_is_refused_and_a_hook_is_no_reason_to_leave_a_layer_out(kind) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+    model[0].register_forward_hook(lambda *_: None)
+    assert [slot.name for slot in slots_of(model, linear=False)] == ["0", "1"]
+    model[1].weight = nn.Parameter(torch.randn(5, 4, 3, 3).as_subclass(Part))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(tenfold.UnsupportedLayer, match=r"'1' is a Part, not a plain tensor.*Exclude"):
+        kind().attach(model, optimizer)
+    kind().attach(model, optimizer, goal=tenfold.Goal(exclude_modules=["1"]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tenfold.errors import UnsupportedLayer
 from tenfold.layers.swap import Selection, find
 from tenfold.linalg.fold import Fold
 from tenfold.optim.hooks import State, gradient_scale, hook_steps
@@ -40,13 +41,23 @@ def slots_of(
         linear: whether linear layers count; those that are named in ``target_modules`` do anyway.
         target_modules: see `tenfold.plan`.
         exclude_modules: see `tenfold.plan`.
+
+    Raises:
+        UnsupportedLayer: a weight that is no plain tensor, as sharded ones are: a part does not have the whole's norm.
     """
     slots = []
-    for target in find(model, target_modules, exclude_modules):
+    for target in find(model, target_modules, exclude_modules, replaced=False):
         spec = target.spec
         if target.reason is None and spec is not None and (linear or target_modules is not None or not spec.linear):
             fold = Fold(spec.shape, spec.groups, 1, "channel")
-            slots.append(Slot(target.name, model.get_submodule(target.name), spec, fold, fold.full_rank))
+            slot = Slot(target.name, model.get_submodule(target.name), spec, fold, fold.full_rank)
+            kind = type(slot.weight.data)
+            if kind is not Tensor:
+                raise UnsupportedLayer(
+                    f"the weight of '{slot.name}' is a {kind.__name__}, not a plain tensor: the norm of a part is not "
+                    "that of the whole. Exclude the layer, or keep it whole."
+                )
+            slots.append(slot)
     return slots
 
 
