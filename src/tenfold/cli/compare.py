@@ -16,7 +16,7 @@ from tenfold.bench.compare import EXPERIMENT, MERGED, Watch, compare
 from tenfold.bench.config import read_experiment
 from tenfold.bench.experiment import ALL, DataChoice, Entry, Experiment
 from tenfold.bench.report import write_report
-from tenfold.bench.report.summary import Mean, entries, percent
+from tenfold.bench.report.summary import Mean, by_budget, entries, percent
 from tenfold.bench.results import Results
 from tenfold.cli import parse, runs, tables
 from tenfold.cli.options import DataRoot, Exclude, Target, recipe_options, with_default
@@ -213,18 +213,26 @@ def _plain(run: Any) -> dict[str, Any]:
 
 
 def table(results: Results) -> Any:
-    """What people see of a comparison: one line per method and budget, means over the seeds."""
-    made = tables.table(("", "Params", "MACs", "Right after", "Re-estimated", "Test", "Time", "Seeds"))
-    for entry in entries(results):
-        kept = [_percent(entry.over(lambda run, k=k: run.price and run.price.kept[k]), 1) for k in ("params", "macs")]
-        after = _percent(entry.over(lambda run: run.accuracy.right_after))
-        renewed = _percent(entry.over(lambda run: run.accuracy.reestimated))
-        limits = [f"{name}={value}" for name, value in entry.budget.items()]
-        time = "" if entry.time is None else f"{entry.time.value:.2f}×"
-        test = entry.absent if entry.accuracy is None else percent(entry.accuracy)
-        made.add_row(" ".join([entry.label, *limits]), *kept, after, renewed, test, time, entry.seeds)
+    """What people see of a comparison: by budget one line per method, means over the seeds."""
+    made = tables.table(("", "Params", "MACs", "Right\nafter", "Re-\nestimated", "Test", "Time", "Seeds"))
+    found = entries(results)
+    for group in ([entry for entry in found if entry.dense], *by_budget(found).values()):
+        if group and not group[0].dense:
+            made.add_section()
+            made.add_row(" ".join(f"{name}={value}" for name, value in group[0].budget.items()), style="bold")
+        for entry in group:
+            made.add_row(entry.label, *_figures(entry))
     network, data = results.experiment["model"], results.experiment["data"]["name"]
-    return tables.titled(f"{network} on {data}: accuracy on validation, in the end on test; time, dense is 1", made)
+    return tables.titled(f"{network} on {data}: accuracy on validation, then test; dense takes time 1", made)
+
+
+def _figures(entry: Entry) -> list[str]:
+    kept = [_percent(entry.over(lambda run, k=k: run.price and run.price.kept[k]), 1) for k in ("params", "macs")]
+    stages = [
+        _percent(entry.over(lambda run, at=at: getattr(run.accuracy, at))) for at in ("right_after", "reestimated")
+    ]
+    test = entry.absent if entry.accuracy is None else percent(entry.accuracy)
+    return [*kept, *stages, test, "" if entry.time is None else f"{entry.time.value:.2f}×", entry.seeds]
 
 
 def _percent(mean: Mean | None, digits: int = 2) -> str:
