@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tenfold.bench.compare import EXPERIMENT, MERGED, Watch, compare
 from tenfold.bench.config import read_experiment
 from tenfold.bench.experiment import ALL, DataChoice, Entry, Experiment
-from tenfold.bench.report import write_report
+from tenfold.bench.report import summary, write_report
 from tenfold.bench.report.summary import Mean, by_budget, entries, percent
 from tenfold.bench.results import Results
 from tenfold.cli import parse, runs, tables
@@ -226,7 +226,7 @@ def table(results: Results) -> Any:
     return tables.titled(f"{network} on {data}: accuracy on validation, then test; dense takes time 1", made)
 
 
-def _figures(entry: Entry) -> list[str]:
+def _figures(entry: summary.Entry) -> list[str]:
     kept = [_percent(entry.over(lambda run, k=k: run.price and run.price.kept[k]), 1) for k in ("params", "macs")]
     stages = [
         _percent(entry.over(lambda run, at=at: getattr(run.accuracy, at))) for at in ("right_after", "reestimated")
