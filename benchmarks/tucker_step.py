@@ -76,7 +76,9 @@ def line(result: dict[str, Any]) -> str:
     """One result in words."""
     if "over_dense" in result:
         size = {name: f"{bytes_ / 2**20:.0f} MiB" for name, bytes_ in result["peak_bytes"].items()}
-        return f"peak {size['tucker']}, dense {size['dense']}: {result['over_dense']:.2f}"
+        return ", ".join(
+            [f"dense {size['dense']}", *(f"{k} {size[k]}: {r:.2f}" for k, r in result["over_dense"].items())]
+        )
     told = [
         f"{name} {result['seconds'][name]:.2f} s ({result['faster'][name]:.2f}x, {result['algebra'][name]:.0%} algebra)"
         for name in COURSES
@@ -118,13 +120,14 @@ def steps(net: str, fewer: float) -> dict[str, Any]:
 def peaks(net: str, fewer: float) -> dict[str, Any]:
     """Peak memory of model and training, each in a process of its own."""
     peak = {}
-    for name, share in (("dense", 0.0), ("tucker", fewer)):
+    for name, share, columns in (("dense", 0.0, 1.0), ("cycle", fewer, 1.0), ("narrow", fewer, 0.25)):
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.tucker_step", net, str(share), str(BATCH)],
+            [sys.executable, "-m", "benchmarks.tucker_step", net, str(share), str(BATCH), str(columns)],
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         peak[name] = json.loads(done.stdout)["peak_bytes"]
-    return {"net": net, "fewer": fewer, "peak_bytes": peak, "over_dense": round(peak["tucker"] / peak["dense"], 3)}
+    ratios = {name: round(peak[name] / peak["dense"], 3) for name in ("cycle", "narrow")}
+    return {"net": net, "fewer": fewer, "peak_bytes": peak, "over_dense": ratios}
 
 
 class _Clock:
@@ -220,8 +223,8 @@ def _policy(net: str, fewer: float) -> tuple[float, Policy]:
 
 
 def main() -> None:
-    """Print the peak memory of two steps as one JSON object: ``python -m benchmarks.tucker_step NET FEWER BATCH``."""
-    net, fewer, batch = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+    """Peak memory of two steps as one JSON object: ``python -m benchmarks.tucker_step NET FEWER BATCH COLUMNS``."""
+    net, fewer, batch, columns = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
     torch.set_num_threads(1)
     policy = _policy(net, fewer)[1] if fewer else None
     nn.functional.conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))  # libraries load at the first call
@@ -230,7 +233,7 @@ def main() -> None:
         model = _fresh(net)
         train = _step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9), batch, closure=False)
     else:
-        train = _training(net, policy, integration.Course(tau=0.1, every=2, pinned=True), batch)
+        train = _training(net, policy, integration.Course(tau=0.1, every=2, pinned=True, columns=columns), batch)
     train()
     train()
     print(json.dumps({"peak_bytes": memory._peak() - before}))

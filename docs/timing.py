@@ -93,6 +93,8 @@ def tucker_memory() -> str:
     rows = []
     for row in benchmark("tucker_step"):
         if "over_dense" in row:
-            sizes = [f"{row['peak_bytes'][name] / 2**20:.0f}" for name in ("dense", "tucker")]
-            rows.append([row["net"], f"{row['fewer']:.0%}", *sizes, f"{row['over_dense']:.2f}"])
-    return markdown(["network", "fewer weights", "dense, MiB", "Tucker, MiB", "ratio"], rows)
+            sizes = [f"{size / 2**20:.0f}" for size in row["peak_bytes"].values()]
+            ratios = [f"{ratio:.2f}" for ratio in row["over_dense"].values()]
+            rows.append([row["net"], f"{row['fewer']:.0%}", *sizes, *ratios])
+    names = [f"{name}, MiB" for name in ("dense", "cycle", "narrow")]
+    return markdown(["network", "fewer weights", *names, "cycle / dense", "narrow / dense"], rows)

@@ -202,3 +202,11 @@ def test_a_method_may_have_a_learning_rate_of_its_own_and_everything_else_is_the
     ):
         with pytest.raises(tenfold.ArgumentError, match=why):
             Experiment.from_dict(body | {"methods": [bad]})
+
+
+def test_what_is_published_does_not_say_where_the_data_were() -> None:
+    body = {"name": "x", "data": {"name": "digits", "root": "/home/me"}, "model": "cnn", "methods": ["svd"]}
+    made = Experiment.from_dict(body | {"budgets": [{"params": 0.5}]})
+    assert made.data.root == "/home/me"
+    assert "/home/me" not in json.dumps(made.to_dict())
+    assert Experiment.from_dict(made.to_dict()) == replace(made, data=DataChoice("digits"))

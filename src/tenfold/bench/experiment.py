@@ -238,8 +238,9 @@ class Experiment:
         return replace(self.recipe, seed=seed).rewound(self.recovery)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, as `from_dict` takes it."""
+        """Plain JSON, as `from_dict` takes it, without the data's folder, which is of this machine."""
         body = asdict(self)
+        del body["data"]["root"]
         body["methods"] = [entry.to_dict() for entry in self.methods]
         body["budgets"] = [budget.limits for budget in self.budgets]
         body["recipe"] = {key: value for key, value in body["recipe"].items() if key not in ("total", "seed")}

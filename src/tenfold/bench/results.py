@@ -80,7 +80,8 @@ class RunResult:
         budget: limits by name, e.g. ``{"params": 0.25}``; empty for the dense run.
         seed: of everything random.
         model: as `tenfold.build_model` takes it.
-        data: "name", "root" (or None), "train" (number of examples), and "checksum" of the data set.
+        data: "name" of the data set, "examples" and "validation" that were asked for (None: all), "train" (number of
+            examples), and "checksum".
         recipe: of the training, and of the recovery.
         epochs: "training" and "recovery": how many there are to be. Their sum is the same for all runs.
         failure: None where all went well.

@@ -157,7 +157,7 @@ def _blank(setting: Setting, row: Row) -> RunResult:
         budget=row.budget.limits if row.budget else {},
         seed=row.seed,
         model=experiment.model,
-        data=asdict(experiment.data) | {"train": len(setting.data.train), "checksum": setting.data.checksum},
+        data=experiment.to_dict()["data"] | {"train": len(setting.data.train), "checksum": setting.data.checksum},
         recipe=asdict(recipe) | {"milestones": list(recipe.milestones)},
         epochs={"training": experiment.recipe.epochs - recovery, "recovery": recovery},
         place=setting.place,
