@@ -98,7 +98,8 @@ class Integrator(Optimizer):
         state = self._state
         before = RandomState.of(self._model) if twice else None
         loss = None if closure is None else torch.enable_grad()(closure)()
-        self._catch.scale_()
+        if state["position"] == 0:
+            self._catch.scale_()  # by what this process did to its own gradients, so before they are averaged
         self._average()
         if state["position"] == 0:
             grown = self._open()
