@@ -165,7 +165,17 @@ class Nuclear(Spectral):
 
 
 @dataclass(frozen=True)
-class SpectralKSupport(Counted, Spectral):
+class _RankK(Counted, Spectral):
+    """What the sets of rank k share."""
+
+    def width(self, p: int) -> int:
+        """k; 0 at full rank."""
+        k = self.count(p)
+        return k if k < p else 0
+
+
+@dataclass(frozen=True)
+class SpectralKSupport(_RankK):
     """The hull of the matrices of rank k and Frobenius norm ``r``; the vertex is ``-r U_k S_k W_k^T / ||S_k||``.
 
     Args:
@@ -177,17 +187,12 @@ class SpectralKSupport(Counted, Spectral):
 
     of: ClassVar[type[SparseNorm | SupportNorm]] = SupportNorm
 
-    def width(self, p: int) -> int:
-        """k; 0 at full rank."""
-        k = self.count(p)
-        return k if k < p else 0
-
     def _best(self, u: Tensor | None, inside: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         return _round(u, inside, factor)
 
 
 @dataclass(frozen=True)
-class SpectralKSparse(Counted, Spectral):
+class SpectralKSparse(_RankK):
     """``s_1 <= r`` and ``sum s_i <= r k``; the vertex is ``-r U_k W_k^T``.
 
     Its polar factor takes an eigenproblem of size k, for which a GPU makes the host wait.
@@ -200,11 +205,6 @@ class SpectralKSparse(Counted, Spectral):
     """
 
     of: ClassVar[type[SparseNorm | SupportNorm]] = SparseNorm
-
-    def width(self, p: int) -> int:
-        """k; 0 at full rank."""
-        k = self.count(p)
-        return k if k < p else 0
 
     def _best(self, u: Tensor | None, inside: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         turn = _inverse_root(inside)
