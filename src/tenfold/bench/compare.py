@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -217,9 +216,7 @@ def _settle(experiment: Experiment, data: Data, out: Path) -> None:
         except (ValueError, AttributeError) as error:
             raise CheckpointError(f"'{file}' is damaged ({error!r}): choose another folder.") from error
         different = [
-            f"`{key}`: {old[key]!r} -> {body[key]!r}"
-            for key in body
-            if key not in _GROWS and _comparable(old[key]) != _comparable(body[key])
+            f"`{key}`: {old[key]!r} -> {body[key]!r}" for key in body if key not in _GROWS and old[key] != body[key]
         ]
         if different:
             raise CheckpointError(
@@ -227,11 +224,6 @@ def _settle(experiment: Experiment, data: Data, out: Path) -> None:
                 f"another folder; only methods, budgets and seeds can be added to one."
             )
     write_json(file, body)
-
-
-def _comparable(value: Any) -> Any:
-    """Without the folder of the data: the checksum says whether they are the same."""
-    return {k: v for k, v in value.items() if k != "root"} if isinstance(value, dict) else value
 
 
 @contextlib.contextmanager
