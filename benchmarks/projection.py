@@ -42,8 +42,11 @@ import tenfold
 from benchmarks import nets
 from benchmarks.record import interleaved
 from tenfold.layers.batchnorm import norm_after
-from tenfold.methods.base import Goal
-from tenfold.methods.projection import _Course, _fresh  # what is timed is one projection, without the hooks around it
+from tenfold.methods.contract.method import Goal
+from tenfold.methods.contract.projection import (  # what is timed is one projection, without the hooks around it
+    _Course,
+    _fresh,
+)
 
 METHOD = tenfold.LRPET(prune_ratio=0.5, every=20)
 NETS = ("resnet20", "resnet56", "resnet18", "resnet50", "vgg16_bn")

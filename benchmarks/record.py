@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tenfold.bench.place import place
+from tenfold.bench.environment import place
 from tenfold.files import write_json
 
 ROOT = Path(__file__).parent.parent

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 import tenfold
 from tenfold.layers.spec import spec_of
 from tenfold.linalg.fold import Fold, divisors
+from tenfold.plans.problem import Site
+from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.minmax import allocate
-from tenfold.ranks.options import Options
-from tenfold.ranks.problem import Site
 
 Factors = tuple[Tensor, Tensor]
 
 
-def tables(problem: tenfold.Problem) -> list[Options]:
+def tables(problem: tenfold.Problem) -> list[Candidates]:
     """The options of every site in the ``max`` measure."""
     return [_table(site) for site in problem.sites]
 
@@ -53,7 +53,7 @@ def spectrum_error(site: Site, spectra: dict[int, Tensor]) -> dict[str, float]:
     return worst
 
 
-def _table(site: Site) -> Options:
+def _table(site: Site) -> Candidates:
     dense = site.cost.dense().params
     rank, slices, error, cost, top = [0], [1], [0.0], [dense], None
     for k in divisors(site.cost.shape[1]):
@@ -68,7 +68,7 @@ def _table(site: Site) -> Options:
             cost.append(j * one)
     whole = np.array(rank)
     costs = {"params": np.array(cost)}
-    return Options(site.name, ("channel",), np.zeros_like(whole), np.array(slices), whole, np.array(error), costs)
+    return Candidates(site.name, ("channel",), np.zeros_like(whole), np.array(slices), whole, np.array(error), costs)
 
 
 def _factors(site: Site, k: int, rank: int) -> Factors:

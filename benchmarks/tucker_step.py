@@ -35,12 +35,12 @@ from torch import nn
 
 from benchmarks import memory, nets
 from benchmarks.record import ROOT
-from tenfold.layers.convert import Policy, to_tucker
 from tenfold.layers.cost import layer_cost
-from tenfold.layers.factors import factorised
 from tenfold.layers.spec import spec_of
+from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_protocol import factorised
 from tenfold.linalg.multilinear import feasible
-from tenfold.optim import integrator as integration
+from tenfold.optim.tucker import integrator as integration
 from tenfold.train.models import build_model
 
 NETS = ("resnet18", "vgg16_bn")
@@ -48,10 +48,10 @@ FEWER = (0.5, 0.75, 0.9, 0.95)
 MEMORY = (0.9,)
 BATCH, CYCLE = 128, 10
 COURSES = {
-    "cycle": integration.Course(tau=0.1, every=3, pinned=True),
-    "narrow": integration.Course(tau=0.1, every=3, pinned=True, columns=0.25),
-    "one_pass": integration.Course(tau=0.1, every=1, pinned=True),
-    "two_pass": integration.Course(tau=0.1, every=1, pinned=True, twice=True),
+    "cycle": integration.IntegratorSettings(tau=0.1, every=3, pinned=True),
+    "narrow": integration.IntegratorSettings(tau=0.1, every=3, pinned=True, columns=0.25),
+    "one_pass": integration.IntegratorSettings(tau=0.1, every=1, pinned=True),
+    "two_pass": integration.IntegratorSettings(tau=0.1, every=1, pinned=True, twice=True),
 }
 SETTINGS = {
     "batch": BATCH,
@@ -164,7 +164,7 @@ def _dense(net: str) -> float:
     return time.process_time() - start
 
 
-def _training(net: str, policy: Policy, course: integration.Course, batch: int) -> Callable[[], None]:
+def _training(net: str, policy: Policy, course: integration.IntegratorSettings, batch: int) -> Callable[[], None]:
     model = to_tucker(_fresh(net), policy, generator=torch.Generator().manual_seed(nets.SEED)).model
     bases = {id(basis) for layer in factorised(model).values() for basis in layer.bases}
     inner = torch.optim.SGD([p for p in model.parameters() if id(p) not in bases], lr=1e-3, momentum=0.9)
@@ -233,7 +233,9 @@ def main() -> None:
         model = _fresh(net)
         train = _step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9), batch, closure=False)
     else:
-        train = _training(net, policy, integration.Course(tau=0.1, every=2, pinned=True, columns=columns), batch)
+        train = _training(
+            net, policy, integration.IntegratorSettings(tau=0.1, every=2, pinned=True, columns=columns), batch
+        )
     train()
     train()
     print(json.dumps({"peak_bytes": memory._peak() - before}))

@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 
 from docs.cells import NOTHING_YET, ROOT, markdown
-from tenfold.bench.compare import MERGED
+from tenfold.bench.compare.results import Results
+from tenfold.bench.compare.scheduler import MERGED
 from tenfold.bench.report import stale_pictures, tables, tradeoff, words, write_pictures, write_report
 from tenfold.bench.report.figure import Panel
 from tenfold.bench.report.summary import entries
 from tenfold.bench.report.tables import Cell, Table
-from tenfold.bench.results import Results
 from tenfold.cli.compare import REPORT
 
 PICTURES = ("params", "latency")

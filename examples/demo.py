@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 
 import tenfold
-from tenfold.bench.compare import compare
-from tenfold.bench.experiment import DataChoice, Entry, Experiment, Timing
+from tenfold.bench.compare.experiment import DataChoice, Entry, Experiment, Timing
+from tenfold.bench.compare.run import NETWORKS
+from tenfold.bench.compare.scheduler import compare
 from tenfold.bench.report import write_report
-from tenfold.bench.single import NETWORKS
 from tenfold.cli.compare import table
 from tenfold.train import Recipe, evaluate, load_data
 

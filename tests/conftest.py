@@ -11,7 +11,8 @@ from jaxtyping import install_import_hook
 # Checks the shapes in the signatures of these packages on every call. An int may stand where a float is asked for, as
 # everywhere in Python.
 install_import_hook(
-    ["tenfold.linalg", "tenfold.ranks"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    ["tenfold.linalg", "tenfold.ranks", "tenfold.plans"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
 torch.set_num_threads(1)

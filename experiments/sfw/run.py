@@ -25,7 +25,7 @@ from torch import nn
 import tenfold
 from tenfold import balls
 from tenfold.files import write_json
-from tenfold.optim.frank_wolfe import FrankWolfe
+from tenfold.optim.frank_wolfe.optimizer import FrankWolfe
 from tenfold.train import Data, Recipe, batches, evaluate, fit, load_data
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)

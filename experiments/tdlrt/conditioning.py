@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import tenfold
 from tenfold.files import write_json
 from tenfold.layers import deploy
-from tenfold.layers.factors import factorised
+from tenfold.layers.tucker_protocol import factorised
 from tenfold.linalg.subspace import orthonormalise
 from tenfold.train import Data, batches, evaluate, load_data
 

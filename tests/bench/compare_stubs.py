@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 
 import tenfold
-from tenfold.bench.compare import compare
-from tenfold.bench.experiment import DataChoice, Entry, Experiment
-from tenfold.methods.base import Method
+from tenfold.bench.compare.experiment import DataChoice, Entry, Experiment
+from tenfold.bench.compare.scheduler import compare
+from tenfold.methods.contract.method import Method
 from tenfold.train import Recipe
 
 SPAWN = multiprocessing.get_context("forkserver")

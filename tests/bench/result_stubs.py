@@ -3,8 +3,8 @@
 import random
 from dataclasses import replace
 
-from tenfold.bench.findings import Accuracy, Curve, Evolution, Latency, Layer, Price, Spectra, Spectrum, Verdict
-from tenfold.bench.results import Failure, Place, Results, RunResult
+from tenfold.bench.compare.findings import Accuracy, Curve, Evolution, Latency, Layer, Price, Spectra, Spectrum, Verdict
+from tenfold.bench.compare.results import Failure, Place, Results, RunResult
 from tenfold.train.history import Epoch
 
 METHODS = {"alds": "post-training", "svd": "post-training", "lrpet": "training"}

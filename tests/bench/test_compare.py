@@ -10,11 +10,11 @@ import torch
 from compare_stubs import Broken, experiment, process, read
 
 import tenfold
-from tenfold.bench import compare as module
-from tenfold.bench.compare import compare
-from tenfold.bench.config import read_experiment
-from tenfold.bench.experiment import DataChoice
-from tenfold.bench.results import Results, RunResult
+from tenfold.bench.compare import scheduler as module
+from tenfold.bench.compare.experiment import DataChoice
+from tenfold.bench.compare.read_yaml import read_experiment
+from tenfold.bench.compare.results import Results, RunResult
+from tenfold.bench.compare.scheduler import compare
 from tenfold.errors import CheckpointError, DataError
 from tenfold.train import evaluate, load_data, loop
 

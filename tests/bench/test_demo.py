@@ -4,7 +4,7 @@ import runpy
 from pathlib import Path
 
 import tenfold
-from tenfold.bench.results import Results
+from tenfold.bench.compare.results import Results
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 

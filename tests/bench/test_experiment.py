@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import tenfold
-from tenfold.bench.config import read_experiment
-from tenfold.bench.experiment import AFTER, ALL, DENSE, DURING, DataChoice, Entry, Experiment
+from tenfold.bench.compare.experiment import AFTER, ALL, DENSE, DURING, DataChoice, Entry, Experiment
+from tenfold.bench.compare.read_yaml import read_experiment
 from tenfold.errors import ArgumentError
 from tenfold.train import Recipe, data_names, model_names
 from tenfold.train.schedule import make_schedule

@@ -9,7 +9,7 @@ from torch import nn
 import tenfold
 from tenfold.bench.export import export
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.layers.fold_norm import fold_batchnorm
+from tenfold.layers.fold_batchnorm import fold_batchnorm
 
 
 class Net(nn.Module):

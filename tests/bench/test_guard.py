@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import tenfold
-from tenfold.bench.guard import smallest_budget
+from tenfold.bench.budget_search import smallest_budget
 from tenfold.errors import ArgumentError, TenfoldError
 
 
@@ -43,7 +43,7 @@ def test_the_smallest_reachable_is_tried_first_and_taken_if_it_will_do(problem):
 
 def test_spectra_are_computed_once(problem, monkeypatch):
     smallest_budget(problem, tenfold.ALDS(), share(problem), 0.5)
-    monkeypatch.setattr("tenfold.ranks.problem.slice_spectra", None)
+    monkeypatch.setattr("tenfold.plans.problem.slice_spectra", None)
     smallest_budget(problem, tenfold.ALDS(), share(problem), 0.3)
 
 

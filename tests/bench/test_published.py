@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from result_stubs import synthetic
 
-from tenfold.bench.results import Results
+from tenfold.bench.compare.results import Results
 
 comparison = importlib.import_module("docs.comparison")
 tables = importlib.import_module("docs.tables")

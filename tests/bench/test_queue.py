@@ -8,8 +8,8 @@ import time
 import pytest
 from compare_stubs import SPAWN
 
-from tenfold.bench import queue
-from tenfold.bench.queue import Claims, machine, started
+from tenfold.bench.compare import queue
+from tenfold.bench.compare.queue import Claims, machine, started
 
 
 def hold(folder, ready):

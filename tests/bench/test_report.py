@@ -21,12 +21,12 @@ from pages import panels, parse, rows
 from result_stubs import synthetic
 from scipy import stats
 
+from tenfold.bench.compare.results import Failure, Results
 from tenfold.bench.report import stale_pictures, write_pictures, write_report
 from tenfold.bench.report.figure import THEMES, accuracy_range, method_styles, round_ticks, si
 from tenfold.bench.report.summary import Entry, Mean, best, budget_words, by_budget, entries, front, mean
 from tenfold.bench.report.tables import seconds, size
 from tenfold.bench.report.words import verdicts
-from tenfold.bench.results import Failure, Results
 
 BUDGETS = (0.5, 0.25, 0.1)
 LIMITS = {f"{100 * budget:g} % of the parameters": budget for budget in BUDGETS}

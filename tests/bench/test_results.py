@@ -5,7 +5,7 @@ import json
 import pytest
 from result_stubs import synthetic
 
-from tenfold.bench.results import Results, RunResult
+from tenfold.bench.compare.results import Results, RunResult
 from tenfold.errors import CheckpointError
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import tenfold
-from tenfold.bench.watch import Watched
-from tenfold.layers.factors import factorised
-from tenfold.methods.base import Goal
+from tenfold.bench.compare.rank_history import Watched
+from tenfold.layers.tucker_protocol import factorised
+from tenfold.methods.contract.method import Goal
 
 EPOCHS, STEPS = 4, 5
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from tenfold.cli import app
+from tenfold.cli.app import app
 
 
 def call(*words):

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from tenfold.bench.results import Results
-from tenfold.cli import app
+from tenfold.bench.compare.results import Results
+from tenfold.cli.app import app
 
 FAST = ("--epochs", 2, "--recovery", 1, "--batch-size", 128, "--examples", 256)
 SMALL = ("compare", "--methods", "svd", "--budgets", "0.5,params=0.4+macs=0.3", *FAST)

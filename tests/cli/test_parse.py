@@ -8,8 +8,8 @@ import pytest
 import tenfold
 from tenfold.cli import parse
 from tenfold.cli.docs import arguments, field_docs
+from tenfold.cli.option_names import options_for
 from tenfold.cli.tables import short
-from tenfold.cli.words import options_for
 from tenfold.train import Recipe
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tenfold.ranks.plan import Plan
+from tenfold.plans.plan import Plan
 
 
 def refused(result, *words):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
-from tenfold.optim import projector
+from tenfold.optim.projection import projector
 
 STEPS = 12
 

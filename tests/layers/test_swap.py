@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from tenfold.errors import ArgumentError, PlanError, TenfoldError, UnsupportedLayer
 from tenfold.layers import swap
+from tenfold.layers.find import find
 from tenfold.layers.matrix import LowRank, LowRankLinear
 
 
 def chosen(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
-    return [t.name for t in swap.find(model, *args, **kwargs) if t.reason is None]
+    return [t.name for t in find(model, *args, **kwargs) if t.reason is None]
 
 
 def reasons(model: nn.Module) -> dict[str, str | None]:
-    return {name: t.reason for t in swap.find(model) for name in (t.name, *t.aliases)}
+    return {name: t.reason for t in find(model) for name in (t.name, *t.aliases)}
 
 
 NAMES = [
@@ -56,7 +57,7 @@ def test_selection_follows_peft(target: Any, exclude: Any, expected: list[str]) 
 
 
 def test_the_reason_says_that_it_was_the_users_choice() -> None:
-    found = {t.name: t.reason for t in swap.find(TinyResNet(), ["conv1", "fc"], ["fc"])}
+    found = {t.name: t.reason for t in find(TinyResNet(), ["conv1", "fc"], ["fc"])}
     assert found["conv1"] is None
     assert found["fc"] == "in exclude_modules"
     assert found["layer1.0.conv2"] == "not in target_modules"
@@ -76,7 +77,7 @@ def test_the_reason_says_that_it_was_the_users_choice() -> None:
 )
 def test_a_wrong_name_is_one_clear_error(argument: str, selection: Any, words: list[str]) -> None:
     with pytest.raises(ArgumentError) as error:
-        swap.find(TinyResNet(), **{argument: selection})
+        find(TinyResNet(), **{argument: selection})
     for word in [f"`{argument}`", *words]:
         assert word in str(error.value)
 
@@ -88,7 +89,7 @@ def test_the_suggested_expression_for_a_container_selects_its_layers() -> None:
 def test_a_layer_named_in_full_is_never_left_dense_silently() -> None:
     net = nn.ModuleDict({"embed": nn.Embedding(4, 4), "fc": nn.Linear(4, 4)})
     with pytest.raises(UnsupportedLayer, match="'embed', which stays dense: an Embedding"):
-        swap.find(net, ["embed"])
+        find(net, ["embed"])
     assert chosen(net, ".*") == ["fc"]  # an expression names nothing in full
 
 
@@ -380,7 +381,7 @@ def test_distributed_data_parallel_is_refused(tmp_path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         with pytest.raises(ArgumentError, match="wrapped in DistributedDataParallel"):
-            swap.find(nn.parallel.DistributedDataParallel(nn.Linear(4, 4)))
+            find(nn.parallel.DistributedDataParallel(nn.Linear(4, 4)))
     finally:
         torch.distributed.destroy_process_group()
 

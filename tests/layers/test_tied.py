@@ -11,6 +11,7 @@ import tenfold
 from tenfold.errors import PlanError
 from tenfold.layers import swap
 from tenfold.layers.cost import count_params
+from tenfold.layers.find import find
 from tenfold.layers.matrix import LowRank
 
 TOKENS = torch.arange(10).reshape(2, 5)
@@ -66,7 +67,7 @@ def factors(model: nn.Module) -> set[tuple[int, int]]:
 
 @cases
 def test_tied_layers_are_one_target_with_aliases(kind: type[nn.Module]) -> None:
-    (target,) = swap.find(kind())
+    (target,) = find(kind())
     assert target.reason is None
     assert target.name == "a"
     assert target.aliases == (("b", "c") if kind is OtherBiases else ("b",))
@@ -142,7 +143,7 @@ def test_different_entries_for_one_weight_are_refused(kind: type[nn.Module], oth
 
 def test_a_head_tied_to_an_embedding_stays_dense_with_the_reason_and_the_tie() -> None:
     net = Tied()
-    found = {t.name: t for t in swap.find(net)}
+    found = {t.name: t for t in find(net)}
     assert found["embed"].aliases == ("head",)
     assert "an Embedding" in str(found["embed"].reason)
     small, plan, _ = tenfold.compress(net, tenfold.ALDS(), tenfold.Budget(params=0.8))
@@ -156,17 +157,17 @@ def test_a_head_tied_to_an_embedding_stays_dense_with_the_reason_and_the_tie() -
 def test_a_head_before_its_embedding_says_what_it_is_tied_to() -> None:
     net = nn.ModuleDict({"head": nn.Linear(4, 9, bias=False), "embed": nn.Embedding(9, 4)})
     net["head"].weight = net["embed"].weight
-    (target,) = swap.find(net)
+    (target,) = find(net)
     assert target.reason == "tied to 'embed', an Embedding"
 
 
 def test_layers_of_different_shape_that_share_numbers_stay_dense() -> None:
     net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Conv1d(4, 4, 1)})
     net["b"].weight = nn.Parameter(net["a"].weight.data[..., None])
-    assert [t.reason for t in swap.find(net)] == [None, None]  # equal numbers, but not one parameter
+    assert [t.reason for t in find(net)] == [None, None]  # equal numbers, but not one parameter
     net = nn.ModuleDict({"a": nn.Conv2d(4, 4, 3), "b": nn.ConvTranspose2d(4, 4, 3)})
     net["b"].weight = net["a"].weight
-    (target,) = swap.find(net)
+    (target,) = find(net)
     assert "not all layers of one kind" in str(target.reason)
 
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tenfold
 from tenfold.layers import swap
+from tenfold.layers.find import find
 from tenfold.layers.matrix import LowRank, LowRankLinear
 from tenfold.layers.spec import spec_of
 
@@ -54,7 +55,7 @@ def logits(model: Any, x: torch.Tensor) -> torch.Tensor:
 def test_full_rank_is_exact(name: str, slices: int) -> None:
     make, x = MODELS[name]
     net = make()
-    todo = {t.name: entry_for(net.get_submodule(t.name)) for t in swap.find(net) if t.reason is None}
+    todo = {t.name: entry_for(net.get_submodule(t.name)) for t in find(net) if t.reason is None}
     if slices == 2:
         todo = {
             n: entry_for(net.get_submodule(n), slices=2)
@@ -130,7 +131,7 @@ def test_the_weight_of_gpt2s_layer_is_stored_its_way() -> None:
 
 def test_generation_with_a_cache_works_and_agrees_at_full_rank() -> None:
     net = gpt2()
-    todo = {t.name: entry_for(net.get_submodule(t.name)) for t in swap.find(net) if t.reason is None}
+    todo = {t.name: entry_for(net.get_submodule(t.name)) for t in find(net) if t.reason is None}
     small = swap.apply(net.double(), todo)
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(TOKENS)}
     expected = net.generate(TOKENS, **options)

@@ -85,7 +85,7 @@ def test_the_level_equals_all_combinations_and_the_next_lower_does_not_fit(net, 
     make, inputs, folds = NETS[net]
     method = tenfold.ALDS(measure=measure, folds=folds)
     problem = tenfold.survey(make(), example_inputs=inputs())
-    tables, limits = method.options(problem), problem.limits(budget)
+    tables, limits = method.candidates(problem), problem.limits(budget)
     expected = brute_force_grid(tables, limits)
     if expected is None:
         with pytest.raises(tenfold.BudgetError):
@@ -110,8 +110,8 @@ def test_the_level_equals_all_combinations_and_the_next_lower_does_not_fit(net, 
 def test_the_integer_programme_decides_where_the_costs_disagree(monkeypatch):
     """Without it the test above would be one of the easy path only."""
     calls = []
-    solve = tenfold.ranks.programme.milp
-    monkeypatch.setattr("tenfold.ranks.programme.milp", lambda *a, **kw: calls.append(1) or solve(*a, **kw))
+    solve = tenfold.ranks.knapsack.milp
+    monkeypatch.setattr("tenfold.ranks.knapsack.milp", lambda *a, **kw: calls.append(1) or solve(*a, **kw))
     both = tenfold.Budget(params=0.5, macs=0.6)
     tenfold.plan(chain(), tenfold.ALDS(), both, example_inputs=image())
     assert not calls
@@ -159,7 +159,7 @@ def test_the_whole_budget_gives_level_zero_and_replaces_nothing(measure, budget)
 def test_the_curve_from_one_sort_agrees_with_the_plan_at_every_budget():
     problem = tenfold.survey(chain())
     method = tenfold.ALDS()
-    levels, costs = curve(method.options(problem), "params")
+    levels, costs = curve(method.candidates(problem), "params")
     fixed = problem.dense.params - sum(site.cost.dense().params for site in problem.sites)
     for level, cost in zip(levels, costs, strict=True):
         assert method.plan(problem, tenfold.Budget(params=int(cost) + fixed)).level == level

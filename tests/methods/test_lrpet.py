@@ -9,10 +9,10 @@ from torch import nn
 
 import tenfold
 from methods.projection_nets import HYPER, by_hand, close, net, rank_of, train
-from tenfold.methods.base import Goal
-from tenfold.methods.projection import STATE
-from tenfold.ranks.options import settle, shapes
-from tenfold.ranks.problem import survey
+from tenfold.methods.contract.method import Goal
+from tenfold.methods.contract.projection import STATE
+from tenfold.plans.candidates import settle, shapes
+from tenfold.plans.problem import survey
 
 FULL = {"first": 8, "mid": 12, "point": 12}
 NORMS = {"first": "norm1", "mid": "norm2", "point": "norm3"}

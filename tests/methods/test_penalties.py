@@ -6,7 +6,7 @@ from torch import nn
 
 import tenfold
 from tenfold.linalg import nuclear_subgradient, row_subgradient, shrink_rows, shrink_spectrum
-from tenfold.optim.penalty import slots_of
+from tenfold.optim.projection.penalty import slots_of
 
 METHODS = [tenfold.GroupLasso, tenfold.NuclearNorm]
 PURE = {

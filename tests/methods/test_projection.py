@@ -11,9 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 import tenfold
 from methods.projection_nets import HYPER, batch, close, net, rank_of, train
 from tenfold.errors import TenfoldWarning
-from tenfold.methods import projection
-from tenfold.methods.base import Goal
-from tenfold.methods.projection import STATE
+from tenfold.methods.contract import projection
+from tenfold.methods.contract.method import Goal
+from tenfold.methods.contract.projection import STATE
 
 METHODS = {
     "trp": lambda **f: tenfold.TRP(**{"energy": 0.8, "every": 2, "nuclear": 0.05} | f),

@@ -4,13 +4,13 @@ import pytest
 
 import tenfold
 from methods.drop_in import methods_from
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
 
 FILE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
 from tenfold.methods.dense import Dense as Imported
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
-from tenfold.layers.factors import factorised
-from tenfold.optim.integrator import Integrator
+from tenfold.layers.tucker_protocol import factorised
+from tenfold.optim.tucker.integrator import Integrator
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")
 INTEGRATORS = ("cycle", "two_pass", "one_pass", "fixed")

@@ -8,8 +8,8 @@ from torch import nn
 
 import tenfold
 from methods.projection_nets import HYPER, batch, by_hand, close, energy_rank, net, rank_of, spectrum, train
-from tenfold.methods.base import Goal
-from tenfold.methods.projection import STATE
+from tenfold.methods.contract.method import Goal
+from tenfold.methods.contract.projection import STATE
 
 T = 0.85
 

@@ -12,7 +12,7 @@ from ranks.nets import brute_force_grid, chain, counted, image, small_image, unl
 from tenfold.layers.spec import spec_of, to_kernel
 from tenfold.linalg.multilinear import feasible
 from tenfold.linalg.tucker import hosvd, tucker_full
-from tenfold.ranks.pairs import pair_options
+from tenfold.plans.tucker_candidates import tucker_candidates
 
 
 def error(small: nn.Module, model: nn.Module, name: str) -> float:
@@ -41,7 +41,7 @@ def decaying() -> nn.Module:
 def test_options_are_every_possible_pair_that_saves_with_its_cost_and_error(make, inputs):
     model, x = make().eval(), inputs()
     problem = tenfold.survey(model, example_inputs=x)
-    for site, table in zip(problem.sites, pair_options(problem), strict=True):
+    for site, table in zip(problem.sites, tucker_candidates(problem), strict=True):
         spec = spec_of(model.get_submodule(site.name))
         if spec.linear:
             assert table.rank.ndim == 1
@@ -74,7 +74,7 @@ def test_the_level_is_the_smallest_that_any_choice_of_pairs_attains(budget):
     model, x = chain().eval(), image()
     problem = tenfold.survey(model, example_inputs=x)
     plan = tenfold.Tucker().plan(problem, budget)
-    assert plan.level == pytest.approx(brute_force_grid(pair_options(problem), problem.limits(budget)))
+    assert plan.level == pytest.approx(brute_force_grid(tucker_candidates(problem), problem.limits(budget)))
 
 
 def test_errors_in_the_plan_bound_those_of_the_built_layers():
@@ -116,7 +116,7 @@ def test_an_edited_pair_is_built_as_written(recwarn):
 
 def test_large_modes_compete_on_a_grid_that_has_both_ends():
     site = tenfold.survey(nn.Sequential(nn.Conv2d(4, 300, 3)))
-    (table,) = pair_options(site)
+    (table,) = tucker_candidates(site)
     outer = np.unique(table.rank[1:, 0])
     assert outer[0] == 1
     assert len(outer) <= 64

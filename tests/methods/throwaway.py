@@ -14,11 +14,11 @@ from torch import nn
 
 from tenfold.errors import check
 from tenfold.layers.cost import layer_cost
-from tenfold.layers.swap import find, kernel_of
+from tenfold.layers.find import find, kernel_of
 from tenfold.linalg import Fold, truncated_svd
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.options import options
+from tenfold.plans.candidates import layer_plan, candidates
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Clip(Method):
 
     def choose(self, problem, budget):
         chosen = []
-        for table in options(problem, MEASURES["max"], slices=(1,)):
+        for table in candidates(problem, MEASURES["max"], slices=(1,)):
             at = (table.rank == self.rank).nonzero()[0]
-            chosen.append(table.layer_plan(int(at[0]) if len(at) else 0))
+            chosen.append(layer_plan(table, int(at[0]) if len(at) else 0))
         return problem.plan(self.name, chosen, budget=budget, measure="max")
 '''
 
@@ -84,7 +84,7 @@ from typing import ClassVar
 import torch
 
 from tenfold.errors import ArgumentError
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
 
 
 class Puller(torch.optim.Optimizer):
@@ -131,11 +131,11 @@ from typing import ClassVar
 import torch
 
 from tenfold.layers.matrix import LowRank
-from tenfold.methods.base import Method
-from tenfold.ranks.build import apply
+from tenfold.methods.contract.method import Method
+from tenfold.plans.apply import apply
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.options import options
-from tenfold.ranks.problem import survey
+from tenfold.plans.candidates import candidates
+from tenfold.plans.problem import survey
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class Pair(Method):
 
     def _at(self, problem, rank, budget=None):
         chosen = []
-        for site, table in enumerate(options(problem, MEASURES["max"], slices=(1,))):
+        for site, table in enumerate(candidates(problem, MEASURES["max"], slices=(1,))):
             at = (table.rank == rank(table, site)).nonzero()[0]
-            chosen.append(table.layer_plan(int(at[0]) if len(at) else 0))
+            chosen.append(layer_plan(table, int(at[0]) if len(at) else 0))
         return problem.plan(self.name, chosen, budget=budget, measure="max")
 '''

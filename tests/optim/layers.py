@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tenfold.layers.spec import spec_of
 from tenfold.linalg import Fold
-from tenfold.optim.slot import Slot
+from tenfold.optim.projection.folded_weight import FoldedWeight
 
 LAYERS = {
     "linear": lambda: nn.Linear(7, 9),
@@ -36,22 +36,22 @@ def norm_of(layer: nn.Module, seed: int = 1) -> nn.BatchNorm2d:
     return norm
 
 
-def slots_of(layers: dict[str, nn.Module], fold: str = "channel", *, norms: bool = False) -> list[Slot]:
+def slots_of(layers: dict[str, nn.Module], fold: str = "channel", *, norms: bool = False) -> list[FoldedWeight]:
     made = []
     for name, layer in layers.items():
         spec = spec_of(layer)
         shape = Fold(spec.shape, spec.groups, 1, fold)
-        made.append(Slot(name, layer, spec, shape, shape.full_rank, norm_of(layer) if norms else None))
+        made.append(FoldedWeight(name, layer, spec, shape, shape.full_rank, norm_of(layer) if norms else None))
     return made
 
 
-def scales(slot: Slot) -> Tensor | None:
+def scales(slot: FoldedWeight) -> Tensor | None:
     """``gamma / sqrt(var + eps)`` per output channel, float64."""
     norm = slot.norm
     return None if norm is None else norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
 
 
-def matrices_of(weight: Tensor, slot: Slot) -> tuple[list[Tensor], list[int], list[int]]:
+def matrices_of(weight: Tensor, slot: FoldedWeight) -> tuple[list[Tensor], list[int], list[int]]:
     """One matrix per group (decoupled: per output channel), output channels and the decoder's axes in the rows.
 
     Written out from the table of the folds, not by them. Returns the matrices, their common shape before flattening,
@@ -76,7 +76,7 @@ def matrices_of(weight: Tensor, slot: Slot) -> tuple[list[Tensor], list[int], li
     return [x.reshape(math.prod(shape[: len(rows)]), -1) for x in parts], shape, rows + columns
 
 
-def weight_from(matrices: list[Tensor], shape: list[int], order: list[int], slot: Slot) -> Tensor:
+def weight_from(matrices: list[Tensor], shape: list[int], order: list[int], slot: FoldedWeight) -> Tensor:
     back = [order.index(i) for i in range(len(order))]
     w = torch.cat([m.reshape(shape).permute(back) for m in matrices])
     if slot.spec.transposed:
@@ -84,7 +84,7 @@ def weight_from(matrices: list[Tensor], shape: list[int], order: list[int], slot
     return w
 
 
-def directions(weight: Tensor, slot: Slot, rank: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def directions(weight: Tensor, slot: FoldedWeight, rank: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Per matrix: M, all singular values of ``diag(a) M``, and the leading left and right vectors."""
     matrices, _, _ = matrices_of(weight, slot)
     a = scales(slot)
@@ -97,7 +97,7 @@ def directions(weight: Tensor, slot: Slot, rank: int) -> list[tuple[Tensor, Tens
     return found
 
 
-def projected(weight: Tensor, slot: Slot, rank: int, *, transfer: bool = False, tail: float = 0.0) -> Tensor:
+def projected(weight: Tensor, slot: FoldedWeight, rank: int, *, transfer: bool = False, tail: float = 0.0) -> Tensor:
     """The projection of one weight, by an SVD per matrix."""
     out = []
     for m, s, _, v in directions(weight, slot, rank):
@@ -108,13 +108,13 @@ def projected(weight: Tensor, slot: Slot, rank: int, *, transfer: bool = False, 
     return weight_from(out, *matrices_of(weight, slot)[1:], slot)
 
 
-def polar(weight: Tensor, slot: Slot, rank: int) -> Tensor:
+def polar(weight: Tensor, slot: FoldedWeight, rank: int) -> Tensor:
     """``U_r V_r^T`` of each matrix, as a weight."""
     out = [u @ v for _, _, u, v in directions(weight, slot, rank)]
     return weight_from(out, *matrices_of(weight, slot)[1:], slot)
 
 
-def on_rows_of(x: Tensor, weight: Tensor, slot: Slot, rank: int) -> Tensor:
+def on_rows_of(x: Tensor, weight: Tensor, slot: FoldedWeight, rank: int) -> Tensor:
     """``X V_r V_r^T`` with the directions of ``weight``."""
     matrices, shape, order = matrices_of(x, slot)
     found = directions(weight, slot, rank)

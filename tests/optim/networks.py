@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from tenfold.layers.convert import Policy, to_tucker
-from tenfold.layers.factors import factorised
-from tenfold.layers.trained import reserve_
-from tenfold.optim.course import Course
-from tenfold.optim.integrator import Integrator
+from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_protocol import factorised
+from tenfold.layers.tucker_training import reserve_
+from tenfold.optim.tucker.integrator import Integrator
+from tenfold.optim.tucker.settings import IntegratorSettings
 
 
 class Net(nn.Module):
@@ -37,7 +37,7 @@ def net(dtype: torch.dtype = torch.float64, *, static: bool = False) -> nn.Modul
     return model
 
 
-def around(model: nn.Module, course: Course, base=torch.optim.SGD, **hyper) -> Integrator:
+def around(model: nn.Module, course: IntegratorSettings, base=torch.optim.SGD, **hyper) -> Integrator:
     bases = {id(b) for layer in factorised(model).values() for b in layer.bases}
     return Integrator(base([p for p in model.parameters() if id(p) not in bases], **hyper), model, course)
 

@@ -21,7 +21,7 @@ import tenfold
 from tenfold import balls
 from tenfold.errors import TenfoldError
 from tenfold.linalg.frank_wolfe import RESCALINGS
-from tenfold.optim.frank_wolfe import FrankWolfe
+from tenfold.optim.frank_wolfe.optimizer import FrankWolfe
 
 SETS = {"L1": balls.L1(), "L2": balls.L2(), "LInf": balls.LInf(), "SGD": None}
 CASES = [f"{name} {rescale} {mu}" for name, rescale, mu in itertools.product(SETS, RESCALINGS, (0.0, 0.9))

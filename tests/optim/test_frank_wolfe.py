@@ -11,7 +11,7 @@ from torch import nn
 from tenfold import balls
 from tenfold.errors import ArgumentError, TenfoldError, TenfoldWarning
 from tenfold.linalg.frank_wolfe import RESCALINGS
-from tenfold.optim.frank_wolfe import FrankWolfe
+from tenfold.optim.frank_wolfe.optimizer import FrankWolfe
 
 SETS = [
     balls.L1(),

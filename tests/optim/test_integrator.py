@@ -10,15 +10,15 @@ from torch import nn
 from optim.toys import Kernel, basis, integrator, kernel, normal, of, orthonormality, run, teacher, turned
 from tenfold.errors import ArgumentError, TenfoldWarning
 from tenfold.linalg.tucker import tucker_full
-from tenfold.optim.course import Course
-from tenfold.optim.integrator import Integrator
+from tenfold.optim.tucker.integrator import Integrator
+from tenfold.optim.tucker.settings import IntegratorSettings
 
 SHAPES = [((6, 5), (2, 2)), ((6, 5, 3, 3), (3, 2)), ((4, 5, 3), (2, 3, 2))]
 STALLS = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")  # rightly, where a cycle has one step
-ONE_PASS, TWO_PASS = Course(0.0, every=1), Course(0.0, twice=True)
+ONE_PASS, TWO_PASS = IntegratorSettings(0.0, every=1), IntegratorSettings(0.0, twice=True)
 
 
-def named(course: Course) -> str:
+def named(course: IntegratorSettings) -> str:
     return "two-pass" if course.twice else f"cycle-{course.every}"
 
 
@@ -56,7 +56,7 @@ def test_a_fixed_rank_step_is_that_step_cut_to_the_ranks(shape, ranks) -> None:
     model, (loss, gradient, _) = kernel(shape, ranks), quadratic(shape)
     w = model.full.detach()
     step = 0.1 * (projector(model) @ gradient(w).reshape(-1)).reshape(shape)
-    run(model, integrator(model, Course(0.0, every=1, pinned=True), lr=0.1), lambda m, _: loss(m()), 1)
+    run(model, integrator(model, IntegratorSettings(0.0, every=1, pinned=True), lr=0.1), lambda m, _: loss(m()), 1)
     assert model.ranks == ranks
     torch.testing.assert_close(model.full.detach(), of(w - step, ranks).full.detach(), rtol=0, atol=1e-13)
 
@@ -98,11 +98,11 @@ def test_the_loss_falls_as_smoothness_promises_and_the_cut_costs_what_it_may(sha
     for lr in (0.1 / smooth, 1 / smooth, 1.9 / smooth):
         whole, cut = kernel(shape, ranks), kernel(shape, ranks)
         w = whole.full.detach()
-        run(whole, integrator(whole, Course(0.0, every=1, twice=twice), lr=lr), lambda m, _: loss(m()), 1)
+        run(whole, integrator(whole, IntegratorSettings(0.0, every=1, twice=twice), lr=lr), lambda m, _: loss(m()), 1)
         after = whole.full.detach()
         projected = float(((after - w) / lr).square().sum())
         assert float(loss(after)) <= float(loss(w)) - lr * (1 - lr * smooth / 2) * projected + 1e-10
-        optimizer = integrator(cut, Course(tau, every=1, twice=twice), lr=lr)
+        optimizer = integrator(cut, IntegratorSettings(tau, every=1, twice=twice), lr=lr)
         run(cut, optimizer, lambda m, _: loss(m()), 1)
         error = float((cut.full.detach() - after).norm())
         assert error <= tau * float(after.norm()) * (1 + 1e-12)
@@ -113,7 +113,11 @@ def test_the_loss_falls_as_smoothness_promises_and_the_cut_costs_what_it_may(sha
 
 @STALLS
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("course", [Course(0.05, every=4), Course(0.05, every=1), Course(0.05, twice=True)], ids=named)
+@pytest.mark.parametrize(
+    "course",
+    [IntegratorSettings(0.05, every=4), IntegratorSettings(0.05, every=1), IntegratorSettings(0.05, twice=True)],
+    ids=named,
+)
 @pytest.mark.parametrize(("shape", "ranks"), SHAPES)
 def test_the_basis_does_not_matter_to_sgd_and_heavy_ball(shape, ranks, course, momentum) -> None:
     loss = quadratic(shape)[0]
@@ -131,7 +135,7 @@ def test_momentum_goes_along_exactly() -> None:
     loss, gradient, _ = quadratic((4, 4))
     model = of(normal(4, 4), (4, 4))
     w, m = model.full.detach(), torch.zeros(4, 4, dtype=torch.float64)
-    run(model, integrator(model, Course(0.0, every=3), lr=0.02, momentum=0.9), lambda k, _: loss(k()), 30)
+    run(model, integrator(model, IntegratorSettings(0.0, every=3), lr=0.02, momentum=0.9), lambda k, _: loss(k()), 30)
     for _ in range(30):
         m = 0.9 * m + gradient(w)
         w = w - 0.02 * m
@@ -141,13 +145,17 @@ def test_momentum_goes_along_exactly() -> None:
 def test_weight_decay_of_the_core_is_that_of_the_weight() -> None:
     model = kernel((6, 5, 3), (3, 2))
     w = model.full.detach()
-    optimizer = integrator(model, Course(0.0, every=2), base=torch.optim.AdamW, lr=0.1, weight_decay=0.5)
+    optimizer = integrator(model, IntegratorSettings(0.0, every=2), base=torch.optim.AdamW, lr=0.1, weight_decay=0.5)
     run(model, optimizer, lambda m, _: 0 * m().sum(), 1)
     torch.testing.assert_close(model.full.detach(), 0.95 * w, rtol=1e-12, atol=1e-12)
 
 
 @STALLS
-@pytest.mark.parametrize("course", [Course(0.1, every=10), Course(0.1, every=1), Course(0.1, twice=True)], ids=named)
+@pytest.mark.parametrize(
+    "course",
+    [IntegratorSettings(0.1, every=10), IntegratorSettings(0.1, every=1), IntegratorSettings(0.1, twice=True)],
+    ids=named,
+)
 def test_bases_stay_orthonormal_through_a_thousand_steps_of_adamw_with_decay(course) -> None:
     model = kernel((6, 5, 3), (3, 2))
     target = normal(6, 5, 3, seed=4)
@@ -169,7 +177,7 @@ def test_bases_stay_orthonormal_through_a_thousand_steps_of_adamw_with_decay(cou
 # ---- growth
 
 
-@pytest.mark.parametrize("course", [Course(0.0, every=5), Course(0.0, twice=True)], ids=named)
+@pytest.mark.parametrize("course", [IntegratorSettings(0.0, every=5), IntegratorSettings(0.0, twice=True)], ids=named)
 @pytest.mark.parametrize("inside", [False, True])
 def test_growing_leaves_the_weight_alone_with_a_gradient_of_zero_or_inside_the_span(course, inside) -> None:
     model = kernel((6, 5, 3), (3, 2))
@@ -184,7 +192,7 @@ def test_growing_leaves_the_weight_alone_with_a_gradient_of_zero_or_inside_the_s
 
 def test_in_a_cycle_the_ranks_are_larger_and_after_it_the_cut_ones() -> None:
     model, target = kernel((8, 7, 3), (2, 2)), teacher((8, 7, 3), (8, 7))
-    optimizer = integrator(model, Course(0.3, every=4), lr=0.1)
+    optimizer = integrator(model, IntegratorSettings(0.3, every=4), lr=0.1)
     for step in range(8):
         run(model, optimizer, toward(target), 1)
         assert bool(model.augmented) == (step % 4 != 3)
@@ -199,7 +207,9 @@ def test_in_a_cycle_the_ranks_are_larger_and_after_it_the_cut_ones() -> None:
     assert float((model.full.detach() - whole).norm()) <= 0.3 * float(whole.norm())
 
 
-@pytest.mark.parametrize("course", [Course(0.01, every=10), Course(0.01, twice=True)], ids=named)
+@pytest.mark.parametrize(
+    "course", [IntegratorSettings(0.01, every=10), IntegratorSettings(0.01, twice=True)], ids=named
+)
 def test_too_large_ranks_come_down_to_the_true_ones(course) -> None:
     model, target = kernel((12, 10, 3, 3), (8, 8)), teacher((12, 10, 3, 3), (3, 2))
     run(model, integrator(model, course, lr=0.3), toward(target), 50)
@@ -215,9 +225,9 @@ def test_too_small_ranks_grow_to_the_true_ones_in_ten_steps_and_stall_in_one() -
     target = teacher((12, 10, 3, 3), (3, 2))
     long, short = start(), start()
     loss = toward(target)
-    run(long, integrator(long, Course(0.1, every=10), lr=0.1), loss, 80)
+    run(long, integrator(long, IntegratorSettings(0.1, every=10), lr=0.1), loss, 80)
     assert long.ranks == (3, 2)
-    optimizer = integrator(short, Course(0.1, every=1), lr=0.01)
+    optimizer = integrator(short, IntegratorSettings(0.1, every=1), lr=0.01)
     with pytest.warns(TenfoldWarning, match="cannot grow"):
         run(short, optimizer, loss, 60)
     assert short.ranks == (1, 1)
@@ -243,7 +253,11 @@ def test_a_tiny_singular_value_moves_nothing_by_more_than_the_gradient(course) -
 
 
 def test_a_start_with_zero_singular_values_moves() -> None:
-    for course in (Course(0.0, every=1), Course(0.0, twice=True), Course(0.0, every=4)):
+    for course in (
+        IntegratorSettings(0.0, every=1),
+        IntegratorSettings(0.0, twice=True),
+        IntegratorSettings(0.0, every=4),
+    ):
         model, target = spectrum([1.0, 0.0, 0.0]), teacher((8, 7), (3, 3))
         losses = run(model, integrator(model, course, lr=0.5), toward(target), 40)
         assert losses[-1] < 1e-6 * losses[0]
@@ -286,7 +300,11 @@ def factor_descent(factors, product, lr: float) -> Iterator[float]:
 
 @pytest.mark.parametrize(
     "course",
-    [Course(0.0, twice=True, pinned=True), Course(0.0, every=1, pinned=True), Course(0.0, every=4, pinned=True)],
+    [
+        IntegratorSettings(0.0, twice=True, pinned=True),
+        IntegratorSettings(0.0, every=1, pinned=True),
+        IntegratorSettings(0.0, every=4, pinned=True),
+    ],
     ids=named,
 )
 def test_the_condition_of_the_start_does_not_cost_the_integrators_steps(course) -> None:
@@ -329,7 +347,7 @@ def test_it_costs_gradient_descent_on_three_factors_many_times_the_steps() -> No
 
 def test_a_cap_that_overrides_the_tolerance_is_reported() -> None:
     model, target = kernel((8, 7, 3), (2, 2)), teacher((8, 7, 3), (4, 4))
-    optimizer = integrator(model, Course(0.01, every=5, cap=0.25), lr=0.1)
+    optimizer = integrator(model, IntegratorSettings(0.01, every=5, cap=0.25), lr=0.1)
     with pytest.warns(TenfoldWarning, match="`cap` overrides `tau`"):
         run(model, optimizer, toward(target), 20)
     assert max(model.ranks) <= 2
@@ -339,10 +357,10 @@ def test_a_cap_that_overrides_the_tolerance_is_reported() -> None:
 
 def test_floor_and_multiple_hold() -> None:
     model, target = kernel((16, 16, 3), (8, 8)), teacher((16, 16, 3), (1, 1))
-    run(model, integrator(model, Course(0.1, every=5, floor=3), lr=0.5), toward(target), 20)
+    run(model, integrator(model, IntegratorSettings(0.1, every=5, floor=3), lr=0.5), toward(target), 20)
     assert model.ranks == (3, 3)
     model = kernel((16, 16, 3), (8, 8))
-    course = Course(0.1, every=5, floor=3, multiple=4)
+    course = IntegratorSettings(0.1, every=5, floor=3, multiple=4)
     run(model, integrator(model, course, lr=0.5), toward(target), 20)
     assert model.ranks == (4, 4)
 
@@ -351,7 +369,7 @@ def test_pinned_ranks_stay() -> None:
     target = teacher((8, 7, 3), (4, 4))
     loss = toward(target)
     model = kernel((8, 7, 3), (3, 2))
-    losses = run(model, integrator(model, Course(0.0, every=1, pinned=True), lr=0.2), loss, 60)
+    losses = run(model, integrator(model, IntegratorSettings(0.0, every=1, pinned=True), lr=0.2), loss, 60)
     assert model.ranks == (3, 2)
     best = (of(target, (3, 2)).full.detach() - target).square().sum() / 2
     assert losses[-1] <= 1.05 * float(best)  # its bases have moved to where they should be
@@ -360,7 +378,7 @@ def test_pinned_ranks_stay() -> None:
 @pytest.mark.parametrize("freeze", [20, None])
 def test_frozen_ranks_stay_where_others_would_fall(freeze) -> None:
     model = kernel((8, 7, 3), (1, 1))
-    optimizer = integrator(model, Course(0.01, every=5, freeze=freeze, steps=43), lr=0.5)
+    optimizer = integrator(model, IntegratorSettings(0.01, every=5, freeze=freeze, steps=43), lr=0.5)
     run(model, optimizer, toward(teacher((8, 7, 3), (4, 4))), 20)
     assert model.ranks == (4, 4)
     run(model, optimizer, toward(teacher((8, 7, 3), (1, 1), seed=9)), 23)
@@ -370,7 +388,7 @@ def test_frozen_ranks_stay_where_others_would_fall(freeze) -> None:
 
 def test_a_gradient_that_is_not_finite_grows_nothing_and_is_counted() -> None:
     model = kernel((6, 5, 3), (3, 2))
-    optimizer = integrator(model, Course(0.1, every=2), lr=0.0)
+    optimizer = integrator(model, IntegratorSettings(0.1, every=2), lr=0.0)
     model().sum().mul(float("nan")).backward()
     model.core.grad = None
     before = [b.detach().clone() for b in model.bases]
@@ -383,8 +401,8 @@ def test_a_gradient_that_is_not_finite_grows_nothing_and_is_counted() -> None:
 def test_steps_that_a_scaler_skips_do_nothing_and_scaled_steps_are_as_unscaled_ones() -> None:
     loss = quadratic((6, 5, 3))[0]
     plain, scaled = kernel((6, 5, 3), (3, 2)), kernel((6, 5, 3), (3, 2))
-    run(plain, integrator(plain, Course(0.05, every=1), lr=0.02), lambda m, _: loss(m()), 4)
-    optimizer = integrator(scaled, Course(0.05, every=1), lr=0.02)
+    run(plain, integrator(plain, IntegratorSettings(0.05, every=1), lr=0.02), lambda m, _: loss(m()), 4)
+    optimizer = integrator(scaled, IntegratorSettings(0.05, every=1), lr=0.02)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for i in range(5):
         optimizer.zero_grad()
@@ -402,8 +420,8 @@ def test_steps_that_a_scaler_skips_do_nothing_and_scaled_steps_are_as_unscaled_o
 def test_accumulated_gradients_make_one_step() -> None:
     loss = quadratic((6, 5, 3))[0]
     whole, parts = kernel((6, 5, 3), (3, 2)), kernel((6, 5, 3), (3, 2))
-    run(whole, integrator(whole, Course(0.0, every=3), lr=0.02), lambda m, _: loss(m()), 6)
-    optimizer = integrator(parts, Course(0.0, every=3), lr=0.02)
+    run(whole, integrator(whole, IntegratorSettings(0.0, every=3), lr=0.02), lambda m, _: loss(m()), 6)
+    optimizer = integrator(parts, IntegratorSettings(0.0, every=3), lr=0.02)
     for _ in range(6):
         optimizer.zero_grad()
         for share in (0.25, 0.75):
@@ -415,10 +433,10 @@ def test_accumulated_gradients_make_one_step() -> None:
 def test_what_cannot_be_served_is_refused() -> None:
     model = kernel((6, 5), (2, 2))
     with pytest.raises(ArgumentError, match="none of its bases"):
-        Integrator(torch.optim.SGD(model.parameters(), lr=0.1), model, Course(0.1))
+        Integrator(torch.optim.SGD(model.parameters(), lr=0.1), model, IntegratorSettings(0.1))
     with pytest.raises(ArgumentError, match="`closure` must be given"):
-        integrator(model, Course(0.1, twice=True), lr=0.1).step()
+        integrator(model, IntegratorSettings(0.1, twice=True), lr=0.1).step()
     with pytest.raises(ArgumentError, match="`model` must be one with layers in Tucker format"):
-        integrator(nn.Linear(2, 2), Course(0.1), lr=0.1)
+        integrator(nn.Linear(2, 2), IntegratorSettings(0.1), lr=0.1)
     with pytest.raises(ArgumentError, match="`base`"):
-        integrator(model, Course(0.1), base=torch.optim.LBFGS)
+        integrator(model, IntegratorSettings(0.1), base=torch.optim.LBFGS)

@@ -12,7 +12,7 @@ import torch
 from optim.networks import net
 from optim.toys import run
 from optim.two_processes import COURSES, NETWORKS, digest, loss, start
-from tenfold.layers.factors import factorised
+from tenfold.layers.tucker_protocol import factorised
 
 STALLS = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")
 SCRIPT = Path(__file__).with_name("two_processes.py")

@@ -11,10 +11,10 @@ from torch import nn
 from optim.networks import around, batch, net
 from optim.toys import integrator, kernel, normal, orthonormality, run, teacher
 from tenfold.errors import TenfoldWarning
-from tenfold.layers.convert import Policy, to_tucker
-from tenfold.layers.factors import factorised
-from tenfold.optim.course import Course
-from tenfold.optim.integrator import Integrator
+from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_protocol import factorised
+from tenfold.optim.tucker.integrator import Integrator
+from tenfold.optim.tucker.settings import IntegratorSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")  # not what is looked at here
 SHAPE, RANKS = (6, 5, 3), (3, 2)
@@ -42,7 +42,7 @@ def noisy(target):
 def test_any_optimizer_works_underneath_and_its_state_follows_the_shapes(name) -> None:
     base, hyper = OPTIMIZERS[name]
     model, target = kernel(SHAPE, RANKS), teacher(SHAPE, (4, 3))
-    optimizer = integrator(model, Course(0.2, every=3), base=base, **hyper)
+    optimizer = integrator(model, IntegratorSettings(0.2, every=3), base=base, **hyper)
     losses = run(model, optimizer, noisy(target), 40)
     assert all(math.isfinite(x) for x in losses)
     assert losses[-1] < losses[0]
@@ -56,7 +56,7 @@ def test_any_optimizer_works_underneath_and_its_state_follows_the_shapes(name) -
 
 def test_state_that_cannot_be_brought_along_is_dropped_with_a_warning() -> None:
     model = kernel(SHAPE, RANKS)
-    optimizer = integrator(model, Course(0.2, every=3), base=torch.optim.Adafactor, lr=0.01)
+    optimizer = integrator(model, IntegratorSettings(0.2, every=3), base=torch.optim.Adafactor, lr=0.01)
     with pytest.warns(TenfoldWarning, match="Adafactor keeps"):
         run(model, optimizer, noisy(teacher(SHAPE, (4, 3))), 8)
     assert bool(torch.isfinite(model.core.detach()).all())
@@ -68,7 +68,7 @@ def test_adams_first_step_in_a_fresh_direction_is_no_longer_than_its_others(base
     model, target = kernel((12, 10, 3), (4, 4)), teacher((12, 10, 3), (12, 10), seed=5)
     lr = 1e-3
     hyper = {} if base is torch.optim.Adam else {"weight_decay": 0.0}
-    optimizer = integrator(model, Course(1e-6, every=4, pinned=True), base=base, lr=lr, **hyper)
+    optimizer = integrator(model, IntegratorSettings(1e-6, every=4, pinned=True), base=base, lr=lr, **hyper)
     run(model, optimizer, noisy(target), 20)
     state = optimizer.state[model.core]  # as if it had run for long: no bias is left to correct
     state["exp_avg_sq"] /= 1 - 0.999 ** float(state["step"])
@@ -87,7 +87,7 @@ def test_schedules_and_groups_work_as_on_any_optimizer() -> None:
     bases = {id(b) for m in model for b in m.bases}
     parameters = [p for p in model.parameters() if id(p) not in bases]
     inner = torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.5}], lr=0.1)
-    optimizer = Integrator(inner, model, Course(0.1, every=3))
+    optimizer = Integrator(inner, model, IntegratorSettings(0.1, every=3))
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     extra = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimizer.add_param_group({"params": [extra], "lr": 0.25})
@@ -103,7 +103,7 @@ def test_schedules_and_groups_work_as_on_any_optimizer() -> None:
 
 def test_a_loss_that_is_still_alive_does_not_tie_autograd_to_old_shapes() -> None:
     model, target = kernel(SHAPE, RANKS), teacher(SHAPE, (4, 3))
-    optimizer = integrator(model, Course(0.2, every=2), lr=0.05)
+    optimizer = integrator(model, IntegratorSettings(0.2, every=2), lr=0.05)
     losses, ranks = [], set()
     for _ in range(6):
         optimizer.zero_grad()
@@ -116,8 +116,8 @@ def test_a_loss_that_is_still_alive_does_not_tie_autograd_to_old_shapes() -> Non
 
 def test_a_second_optimizer_of_a_model_takes_over_its_gradients() -> None:
     model, target = kernel(SHAPE, RANKS), teacher(SHAPE, (4, 3))
-    first = integrator(model, Course(0.2, every=2), lr=0.05)
-    second = integrator(model, Course(0.2, every=2), lr=0.05)
+    first = integrator(model, IntegratorSettings(0.2, every=2), lr=0.05)
+    second = integrator(model, IntegratorSettings(0.2, every=2), lr=0.05)
     run(model, second, noisy(target), 1)
     assert bool(model.augmented)
     assert first.report["steps"] == 0
@@ -134,7 +134,7 @@ def test_a_run_that_is_saved_in_the_middle_of_a_cycle_goes_on_to_the_same_bits(b
 
     def start():
         model = kernel(SHAPE, RANKS)
-        return model, integrator(model, Course(0.2, every=4, freeze=14, steps=18), base=base, **hyper)
+        return model, integrator(model, IntegratorSettings(0.2, every=4, freeze=14, steps=18), base=base, **hyper)
 
     whole, optimizer = start()
     run(whole, optimizer, noisy(target), stop)
@@ -160,7 +160,7 @@ def test_a_run_that_is_saved_in_the_middle_of_a_cycle_goes_on_to_the_same_bits(b
 
 def test_two_passes_see_one_dropout_mask_and_change_running_statistics_once() -> None:
     model = net()
-    optimizer = around(model, Course(0.0, twice=True), lr=0.0)
+    optimizer = around(model, IntegratorSettings(0.0, twice=True), lr=0.0)
     x, y = batch()
     losses = []
 
@@ -184,7 +184,9 @@ def test_two_passes_see_one_dropout_mask_and_change_running_statistics_once() ->
     torch.testing.assert_close(model.norm.running_mean, reference.norm.running_mean)
 
 
-@pytest.mark.parametrize("course", [Course(0.0, every=1), Course(0.0, twice=True)], ids=["one-pass", "two-pass"])
+@pytest.mark.parametrize(
+    "course", [IntegratorSettings(0.0, every=1), IntegratorSettings(0.0, twice=True)], ids=["one-pass", "two-pass"]
+)
 def test_a_network_loses_what_its_projected_gradient_promises(course) -> None:
     """``L(W) - L(W+) = lr |step / lr|^2 (1 + O(lr))``, over the dense weights and all else that is trained."""
     model = net().eval()  # no dropout: the same loss twice
@@ -208,7 +210,9 @@ def test_a_network_loses_what_its_projected_gradient_promises(course) -> None:
     assert math.isclose(fallen, lr * moved, rel_tol=0.02)
 
 
-@pytest.mark.parametrize("course", [Course(0.1, every=4), Course(0.1, twice=True)], ids=["cycle", "two-pass"])
+@pytest.mark.parametrize(
+    "course", [IntegratorSettings(0.1, every=4), IntegratorSettings(0.1, twice=True)], ids=["cycle", "two-pass"]
+)
 def test_autocast_to_bfloat16_stays_finite(course) -> None:
     model = net(torch.float32)
     optimizer = around(model, course, base=torch.optim.AdamW, lr=0.01, weight_decay=0.1)
@@ -239,7 +243,7 @@ def test_layers_that_share_a_core_are_one() -> None:
 
     torch.manual_seed(0)
     model = to_tucker(Twice().double(), Policy(ranks={"a": 4})).model
-    optimizer = around(model, Course(0.05, every=3), lr=0.1)
+    optimizer = around(model, IntegratorSettings(0.05, every=3), lr=0.1)
     x, y = normal(20, 8), normal(20, 8, seed=1)
     losses = run(model, optimizer, lambda m, _: (m(x) - y).square().mean(), 10)
     assert losses[-1] < losses[0]

@@ -6,10 +6,10 @@ from torch import nn
 
 from optim.layers import LAYERS, made, norm_of, on_rows_of, polar, projected, slots_of
 from tenfold.linalg.fold import NAMES, Fold
-from tenfold.optim import projector
-from tenfold.optim.processes import owners
-from tenfold.optim.projector import Manner, project_
-from tenfold.optim.slot import Slot
+from tenfold.optim.distributed import owners
+from tenfold.optim.projection import projector
+from tenfold.optim.projection.folded_weight import FoldedWeight
+from tenfold.optim.projection.projector import ProjectionSettings, project_
 
 NEAR = {"rtol": 1e-7, "atol": 1e-8}
 
@@ -25,7 +25,11 @@ def equal(layers, before, names=None) -> bool:
 # ---- the projection itself
 
 
-@pytest.mark.parametrize("manner", [Manner(), Manner(transfer=True), Manner(transfer=True, tail=0.3)], ids=str)
+@pytest.mark.parametrize(
+    "manner",
+    [ProjectionSettings(), ProjectionSettings(transfer=True), ProjectionSettings(transfer=True, tail=0.3)],
+    ids=str,
+)
 @pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize("fold", NAMES)
 def test_all_layers_at_once_equal_an_svd_for_each_of_their_matrices(fold, norms, manner):
@@ -47,7 +51,7 @@ def test_ranks_may_differ_from_layer_to_layer_of_one_shape():
     for rule in (ranks, lambda _: ranks):
         for name, layer in layers.items():
             layer.weight.data.copy_(before[name])
-        project_(slots, rule, Manner(transfer=True))
+        project_(slots, rule, ProjectionSettings(transfer=True))
         for slot, rank in zip(slots, ranks, strict=True):
             torch.testing.assert_close(
                 slot.weight.detach(), projected(before[slot.name], slot, rank, transfer=True), **NEAR
@@ -64,7 +68,7 @@ def test_a_rule_sees_the_singular_values_of_each_layer_pooled_over_its_matrices(
         return [0] * len(spectra)
 
     before = weights(layers)
-    assert project_(slots, rule, Manner()).ranks == {}
+    assert project_(slots, rule, ProjectionSettings()).ranks == {}
     assert equal(layers, before)
     for slot, s in zip(slots, seen, strict=True):
         each = torch.linalg.svdvals(slot.matrices)
@@ -75,7 +79,7 @@ def test_a_rule_sees_the_singular_values_of_each_layer_pooled_over_its_matrices(
 def test_coarser_types_are_projected_as_well_as_they_can_hold_it(dtype):
     layers = made(dtype)
     before, slots = weights(layers), slots_of(layers, norms=True)
-    project_(slots, [2] * len(slots), Manner(transfer=True))
+    project_(slots, [2] * len(slots), ProjectionSettings(transfer=True))
     eps = max(torch.finfo(dtype).eps, 2e-6)
     for slot in slots:
         assert slot.weight.dtype == dtype
@@ -87,21 +91,21 @@ def test_memory_formats_stay():
     conv = nn.Conv2d(8, 6, 3).to(memory_format=torch.channels_last)
     slots = slots_of({"conv": conv})
     wanted = projected(conv.weight.detach(), slots[0], 2)
-    project_(slots, [2], Manner())
+    project_(slots, [2], ProjectionSettings())
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(conv.weight.detach().double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_autocast_does_not_reach_the_weights():
     one, other = made(torch.float32), made(torch.float32)
-    project_(slots_of(one, norms=True), [2] * len(one), Manner(transfer=True))
+    project_(slots_of(one, norms=True), [2] * len(one), ProjectionSettings(transfer=True))
     with torch.autocast("cpu", torch.bfloat16):
-        project_(slots_of(other, norms=True), [2] * len(other), Manner(transfer=True))
+        project_(slots_of(other, norms=True), [2] * len(other), ProjectionSettings(transfer=True))
     assert equal(one, weights(other))
 
 
 def test_no_slots_no_work():
-    assert project_([], [], Manner()).ranks == {}
+    assert project_([], [], ProjectionSettings()).ranks == {}
 
 
 # ---- the metric
@@ -125,7 +129,7 @@ def test_a_norm_whose_scales_are_all_zero_gives_no_metric():
         before = layer.weight.detach().clone()
         (slot,) = slots_of({"layer": layer}, norms=True)
         slot.norm.weight.data.zero_()
-        project_([slot], [1], Manner(transfer=True))
+        project_([slot], [1], ProjectionSettings(transfer=True))
         slot.norm = None
         torch.testing.assert_close(layer.weight.detach(), projected(before, slot, 1, transfer=True), **NEAR)
 
@@ -137,7 +141,7 @@ def test_channels_that_are_switched_off_do_not_let_the_rank_grow(shape):
     (slot,) = slots_of({"layer": layer}, norms=True)
     before, metric = layer.weight.detach().clone(), slot.norm.weight.data
     metric[2:] = 0.0
-    project_([slot], [3], Manner())
+    project_([slot], [3], ProjectionSettings())
     live = torch.linalg.svd(before[:2], full_matrices=False)[2]
     rest = before[2:] - before[2:] @ live.T @ live
     third = torch.linalg.svd(rest, full_matrices=False)[2][:1]
@@ -153,16 +157,16 @@ def test_channels_that_are_switched_off_do_not_let_the_rank_grow(shape):
 def test_a_weight_of_the_rank_is_left_bit_for_bit(dtype, norms):
     layers = made(dtype)
     slots = slots_of(layers, norms=norms)
-    project_(slots, [2] * len(slots), Manner(transfer=True))
+    project_(slots, [2] * len(slots), ProjectionSettings(transfer=True))
     before = weights(layers)
-    project_(slots, [2] * len(slots), Manner(transfer=True))
+    project_(slots, [2] * len(slots), ProjectionSettings(transfer=True))
     assert equal(layers, before)
 
 
 def test_the_full_rank_is_bitwise_the_identity():
     layers = made(torch.float32)
     before, slots = weights(layers), slots_of(layers, norms=True)
-    project_(slots, [slot.fold.full_rank for slot in slots], Manner(transfer=True))
+    project_(slots, [slot.fold.full_rank for slot in slots], ProjectionSettings(transfer=True))
     assert equal(layers, before)
 
 
@@ -171,7 +175,7 @@ def test_ranks_above_the_largest_that_saves_leave_a_weight_alone():
     before, slots = weights(layers), slots_of(layers)
     for slot in slots[:3]:
         slot.most = 1
-    outcome = project_(slots, lambda spectra: [2] * len(spectra), Manner(pull=0.1))
+    outcome = project_(slots, lambda spectra: [2] * len(spectra), ProjectionSettings(pull=0.1))
     names = list(LAYERS)
     assert equal(layers, before, names[:3])
     assert set(outcome.ranks) == set(outcome.pull) == set(names[3:])
@@ -184,7 +188,7 @@ def test_a_weight_that_is_not_finite_is_left_alone_and_the_others_are_projected(
     layers["twin"].weight.data[0, 0, 0, 0] = bad
     before, slots = weights(layers), slots_of(layers, norms=True)
     ranks = [2] * len(slots)
-    outcome = project_(slots, ranks if known else lambda _: ranks, Manner(transfer=True, pull=0.5))
+    outcome = project_(slots, ranks if known else lambda _: ranks, ProjectionSettings(transfer=True, pull=0.5))
     assert outcome.broken == ["twin"]
     assert "twin" not in outcome.ranks
     torch.testing.assert_close(layers["twin"].weight.detach(), before["twin"], rtol=0, atol=0, equal_nan=True)
@@ -200,7 +204,7 @@ def test_statistics_that_are_not_numbers_leave_their_layer_alone():
     layers = made()
     before, slots = weights(layers), slots_of(layers, norms=True)
     slots[0].norm.running_var[1] = float("nan")
-    assert project_(slots, [2] * len(slots), Manner()).broken == ["linear"]
+    assert project_(slots, [2] * len(slots), ProjectionSettings()).broken == ["linear"]
     assert equal(layers, before, ["linear"])
     assert not any(equal(layers, before, [name]) for name in LAYERS if name != "linear")
 
@@ -209,7 +213,7 @@ def test_what_would_overflow_is_not_written():
     layer = nn.Linear(8, 8).half()
     layer.weight.data.fill_(0).fill_diagonal_(60000.0)
     before = layer.weight.detach().clone()
-    project_(slots_of({"layer": layer}), [2], Manner(transfer=True))  # c = 2
+    project_(slots_of({"layer": layer}), [2], ProjectionSettings(transfer=True))  # c = 2
     assert torch.equal(layer.weight, before)
 
 
@@ -221,7 +225,7 @@ def test_the_pull_is_lambda_u_v_of_the_leading_directions(fold):
     layers = made()
     before, slots = weights(layers), slots_of(layers, fold)
     ranks = [1 + i % 2 for i in range(len(slots))]
-    outcome = project_(slots, ranks, Manner(pull=0.25))
+    outcome = project_(slots, ranks, ProjectionSettings(pull=0.25))
     for slot, rank in zip(slots, ranks, strict=True):
         wanted = 0.25 * polar(before[slot.name], slot, rank)
         torch.testing.assert_close(outcome.pull[slot.name], wanted, rtol=1e-6, atol=1e-7)
@@ -251,7 +255,7 @@ def test_first_moments_are_projected_on_the_same_rows_and_nothing_else_is(kind, 
     layers = made()
     optimizer, state = stepped(layers, kind)
     before, slots = weights(layers), slots_of(layers, fold, norms=norms)
-    project_(slots, [2] * len(slots), Manner(transfer=True, momentum="project"), optimizer)
+    project_(slots, [2] * len(slots), ProjectionSettings(transfer=True, momentum="project"), optimizer)
     for slot in slots:
         for key, value in optimizer.state[slot.weight].items():
             old = state[slot.name][key]
@@ -270,7 +274,7 @@ def test_the_moments_of_a_weight_that_is_not_finite_are_left_bit_for_bit(kind):
     with torch.no_grad():
         layers["linear"].weight[0, 0] = float("nan")
     slots = slots_of(layers)
-    assert project_(slots, [2] * len(slots), Manner(momentum="project"), optimizer).broken == ["linear"]
+    assert project_(slots, [2] * len(slots), ProjectionSettings(momentum="project"), optimizer).broken == ["linear"]
     for slot in slots:
         assert torch.equal(optimizer.state[slot.weight][kind], state[slot.name][kind]) == (slot.name == "linear")
 
@@ -280,7 +284,7 @@ def test_keep_leaves_the_optimizer_bit_for_bit(kind):
     layers = made()
     optimizer, state = stepped(layers, kind)
     slots = slots_of(layers)
-    project_(slots, [2] * len(slots), Manner(), optimizer)
+    project_(slots, [2] * len(slots), ProjectionSettings(), optimizer)
     for slot in slots:
         assert optimizer.state[slot.weight].keys() == state[slot.name].keys()
         assert all(torch.equal(v, state[slot.name][k]) for k, v in optimizer.state[slot.weight].items())
@@ -291,7 +295,7 @@ def test_reset_puts_the_first_moments_of_what_was_projected_to_zero_and_nothing_
     layers = made()
     optimizer, state = stepped(layers, kind)
     slots = slots_of(layers)
-    project_(slots, [0, *[2] * (len(slots) - 1)], Manner(momentum="reset"), optimizer)
+    project_(slots, [0, *[2] * (len(slots) - 1)], ProjectionSettings(momentum="reset"), optimizer)
     for slot in slots:
         for key, value in optimizer.state[slot.weight].items():
             old = state[slot.name][key]
@@ -311,7 +315,7 @@ def moved(layers, by):
 def test_warm_projections_follow_weights_that_move_a_little(norms):
     layers, bases = made(torch.float32), {}
     slots = slots_of(layers, norms=norms)
-    ranks, manner = [2] * len(slots), Manner(transfer=True)
+    ranks, manner = [2] * len(slots), ProjectionSettings(transfer=True)
     project_(slots, ranks, manner, bases=bases)
     assert set(bases) == set(LAYERS)
     for _ in range(3):
@@ -326,18 +330,18 @@ def test_warm_projections_follow_weights_that_move_a_little(norms):
 def test_a_basis_that_is_of_no_use_any_more_is_found_out_by_its_residual(monkeypatch):
     layers, bases = made(torch.float32), {}
     slots, ranks = slots_of(layers), [2] * len(LAYERS)
-    project_(slots, ranks, Manner(), bases=bases)
+    project_(slots, ranks, ProjectionSettings(), bases=bases)
     for seed, layer in enumerate(layers.values()):
         layer.weight.data = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed))
     before = weights(layers)
-    project_(slots, ranks, Manner(), bases=bases)
+    project_(slots, ranks, ProjectionSettings(), bases=bases)
     for slot in slots:
         wanted = projected(before[slot.name], slot, 2)
         torch.testing.assert_close(slot.weight.detach().double(), wanted, rtol=1e-4, atol=2e-5)
     monkeypatch.setattr(projector, "DRIFT", 1e9)
     for name, layer in layers.items():
         layer.weight.data.copy_(before[name])
-    project_(slots, ranks, Manner(), bases={name: torch.roll(x, 1, -2) for name, x in bases.items()})
+    project_(slots, ranks, ProjectionSettings(), bases={name: torch.roll(x, 1, -2) for name, x in bases.items()})
     errors = [(s.weight.detach() - projected(before[s.name], s, 2)).norm() / before[s.name].norm() for s in slots]
     assert max(errors) > 1e-2  # what the residual saves us from
 
@@ -360,7 +364,7 @@ def test_a_slot_reads_the_weight_that_its_module_has_by_now():
     (slot,) = slots_of({"layer": layer})
     layer.weight = nn.Parameter(torch.randn(6, 6))
     before = layer.weight.detach().clone()
-    project_([slot], [2], Manner())
+    project_([slot], [2], ProjectionSettings())
     torch.testing.assert_close(layer.weight.detach().double(), projected(before, slot, 2), rtol=1e-5, atol=1e-6)
 
 
@@ -374,5 +378,5 @@ def test_gpt2s_transposed_linear_layers_are_projected_with_their_outputs_in_the_
         from tenfold.layers.spec import spec_of
 
         spec = spec_of(layer)
-        project_([Slot("x", layer, spec, Fold(spec.shape), 7, norm)], [2], Manner(transfer=True))
+        project_([FoldedWeight("x", layer, spec, Fold(spec.shape), 7, norm)], [2], ProjectionSettings(transfer=True))
     torch.testing.assert_close(conv1d.weight.T, twin.weight, **NEAR)

@@ -14,15 +14,15 @@ from torch import nn
 from optim.networks import around, batch, net
 from optim.test_integrator_state import OPTIMIZERS
 from optim.toys import run
-from tenfold.layers.factors import factorised
-from tenfold.optim.course import Course
+from tenfold.layers.tucker_protocol import factorised
+from tenfold.optim.tucker.settings import IntegratorSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")
 COURSES = {
-    "cycle": Course(0.25, every=4),
-    "two_pass": Course(0.001, twice=True),
-    "one_pass": Course(1e-4, every=1),
-    "fixed": Course(0.0, every=3, pinned=True),
+    "cycle": IntegratorSettings(0.25, every=4),
+    "two_pass": IntegratorSettings(0.001, twice=True),
+    "one_pass": IntegratorSettings(1e-4, every=1),
+    "fixed": IntegratorSettings(0.0, every=3, pinned=True),
 }
 
 
@@ -67,7 +67,7 @@ def test_it_computes_what_the_ordinary_storage_does(name, base) -> None:
 def test_padding_has_no_gradient_and_stays_zero_exactly(name) -> None:
     model = net(static=True)
     base, hyper = OPTIMIZERS[name]
-    optimizer = around(model, Course(0.25, every=3), base=base, **hyper)
+    optimizer = around(model, IntegratorSettings(0.25, every=3), base=base, **hyper)
     layers = factorised(model)
     shapes = [p.shape for p in model.parameters()]
     seen = set()
@@ -95,7 +95,7 @@ def test_padding_has_no_gradient_and_stays_zero_exactly(name) -> None:
 def test_a_run_that_is_saved_goes_on_to_the_same_bits(stop) -> None:
     def start():
         model = net(static=True).eval()
-        return model, around(model, Course(0.25, every=4), base=torch.optim.AdamW, lr=0.05)
+        return model, around(model, IntegratorSettings(0.25, every=4), base=torch.optim.AdamW, lr=0.05)
 
     whole, optimizer = start()
     run(whole, optimizer, loss, stop)
@@ -122,7 +122,7 @@ def check_compiler() -> None:
     for static in (True, False):
         torch._dynamo.reset()
         model, counter = net(static=static), CompileCounter()
-        optimizer = around(model, Course(0.4, every=3), lr=0.5, momentum=0.9)
+        optimizer = around(model, IntegratorSettings(0.4, every=3), lr=0.5, momentum=0.9)
         compiled, seen = torch.compile(model, fullgraph=True, backend=counter), set()
         for step in range(10):
             seen.add(str(optimizer.ranks))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tenfold.layers.factors import put_
+from tenfold.layers.tucker_protocol import put_
 from tenfold.linalg import hosvd
 from tenfold.linalg.tucker import tucker_full
-from tenfold.optim.course import Course
-from tenfold.optim.integrator import Integrator
+from tenfold.optim.tucker.integrator import Integrator
+from tenfold.optim.tucker.settings import IntegratorSettings
 
 
 class Kernel(nn.Module):
@@ -75,7 +75,7 @@ def turned(model: Kernel, seed: int = 3) -> Kernel:
     return Kernel(core, [u.detach() @ q for u, q in zip(model.bases, rotations, strict=True)])
 
 
-def integrator(model: nn.Module, course: Course, base=torch.optim.SGD, **hyper) -> Integrator:
+def integrator(model: nn.Module, course: IntegratorSettings, base=torch.optim.SGD, **hyper) -> Integrator:
     bases = {id(b) for m in model.modules() if isinstance(m, Kernel) for b in m.bases}
     return Integrator(base([p for p in model.parameters() if id(p) not in bases], **hyper), model, course)
 

@@ -14,20 +14,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optim.networks import around, batch, net
 from optim.toys import Kernel, integrator, kernel, normal, run, teacher
-from tenfold.layers.factors import factorised
-from tenfold.optim.course import Course
+from tenfold.layers.tucker_protocol import factorised
+from tenfold.optim.tucker.settings import IntegratorSettings
 
 COURSES = {
-    "cycle": Course(0.2, every=2),
-    "one-pass": Course(0.2, every=1),
-    "two-pass": Course(0.2, twice=True),
+    "cycle": IntegratorSettings(0.2, every=2),
+    "one-pass": IntegratorSettings(0.2, every=1),
+    "two-pass": IntegratorSettings(0.2, twice=True),
 }
 
 NETWORKS = {
-    "cycle": Course(0.25, every=3),
-    "one-pass": Course(0.02, every=1),
-    "two-pass": Course(0.02, twice=True),
-    "fixed": Course(0.0, every=3, pinned=True),
+    "cycle": IntegratorSettings(0.25, every=3),
+    "one-pass": IntegratorSettings(0.02, every=1),
+    "two-pass": IntegratorSettings(0.02, twice=True),
+    "fixed": IntegratorSettings(0.0, every=3, pinned=True),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tenfold.ranks.options import Options
+from tenfold.ranks.candidates import Candidates
 
 
 def chain() -> nn.Module:
@@ -76,10 +76,10 @@ def counted(model: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
     return sum(seen.values()), counter.get_total_flops() // 2
 
 
-def table(error, slices=None, **costs) -> Options:
-    """Options from plain lists; entry 0 is dense."""
+def table(error, slices=None, **costs) -> Candidates:
+    """Candidates from plain lists; entry 0 is dense."""
     n = len(error)
-    return Options(
+    return Candidates(
         "layer",
         ("channel",),
         np.zeros(n, dtype=np.int64),
@@ -90,7 +90,7 @@ def table(error, slices=None, **costs) -> Options:
     )
 
 
-def random_tables(rng, layers, options, names=("params",), high=40, unlike=False) -> list[Options]:
+def random_tables(rng, layers, options, names=("params",), high=40, unlike=False) -> list[Candidates]:
     """Tables with many ties; with several costs either in one order in each layer, or each in an order of its own."""
     tables = []
     for _ in range(layers):

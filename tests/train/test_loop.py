@@ -336,3 +336,13 @@ def test_the_method_is_told_how_long_the_training_is() -> None:
     fit(tiny(), method, blobs(), RECIPE, progress=False)
     assert method.goal.steps == len(method.made.rates)
     assert method.goal.steps_per_epoch * RECIPE.epochs == method.goal.steps
+
+
+def test_the_memory_format_changes_the_layout_and_nothing_else() -> None:
+    one = fit(tiny(), Plain(), blobs(), Recipe(epochs=2, batch_size=8), **QUIET)
+    two = fit(tiny(), Plain(), blobs(), Recipe(epochs=2, batch_size=8, memory_format="channels_last"), **QUIET)
+    kernels = [p for p in two.model.parameters() if p.ndim == 4]
+    assert kernels
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tenfold.bench.latency import milliseconds
 from tenfold.errors import TenfoldError, check
 from tenfold.layers.matrix import LowRank, low_rank_class
-from tenfold.layers.swap import Selection
+from tenfold.layers.select import Selection
 from tenfold.linalg.fold import NAMES, Fold
-from tenfold.ranks.problem import Problem, Site, survey
+from tenfold.plans.problem import Problem, Site, survey
 
 BLOCK = 8
 """Ranks are aligned to multiples of this."""

@@ -12,12 +12,12 @@ from tenfold.errors import ArgumentError, TenfoldError, check, is_share
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import cost
 from tenfold.layers.select import Selection
-from tenfold.methods.base import Method
-from tenfold.ranks.build import apply
-from tenfold.ranks.filters import prune_filters
-from tenfold.ranks.plan import Budget
-from tenfold.ranks.problem import survey
-from tenfold.ranks.uniform import fraction_plan
+from tenfold.methods.contract.method import Method
+from tenfold.plans.apply import apply
+from tenfold.plans.plan import Budget
+from tenfold.plans.problem import survey
+from tenfold.plans.prune_filters import prune_filters
+from tenfold.plans.uniform_plan import fraction_plan
 from tenfold.train.score import score
 
 Cut = Callable[[nn.Module, float], nn.Module]

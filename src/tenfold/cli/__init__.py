@@ -1,4 +1,3 @@
 """The command line: builds dataclasses, calls the library, prints. One file per verb."""
 
-from tenfold.cli.app import app as app
 from tenfold.cli.app import main as main

@@ -10,9 +10,9 @@ import typer
 
 from tenfold.bench.latency import Comparison, compare
 from tenfold.cli import runs, tables
+from tenfold.cli.command import Outcome, verb
 from tenfold.cli.options import DataRoot, RunFolder, with_default
-from tenfold.cli.stages import Steps
-from tenfold.cli.verb import Outcome, verb
+from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError
 from tenfold.layers.cost import cost
 from tenfold.layers.swap import structure_of, to_dense

@@ -12,19 +12,19 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tenfold.bench.compare import EXPERIMENT, MERGED, Watch, compare
-from tenfold.bench.config import read_experiment
-from tenfold.bench.experiment import ALL, DataChoice, Entry, Experiment
+from tenfold.bench.compare.experiment import ALL, DataChoice, Entry, Experiment
+from tenfold.bench.compare.read_yaml import read_experiment
+from tenfold.bench.compare.results import Results
+from tenfold.bench.compare.scheduler import EXPERIMENT, MERGED, Watch, compare
 from tenfold.bench.report import summary, write_report
 from tenfold.bench.report.summary import Mean, by_budget, entries, percent
-from tenfold.bench.results import Results
 from tenfold.cli import parse, runs, tables
+from tenfold.cli.command import Outcome, verb
+from tenfold.cli.option_names import renamed
 from tenfold.cli.options import DataRoot, Exclude, Target, recipe_options, with_default
-from tenfold.cli.verb import Outcome, verb
-from tenfold.cli.words import renamed
 from tenfold.errors import ArgumentError, DataError, TenfoldError
 from tenfold.methods import methods as known_methods
-from tenfold.ranks.plan import Budget
+from tenfold.plans.plan import Budget
 from tenfold.train import Recipe
 
 NAME = "compare"

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from tenfold.cli import parse, runs, tables
+from tenfold.cli.command import Outcome, verb
+from tenfold.cli.compression import CompressionOutcome, PlanSource, way_to, work
 from tenfold.cli.options import (
     DataRoot,
     Exclude,
@@ -21,8 +23,6 @@ from tenfold.cli.options import (
     Target,
     recipe_options,
 )
-from tenfold.cli.shrink import Done, Way, way_to, work
-from tenfold.cli.verb import Outcome, verb
 from tenfold.errors import check
 from tenfold.train import Recipe
 from tenfold.train.engine import engine
@@ -143,7 +143,7 @@ def _recovery(recipe: Recipe, epochs: int, changes: dict[str, Any]) -> Recipe:
         return changed.rewound(epochs)
 
 
-def _results(out: Path, settings: runs.Settings, way: Way, done: Done) -> dict[str, Any]:
+def _results(out: Path, settings: runs.Settings, way: PlanSource, done: CompressionOutcome) -> dict[str, Any]:
     report = done.result.report
     guarded = {"points": way.guard, "least": done.least, "resolution": way.resolution}
     return {
@@ -164,7 +164,7 @@ def _results(out: Path, settings: runs.Settings, way: Way, done: Done) -> dict[s
     }
 
 
-def _shown(out: Path, settings: runs.Settings, way: Way, done: Done) -> list[Any]:
+def _shown(out: Path, settings: runs.Settings, way: PlanSource, done: CompressionOutcome) -> list[Any]:
     report, title = done.result.report, f"{settings.network} on {settings.data['name']}: accuracy"
     shown = [] if done.least is None else [tables.probes(done.probes, done.least, way.guard or 0.0)]
     return [

@@ -12,9 +12,9 @@ from rich.text import Text
 from tenfold.bench.doctor import BLOCK, Diagnosis, Examined, Timing, diagnose
 from tenfold.cli import parse, runs, tables
 from tenfold.cli.bench import place
+from tenfold.cli.command import Outcome, verb
 from tenfold.cli.options import DataRoot, Exclude, RunFolder, Target
-from tenfold.cli.stages import Steps
-from tenfold.cli.verb import Outcome, verb
+from tenfold.cli.progress import Steps
 
 NAME = "doctor"
 EXAMPLES = (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tenfold.cli import runs, tables
+from tenfold.cli.command import Outcome, verb
 from tenfold.cli.options import DataRoot, RunFolder
-from tenfold.cli.stages import Steps, score
-from tenfold.cli.verb import Outcome, verb
+from tenfold.cli.progress import Steps, score
 from tenfold.layers.cost import Cost, cost
 
 NAME = "eval"

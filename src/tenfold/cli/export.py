@@ -10,11 +10,11 @@ import typer
 
 from tenfold.bench.export import Exported, export
 from tenfold.cli import runs, tables
+from tenfold.cli.command import Outcome, verb
 from tenfold.cli.options import DataRoot, Force, RunFolder, check_file, with_default
-from tenfold.cli.stages import Steps
-from tenfold.cli.verb import Outcome, verb
+from tenfold.cli.progress import Steps
 from tenfold.layers.cost import count_params
-from tenfold.layers.fold_norm import NormFold, fold_batchnorm, norm_folds
+from tenfold.layers.fold_batchnorm import NormFold, fold_batchnorm, norm_folds
 
 NAME = "export"
 EXAMPLES = (

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from rich.markup import escape
 
 from tenfold.cli import tables
+from tenfold.cli.command import Outcome, verb
 from tenfold.cli.docs import about, field_docs
-from tenfold.cli.verb import Outcome, verb
 from tenfold.methods import methods
 
 NAME = "methods"

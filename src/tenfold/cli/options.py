@@ -13,9 +13,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from rich.markup import escape
 
+from tenfold.cli.command import Outcome, signed
 from tenfold.cli.docs import arguments
 from tenfold.cli.parse import convert
-from tenfold.cli.verb import Outcome, signed
 from tenfold.errors import ArgumentError
 from tenfold.train import Recipe
 

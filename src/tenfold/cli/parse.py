@@ -10,8 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.methods import build_method, methods
-from tenfold.methods.base import Method
-from tenfold.ranks.plan import Budget
+from tenfold.methods.contract.method import Method
+from tenfold.plans.plan import Budget
 
 _REGEX = re.compile(r"[][*+?(){}|^$\\]")
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from tenfold.cli import parse, runs, tables
+from tenfold.cli.command import Outcome, verb
 from tenfold.cli.options import DataRoot, Exclude, Fields, Force, Limits, MethodName, RunFolder, Target, check_file
-from tenfold.cli.stages import Steps
-from tenfold.cli.verb import Outcome, verb
+from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError
 from tenfold.files import atomic_file
 from tenfold.layers.cost import Cost
-from tenfold.methods.base import plan as make_plan
+from tenfold.methods.contract.method import plan as make_plan
 from tenfold.train.calibration import calibration
 
 NAME = "plan"

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tenfold.bench.compare import MERGED
+from tenfold.bench.compare.results import Results
+from tenfold.bench.compare.scheduler import MERGED
 from tenfold.bench.report import write_pictures, write_report
-from tenfold.bench.results import Results
+from tenfold.cli.command import Outcome, verb
 from tenfold.cli.compare import REPORT, table
 from tenfold.cli.options import check_file, with_default
-from tenfold.cli.verb import Outcome, verb
 
 NAME = "report"
 EXAMPLES = "Examples:\n\ntenfold report runs/x/results.json --out report.html\n\ntenfold report runs/x --force"

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tenfold.cli.words import renamed
+from tenfold.cli.option_names import renamed
 from tenfold.errors import ArgumentError, CheckpointError, DataError
 from tenfold.files import atomic_folder, write_json
 from tenfold.layers.swap import structure_of, to_dense
-from tenfold.ranks.plan import Plan
-from tenfold.ranks.store import load, read_plan, save
+from tenfold.plans.plan import Plan
+from tenfold.plans.serialization import load, read_plan, save
 from tenfold.train import Data, Recipe, build_model, load_data
 
 FORMAT = "tenfold-run/1"

@@ -10,10 +10,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tenfold.bench.guard import Probe
-from tenfold.cli.stages import Stage
+from tenfold.bench.budget_search import Probe
+from tenfold.cli.progress import Stage
 from tenfold.layers.cost import Cost
-from tenfold.ranks.plan import LayerPlan, Plan
+from tenfold.plans.plan import LayerPlan, Plan
 
 
 def table(columns: Sequence[str], *, left: int = 1) -> Table:

@@ -12,17 +12,17 @@ import typer
 from torch import nn
 
 from tenfold.cli import parse, runs, tables
+from tenfold.cli.command import Outcome, verb
 from tenfold.cli.options import DataRoot, Exclude, Fields, Force, Limits, Out, Target, recipe_options, with_default
-from tenfold.cli.stages import Stage, Steps, score
-from tenfold.cli.verb import Outcome, verb
+from tenfold.cli.progress import Stage, Steps, score
 from tenfold.errors import CheckpointError
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost
 from tenfold.layers.swap import structure_of
-from tenfold.methods.base import Goal, Method
-from tenfold.methods.base import plan as make_plan
-from tenfold.ranks.build import Result
-from tenfold.ranks.plan import Budget
+from tenfold.methods.contract.method import Goal, Method
+from tenfold.methods.contract.method import plan as make_plan
+from tenfold.plans.apply import Result
+from tenfold.plans.plan import Budget
 from tenfold.train import Fit, Recipe, fit
 from tenfold.train.calibration import calibration
 from tenfold.train.data import Data

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold.errors import ArgumentError, DataError
-from tenfold.layers.copies import meta_copy
+from tenfold.layers.copy_model import meta_copy
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of
 from tenfold.linalg.svd import working

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.errors import ArgumentError
-from tenfold.layers.copies import duplicate, meta_copy
+from tenfold.layers.copy_model import duplicate, meta_copy
 from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
 from tenfold.linalg.fold import Fold
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from tenfold.layers.equivalent import Equivalent
+from tenfold.layers.lazy_weight import Equivalent
 from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, build_dense, swap_channels, to_weight
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tenfold.errors import ArgumentError, TenfoldError, check, is_share
-from tenfold.layers.copies import duplicate
+from tenfold.layers.copy_model import duplicate
 from tenfold.layers.cost import call_arguments
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.select import Selection, select

@@ -4,11 +4,11 @@ But for `tenfold.linalg.frank_wolfe.toward_`, which moves weights in the middle 
 """
 
 from tenfold.linalg.fold import Fold as Fold
-from tenfold.linalg.project import nuclear_subgradient as nuclear_subgradient
-from tenfold.linalg.project import project as project
-from tenfold.linalg.shrink import row_subgradient as row_subgradient
-from tenfold.linalg.shrink import shrink_rows as shrink_rows
-from tenfold.linalg.shrink import shrink_spectrum as shrink_spectrum
+from tenfold.linalg.projection import nuclear_subgradient as nuclear_subgradient
+from tenfold.linalg.projection import project as project
+from tenfold.linalg.proximal import row_subgradient as row_subgradient
+from tenfold.linalg.proximal import shrink_rows as shrink_rows
+from tenfold.linalg.proximal import shrink_spectrum as shrink_spectrum
 from tenfold.linalg.slices import slice_spectra as slice_spectra
 from tenfold.linalg.subspace import augment as augment
 from tenfold.linalg.subspace import truncate_core as truncate_core

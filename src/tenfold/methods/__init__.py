@@ -9,7 +9,7 @@ import pkgutil
 from typing import Any
 
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
 
 
 def methods() -> dict[str, type[Method]]:

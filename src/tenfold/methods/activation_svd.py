@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tenfold.errors import check, is_count, is_share
-from tenfold.linalg.outputs import damped, output_basis
-from tenfold.methods.base import Method
+from tenfold.linalg.output_aware import damped, output_basis
+from tenfold.methods.contract.method import Method
+from tenfold.plans.candidates import settle
+from tenfold.plans.output_candidates import OutputBasis, factors_of, output_candidates
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
 from tenfold.ranks.minmax import allocate
-from tenfold.ranks.options import settle
-from tenfold.ranks.outputs import OutputBasis, factors_of, output_options
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ActivationSVD(Method):
         for site in problem.sites:
             w = site.matrices()[:, 0].cpu()
             bases[site.name] = OutputBasis(*output_basis(damped(moments[site.name].second, w, self.damping)))
-        tables = output_options(problem, bases)
+        tables = output_candidates(problem, bases)
         found = allocate(tables, problem.limits(budget))
         choice, level = (None, None) if found is None else (found.choice, found.level)
         factors = factors_of(problem, bases, tables, choice)

@@ -14,12 +14,13 @@ from typing import ClassVar, Literal
 
 from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
+from tenfold.plans.candidates import candidates, settle
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
+from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.minmax import allocate
-from tenfold.ranks.options import Options, options, settle
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class ALDS(Method):
             some = isinstance(self.slices, tuple) and len(self.slices) > 0 and all(type(k) is int for k in self.slices)
             check(some and min(self.slices) >= 1, "slices", "None or a tuple of integers >= 1", self.slices)
 
-    def options(self, problem: Problem) -> list[Options]:
+    def candidates(self, problem: Problem) -> list[Candidates]:
         """The candidates of every layer, with error and cost."""
-        return options(problem, MEASURES[self.measure], folds=self.folds, slices=self.slices)
+        return candidates(problem, MEASURES[self.measure], folds=self.folds, slices=self.slices)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The min-max optimal plan within ``budget``; see `tenfold.ranks.minmax`."""
         assert budget is not None
-        tables = self.options(problem)
+        tables = self.candidates(problem)
         found = allocate(tables, problem.limits(budget))
         choice, level = (None, None) if found is None else (found.choice, found.level)
         return settle(problem, self.name, tables, choice, budget, measure=self.measure, level=level)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenfold.methods.base import Method
-from tenfold.ranks.plan import Budget, LayerPlan, Plan
-from tenfold.ranks.problem import Problem
+from tenfold.methods.contract.method import Method
+from tenfold.plans.plan import Budget, LayerPlan, Plan
+from tenfold.plans.problem import Problem
 
 
 @dataclass(frozen=True)

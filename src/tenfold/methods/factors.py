@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from tenfold.errors import check, is_share
-from tenfold.layers.fresh import Fresh
 from tenfold.layers.matrix import LowRank
+from tenfold.layers.random_init import Fresh
 from tenfold.layers.swap import planned, rebuild, structure_of
 from tenfold.layers.tucker import TuckerConv
 from tenfold.linalg.fold import NAMES
-from tenfold.methods.base import Goal, Method
-from tenfold.ranks.options import settle
-from tenfold.ranks.pairs import pointwise
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem, survey
-from tenfold.ranks.uniform import allocate, at_share, lines
+from tenfold.methods.contract.method import Goal, Method
+from tenfold.plans.candidates import settle
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
+from tenfold.plans.tucker_candidates import pointwise
+from tenfold.plans.uniform_plan import lines
+from tenfold.ranks.uniform import allocate, at_share
 
 FORMATS = ("matrix", "tucker")
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tenfold.errors import check, is_count, is_share
-from tenfold.linalg.outputs import damped, output_basis
-from tenfold.methods.base import Method
+from tenfold.linalg.output_aware import damped, output_basis
+from tenfold.methods.contract.method import Method
+from tenfold.plans.candidates import settle
+from tenfold.plans.output_candidates import OutputBasis, factors_of, kept_product, output_candidates
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
 from tenfold.ranks.lagrange import allocate
-from tenfold.ranks.options import settle
-from tenfold.ranks.outputs import OutputBasis, factors_of, kept_product, output_options
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class FisherSVD(Method):
             metric.diagonal(dim1=-2, dim2=-1).add_(self.isotropic * mean[:, None])
             spread = damped(moments.covariance, w, self.damping)
             bases[site.name] = OutputBasis(*output_basis(spread, metric), moments.mean)
-        tables = output_options(problem, bases)
+        tables = output_candidates(problem, bases)
         if self.rule == "sum":
             losses = [t.error**2 * bases[t.name].lost()[0] / 2 for t in tables]
         else:

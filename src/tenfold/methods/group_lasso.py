@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenfold.linalg.shrink import row_subgradient, shrink_rows
-from tenfold.methods.penalised import Penalised
-from tenfold.optim.penalty import Penalty
+from tenfold.linalg.proximal import row_subgradient, shrink_rows
+from tenfold.methods.contract.penalised import Penalised
+from tenfold.optim.projection.penalty import Penalty
 
 
 @dataclass(frozen=True)

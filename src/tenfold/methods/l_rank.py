@@ -17,12 +17,12 @@ from tenfold.errors import check, is_count, is_share
 from tenfold.layers.spec import to_weight
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.linalg.svd import low_rank_factors
-from tenfold.methods.base import Goal, Method
+from tenfold.methods.contract.method import Goal, Method
+from tenfold.plans.candidates import candidates, settle
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem, survey
 from tenfold.ranks.lagrange import allocate
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.options import options, settle
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem, survey
 
 _STEPS, _TARGETS = "l_rank_steps", "l_rank_targets"
 
@@ -69,7 +69,7 @@ class LRank(Method):
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The C step: the ranks of one multiplier within ``budget``."""
         assert budget is not None
-        tables = options(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
+        tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         energy = [float(site.kernel.double().square().sum()) for site in problem.sites]
         losses = [np.square(table.error) * e for table, e in zip(tables, energy, strict=True)]
         choice, price = allocate(tables, losses, problem.limits(budget)) or (None, None)

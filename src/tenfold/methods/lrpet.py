@@ -14,12 +14,12 @@ from torch import nn
 
 from tenfold.errors import check, is_share
 from tenfold.layers.batchnorm import norm_after
-from tenfold.layers.copies import duplicate
+from tenfold.layers.copy_model import duplicate
 from tenfold.layers.spec import LayerSpec
 from tenfold.layers.swap import structure_of, to_dense
-from tenfold.methods.projection import Projection, Ranks, Sites, without
-from tenfold.optim.projector import Manner
-from tenfold.ranks.plan import Plan
+from tenfold.methods.contract.projection import Projection, Ranks, Sites, without
+from tenfold.optim.projection.projector import ProjectionSettings
+from tenfold.plans.plan import Plan
 from tenfold.ranks.uniform import allocate
 
 
@@ -45,7 +45,7 @@ class LRPET(Projection):
         rectify: project in the metric of the batch norm that follows, where one does; a weight of several layers has
             one where it is the same for all.
         transfer: scale what is kept by c.
-        tail: ``rho`` in [0, 1), at which the rest is kept while training; see `tenfold.linalg.project`.
+        tail: ``rho`` in [0, 1), at which the rest is kept while training; see `tenfold.linalg.projection`.
         linear: whether linear layers are projected too; the paper's are not.
         norms: pairs of layer and batch norm, over those that are found; see `tenfold.norm_after`.
         fold: see `Projection`, as the fields that follow; the paper's is "channel".
@@ -80,9 +80,9 @@ class LRPET(Projection):
         check(is_share(self.tail) and self.tail < 1, "tail", "in [0, 1)", self.tail)
 
     @property
-    def manner(self) -> Manner:
+    def manner(self) -> ProjectionSettings:
         """Energy transfer."""
-        return Manner(transfer=self.transfer, tail=self.tail, momentum=self.momentum)
+        return ProjectionSettings(transfer=self.transfer, tail=self.tail, momentum=self.momentum)
 
     def leaves(self, spec: LayerSpec, first: bool) -> str | None:
         """The paper takes every convolution, the first and 1x1 ones too."""

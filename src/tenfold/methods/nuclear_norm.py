@@ -11,10 +11,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tenfold.linalg.project import nuclear_subgradient
-from tenfold.linalg.shrink import shrink_spectrum
-from tenfold.methods.penalised import Penalised
-from tenfold.optim.penalty import Penalty
+from tenfold.linalg.projection import nuclear_subgradient
+from tenfold.linalg.proximal import shrink_spectrum
+from tenfold.methods.contract.penalised import Penalised
+from tenfold.optim.projection.penalty import Penalty
 
 
 @dataclass(frozen=True)

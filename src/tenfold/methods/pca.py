@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tenfold.errors import check, is_count
-from tenfold.linalg.outputs import output_basis
-from tenfold.methods.base import Method
+from tenfold.linalg.output_aware import output_basis
+from tenfold.methods.contract.method import Method
+from tenfold.plans.candidates import settle
+from tenfold.plans.output_candidates import OutputBasis, factors_of, kept_product, output_candidates
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
 from tenfold.ranks.lagrange import allocate
-from tenfold.ranks.options import settle
-from tenfold.ranks.outputs import OutputBasis, factors_of, kept_product, output_options
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PCA(Method):
         for name, moments in problem.moments(samples=self.samples).items():
             left, right, energy = output_basis(moments.covariance)
             bases[name] = OutputBasis(left, right, energy, moments.mean)
-        tables = output_options(problem, bases)
+        tables = output_candidates(problem, bases)
         choice, multiplier = allocate(tables, kept_product(tables), problem.limits(budget)) or (None, None)
         factors = factors_of(problem, bases, tables, choice)
         return settle(problem, self.name, tables, choice, budget, measure="output", level=multiplier, factors=factors)

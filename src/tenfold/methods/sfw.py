@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, check, is_share
+from tenfold.layers.find import find
 from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec
-from tenfold.layers.swap import find
 from tenfold.linalg import balls
 from tenfold.linalg.balls import L2, Ball, Spectral, SpectralKSupport
 from tenfold.linalg.balls.norms import how_many
 from tenfold.linalg.frank_wolfe import RESCALINGS
-from tenfold.methods.base import Goal, Method
-from tenfold.optim.frank_wolfe import FrankWolfe
-from tenfold.optim.sets import kernel_shape
-from tenfold.optim.shards import whole
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
-from tenfold.ranks.uniform import uniform_plan
+from tenfold.methods.contract.method import Goal, Method
+from tenfold.optim.dtensor import whole
+from tenfold.optim.frank_wolfe.optimizer import FrankWolfe
+from tenfold.optim.frank_wolfe.param_groups import kernel_shape
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
+from tenfold.plans.uniform_plan import uniform_plan
 
 _DEVIATIONS = 2.5
 """Five standard deviations of the norm of n uniform numbers, over its mean, times ``sqrt(n)``: ``5 sqrt(0.2)``."""

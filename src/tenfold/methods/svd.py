@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
-from tenfold.methods.base import Method
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
-from tenfold.ranks.uniform import uniform_plan
+from tenfold.methods.contract.method import Method
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
+from tenfold.plans.uniform_plan import uniform_plan
 
 
 @dataclass(frozen=True)

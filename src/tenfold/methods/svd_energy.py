@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
+from tenfold.plans.candidates import candidates, settle
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.minmax import allocate
-from tenfold.ranks.options import options, settle
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SVDEnergy(Method):
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The least common share of energy within ``budget``."""
         assert budget is not None
-        tables = options(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
+        tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         found = allocate(tables, problem.limits(budget), spend=False)
         choice, level = (None, None) if found is None else (found.choice, found.level)
         return settle(problem, self.name, tables, choice, budget, measure="fro", level=level)

@@ -18,19 +18,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_share
-from tenfold.layers.convert import Policy, to_tucker
-from tenfold.layers.factors import Factorised, factorised
-from tenfold.layers.trained import TrainedTucker, reserve_
+from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_protocol import Factorised, factorised
+from tenfold.layers.tucker_training import TrainedTucker, reserve_
 from tenfold.linalg.multilinear import feasible
-from tenfold.methods.base import Goal, Method
-from tenfold.optim.course import Course
-from tenfold.optim.integrator import Integrator
-from tenfold.optim.moves import more
+from tenfold.methods.contract.method import Goal, Method
+from tenfold.optim.tucker.integrator import Integrator
+from tenfold.optim.tucker.resize import more
+from tenfold.optim.tucker.settings import IntegratorSettings
+from tenfold.plans.candidates import settle
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, Site, survey
+from tenfold.plans.tucker_candidates import tucker_candidates
+from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.minmax import allocate
-from tenfold.ranks.options import Options, settle
-from tenfold.ranks.pairs import pair_options
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem, Site, survey
 
 INTEGRATORS = ("cycle", "two_pass", "one_pass", "fixed")
 
@@ -189,10 +190,10 @@ class TDLRT(Method):
             "method.optimizer(model, base=torch.optim.AdamW, lr=...) instead."
         )
 
-    def course(self, goal: Goal | None = None) -> Course:
+    def course(self, goal: Goal | None = None) -> IntegratorSettings:
         """What the integrator is told."""
         steps = None if goal is None else goal.steps
-        return Course(
+        return IntegratorSettings(
             tau=self.tau,
             every=1 if self.integrator == "one_pass" else self.every,
             twice=self.integrator == "two_pass",
@@ -210,7 +211,7 @@ class TDLRT(Method):
         layers = {} if problem.given is None else factorised(problem.given)
         tables = [
             _trained(site, layers[site.name], table) if site.name in layers else table
-            for site, table in zip(problem.sites, pair_options(problem), strict=True)
+            for site, table in zip(problem.sites, tucker_candidates(problem), strict=True)
         ]
         if budget is None:
             choice, level = [self._own(table, layers) for table in tables], None
@@ -241,7 +242,7 @@ class TDLRT(Method):
                 ranks[name] = (*pair, *layer.ranks[2:])
         return ranks
 
-    def _own(self, table: Options, layers: Mapping[str, Factorised]) -> int:
+    def _own(self, table: Candidates, layers: Mapping[str, Factorised]) -> int:
         """The cheapest entry within the tolerance: none, where the cut has been made, or the layer was left dense."""
         if layers and table.name not in layers:
             return 0
@@ -249,7 +250,7 @@ class TDLRT(Method):
         return int(np.argmin(np.where(table.error <= tau, table.costs["params"], np.iinfo(np.int64).max)))
 
 
-def _trained(site: Site, layer: Factorised, table: Options) -> Options:
+def _trained(site: Site, layer: Factorised, table: Candidates) -> Candidates:
     """The options of a layer that has been trained in Tucker format: its own ranks, without error, and smaller ones."""
     shape, groups = site.cost.shape, site.cost.groups
     sizes, rest = (shape[0] // groups, shape[1]), math.prod(shape[2:])
@@ -277,7 +278,7 @@ def _trained(site: Site, layer: Factorised, table: Options) -> Options:
     )
 
 
-def _rows(table: Options, keep: Any) -> Options:
+def _rows(table: Candidates, keep: Any) -> Candidates:
     return replace(
         table,
         fold=table.fold[keep],

@@ -13,9 +13,9 @@ from typing import ClassVar
 from tenfold.errors import check, is_count, is_share
 from tenfold.layers.spec import LayerSpec
 from tenfold.linalg.svd import energy_rank
-from tenfold.methods.base import Goal
-from tenfold.methods.projection import Projection, Ranks, Sites, epoch_steps, without
-from tenfold.optim.projector import Manner
+from tenfold.methods.contract.method import Goal
+from tenfold.methods.contract.projection import Projection, Ranks, Sites, epoch_steps, without
+from tenfold.optim.projection.projector import ProjectionSettings
 from tenfold.ranks.uniform import allocate
 
 
@@ -80,9 +80,9 @@ class TRP(Projection):
         check(is_share(self.threshold) and self.threshold < 1, "threshold", "in [0, 1)", self.threshold)
 
     @property
-    def manner(self) -> Manner:
+    def manner(self) -> ProjectionSettings:
         """Cut, and the nuclear pull of the step that follows."""
-        return Manner(pull=self.nuclear, momentum=self.momentum)
+        return ProjectionSettings(pull=self.nuclear, momentum=self.momentum)
 
     @property
     def sheds(self) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
+from tenfold.plans.candidates import settle
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
+from tenfold.plans.tucker_candidates import tucker_candidates
 from tenfold.ranks.minmax import allocate
-from tenfold.ranks.options import settle
-from tenfold.ranks.pairs import pair_options
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Tucker(Method):
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The least common error within ``budget``."""
         assert budget is not None
-        tables = pair_options(problem)
+        tables = tucker_candidates(problem)
         found = allocate(tables, problem.limits(budget))
         choice, level = (None, None) if found is None else (found.choice, found.level)
         return settle(problem, self.name, tables, choice, budget, measure="fro", level=level)

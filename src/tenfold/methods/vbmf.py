@@ -8,11 +8,11 @@ from typing import ClassVar
 from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
 from tenfold.linalg.vbmf import vbmf_rank
-from tenfold.methods.base import Method
+from tenfold.methods.contract.method import Method
+from tenfold.plans.candidates import candidates, settle
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.options import options, settle
-from tenfold.ranks.plan import Budget, Plan
-from tenfold.ranks.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.ranks.uniform import allocate
 
 
@@ -44,7 +44,7 @@ class VBMF(Method):
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The Bayes ranks, scaled to ``budget`` where there is one."""
-        tables = options(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))
+        tables = candidates(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))
         sides = [sorted(site.matrices(self.fold).shape[-2:]) for site in problem.sites]
         spectra = [by_slices[1][:, 0] for by_slices in problem.spectra(self.fold, (1,))]
         ranks = [max(1, *(vbmf_rank(s, *of) for s in groups)) for groups, of in zip(spectra, sides, strict=True)]

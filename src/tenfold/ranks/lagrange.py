@@ -32,8 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from tenfold.ranks.options import Options
-from tenfold.ranks.programme import cheapest
+from tenfold.ranks.candidates import Candidates
+from tenfold.ranks.knapsack import cheapest
 
 Hull = tuple[NDArray[np.int64], list[float]]
 _DUAL = 1e-5
@@ -41,14 +41,14 @@ _DUAL = 1e-5
 _DEAR = 1e6
 """The highest price: a millionth of the whole cost is worth all of the loss."""
 _NEAR = 8
-"""Options of each layer, at least, that the integer programme chooses among."""
+"""Candidates of each layer, at least, that the integer programme chooses among."""
 _COLUMNS = 512
-"""Options of all layers together, if there are so many. More make it slower, and the loss hardly smaller."""
+"""Candidates of all layers together, if there are so many. More make it slower, and the loss hardly smaller."""
 _GAP = 1e-3
 
 
 def allocate(
-    tables: Sequence[Options], losses: Sequence[NDArray[np.float64]], limits: Mapping[str, int]
+    tables: Sequence[Candidates], losses: Sequence[NDArray[np.float64]], limits: Mapping[str, int]
 ) -> tuple[list[int], float] | None:
     """The choice per layer and its multiplier (several limits: the sum of theirs); None where no choice fits.
 

@@ -12,7 +12,7 @@ next lower level, which does not fit. No random numbers, no restarts.
 
 With several limits "cheapest" is unambiguous where one cost is a multiple of the other in each layer (parameters and
 MACs, channel fold, stride or not). Elsewhere (transposed convolutions, other folds) feasibility of a level is a small
-integer programme, see `tenfold.ranks.programme`.
+integer programme, see `tenfold.ranks.knapsack`.
 
 The objective says nothing about layers below the level, so a second, lexicographic pass spends what is left: the layer
 with the largest error that can still be lowered is lowered, until nothing fits or 99.8 % of a limit is used.
@@ -29,8 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tenfold.ranks.options import Options
-from tenfold.ranks.programme import cheapest
+from tenfold.ranks.candidates import Candidates
+from tenfold.ranks.knapsack import cheapest
 
 _USED = 0.998
 
@@ -66,7 +66,7 @@ class Staircase:
     cost: NDArray[np.int64]
 
 
-def allocate(tables: Sequence[Options], limits: Mapping[str, int], *, spend: bool = True) -> Allocation | None:
+def allocate(tables: Sequence[Candidates], limits: Mapping[str, int], *, spend: bool = True) -> Allocation | None:
     """The min-max optimal choice within ``limits``; None where even the cheapest options do not fit.
 
     Ties in cost go to the lower error, then to fewer slices.
@@ -95,7 +95,7 @@ def allocate(tables: Sequence[Options], limits: Mapping[str, int], *, spend: boo
     return Allocation(tuple(choice), float(levels[high]), float(levels[high - 1]) if high else None)
 
 
-def curve(tables: Sequence[Options], cost: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def curve(tables: Sequence[Candidates], cost: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The whole budget -> level curve for one cost, from one sort: ``(levels, least cost at each)``.
 
     Levels rise, costs fall. The best level for a budget is the first whose cost fits it.
@@ -112,7 +112,7 @@ def curve(tables: Sequence[Options], cost: str) -> tuple[NDArray[np.float64], ND
     return level[last], total[last]
 
 
-def staircase(table: Options, names: Sequence[str], scale: NDArray[np.float64] | None = None) -> Staircase:
+def staircase(table: Candidates, names: Sequence[str], scale: NDArray[np.float64] | None = None) -> Staircase:
     """The options of a layer on the way from its cheapest to its most exact, dominated ones left out.
 
     Args:
@@ -131,7 +131,7 @@ def staircase(table: Options, names: Sequence[str], scale: NDArray[np.float64] |
 class _Levels:
     """Feasibility of a level: the staircases for one limit, an integer programme where several limits conflict."""
 
-    def __init__(self, tables: Sequence[Options], names: list[str], bound: NDArray[np.int64]) -> None:
+    def __init__(self, tables: Sequence[Candidates], names: list[str], bound: NDArray[np.int64]) -> None:
         self.tables, self.names, self.bound = tables, names, bound
         scale = np.maximum(bound, 1).astype(np.float64)
         self.stairs = [staircase(table, names, scale) for table in tables]
@@ -162,14 +162,14 @@ class _Levels:
         return None if found is None else [int(front[i]) for front, i in zip(fronts, found, strict=True)]
 
 
-def _one_order(table: Options, names: list[str]) -> bool:
+def _one_order(table: Candidates, names: list[str]) -> bool:
     """Whether no two options disagree on which is cheaper: then what is cheapest is cheapest under every limit."""
     cost = np.stack([table.costs[name] for name in names], axis=1)
     return bool(np.all(np.diff(cost[np.lexsort(cost.T[::-1])], axis=0) >= 0))
 
 
-def _pareto(table: Options, names: list[str], level: float) -> NDArray[np.int64]:
-    """Options with error at most ``level`` that no other such option beats in every cost."""
+def _pareto(table: Candidates, names: list[str], level: float) -> NDArray[np.int64]:
+    """Candidates with error at most ``level`` that no other such option beats in every cost."""
     cost = np.stack([table.costs[name] for name in names], axis=1)
     index = np.flatnonzero(table.error <= level)
     index = index[np.lexsort((table.slices[index], table.error[index], *cost[index].T[::-1]))]
@@ -182,7 +182,7 @@ def _pareto(table: Options, names: list[str], level: float) -> NDArray[np.int64]
 
 def _spend(
     stairs: Sequence[Staircase],
-    tables: Sequence[Options],
+    tables: Sequence[Candidates],
     names: list[str],
     bound: NDArray[np.int64],
     choice: list[int],

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.errors import check
-from tenfold.layers.copies import duplicate
+from tenfold.layers.copy_model import duplicate
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

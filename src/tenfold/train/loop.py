@@ -12,10 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import CheckpointError, TenfoldWarning, check
-from tenfold.methods.base import Goal
+from tenfold.methods.contract.method import Goal
 from tenfold.train.checkpoint import load_checkpoint, read_record, save_checkpoint
 from tenfold.train.data.augment import AUGMENTATIONS
-from tenfold.train.data.batches import Batches, batches
+from tenfold.train.data.batching import Batches, batches
 from tenfold.train.data.split import Data, Split
 from tenfold.train.distill import fingerprint, frozen
 from tenfold.train.engine import engine
@@ -128,6 +128,8 @@ def _begin(
     check(fits, "precision", "no or bf16 for a method that needs a closure", recipe.precision)
     torch.manual_seed(stream(recipe.seed, "begin"))
     model = method.begin(model, goal=goal).to(accelerator.device)
+    if recipe.memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - the stub lacks it
     hyper = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     optimizer = method.optimizer(model, goal=goal, **hyper)
     assert goal.steps_per_epoch is not None

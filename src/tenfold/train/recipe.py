@@ -11,7 +11,8 @@ from tenfold.train.data.augment import AUGMENTATIONS
 from tenfold.train.schedule import SCHEDULES, Schedule, make_schedule, window
 
 PRECISIONS = ("no", "bf16", "fp16")
-_LATER = ("distill", "temperature")
+MEMORY_FORMATS = ("contiguous", "channels_last")
+_LATER = ("distill", "temperature", "memory_format")
 """Fields that checkpoints of version 0.1.0 may lack."""
 
 
@@ -35,6 +36,7 @@ class Recipe:
         accumulate: parts that each batch is computed in, >= 1: less memory, the same step (but for batch norm, which
             sees the parts).
         precision: "no" (float32), "bf16" or "fp16" autocast; fp16 needs a GPU.
+        memory_format: of kernels and images, "contiguous" or "channels_last": the same network, often faster so.
         augment: "none", "crop" or "crop-flip".
         distill: weight ``a`` of the teacher in the loss ``(1 - a) CE + a T^2 KL(teacher || student)``, in [0, 1];
             0: no teacher.
@@ -59,6 +61,7 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     precision: str = "no"
+    memory_format: str = "contiguous"
     augment: str = "none"
     distill: float = 0.0
     temperature: float = 4.0
@@ -89,6 +92,12 @@ class Recipe:
         check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)", self.label_smoothing)
         check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "> 0 or None", self.clip_norm)
         check(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        check(
+            self.memory_format in MEMORY_FORMATS,
+            "memory_format",
+            f"one of {', '.join(MEMORY_FORMATS)}",
+            self.memory_format,
+        )
         check(self.augment in AUGMENTATIONS, "augment", f"one of {', '.join(AUGMENTATIONS)}", self.augment)
         check(0 <= self.distill <= 1, "distill", "in [0, 1]", self.distill)
         check(0 < self.temperature < math.inf, "temperature", "> 0", self.temperature)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tenfold.errors import DataError
-from tenfold.train.data.batches import batches
+from tenfold.train.data.batching import batches
 from tenfold.train.data.split import Split
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from tenfold.bench.findings import Spectrum
+from tenfold.bench.compare.findings import Spectrum
+from tenfold.bench.compare.results import RunResult
 from tenfold.bench.report.figure import (
     Choice,
     Figure,
@@ -20,7 +21,6 @@ from tenfold.bench.report.figure import (
     wrapped,
 )
 from tenfold.bench.report.summary import Entry, by_budget
-from tenfold.bench.results import RunResult
 from tenfold.train.history import Epoch
 
 _FLOOR = 1e-4

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tenfold.bench.findings import Layer
+from tenfold.bench.compare.findings import Layer
+from tenfold.bench.compare.results import RunResult
 from tenfold.bench.report.figure import Choice, Figure, Panel, epoch_ticks, layout, plain, short, wrapped
 from tenfold.bench.report.summary import Entry, by_budget
-from tenfold.bench.results import RunResult
 
 
 def rank_map(found: Sequence[Entry]) -> Panel | None:

@@ -9,12 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tenfold.bench.compare.results import Results, RunResult
 from tenfold.bench.report import curves, maps, tables, tradeoff, words
 from tenfold.bench.report.figure import THEMES, Panel
 from tenfold.bench.report.summary import Entry, entries
 from tenfold.bench.report.tables import Cell, Group, Table
 from tenfold.bench.report.words import plural
-from tenfold.bench.results import Results, RunResult
 from tenfold.errors import TenfoldError
 from tenfold.files import atomic_file
 

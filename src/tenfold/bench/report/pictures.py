@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tenfold.bench.compare.results import Results
 from tenfold.bench.report.figure import THEMES, Figure, Panel
 from tenfold.bench.report.page import sections
 from tenfold.bench.report.summary import entries
-from tenfold.bench.results import Results
 from tenfold.errors import TenfoldError
 from tenfold.files import atomic_file
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from tenfold.bench.experiment import Experiment, Row
-from tenfold.bench.findings import Latency
-from tenfold.bench.results import Results, RunResult
+from tenfold.bench.compare.experiment import Experiment, Row
+from tenfold.bench.compare.findings import Latency
+from tenfold.bench.compare.results import Results, RunResult
 from tenfold.errors import TenfoldError
 
 CONFIDENCE = 0.95

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tenfold.bench.findings import Latency
+from tenfold.bench.compare.findings import Latency
+from tenfold.bench.compare.results import Results, RunResult
 from tenfold.bench.report.figure import si
 from tenfold.bench.report.summary import Entry, Mean, best, by_budget, latencies, median, percent
-from tenfold.bench.results import Results, RunResult
 
 NOTHING = "–"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tenfold.bench.compare.results import Results
 from tenfold.bench.report.summary import Entry, by_budget, latencies, percent
-from tenfold.bench.results import Results
 
 
 def lead(found: Sequence[Entry], results: Results) -> list[str]:

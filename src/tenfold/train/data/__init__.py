@@ -1,7 +1,7 @@
 """Data sets, in memory or streamed from the disk. A new data set is a new file here with a `data_set` reader in it."""
 
-from tenfold.train.data.batches import Batches as Batches
-from tenfold.train.data.batches import batches as batches
+from tenfold.train.data.batching import Batches as Batches
+from tenfold.train.data.batching import batches as batches
 from tenfold.train.data.images import Images as Images
 from tenfold.train.data.registry import data_names as data_names
 from tenfold.train.data.registry import data_set as data_set

@@ -1,0 +1,173 @@
+"""The parts of one run's result. With `tenfold.bench.compare.results`, the schema of the files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tenfold.train.history import Epoch
+
+POINTS = 32
+"""Singular values that are kept of a layer, at most."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The epochs of one phase of a run.
+
+    Args:
+        phase: "training", or "recovery" after a compression.
+        epochs: in order; their numbers go on from the phase before.
+    """
+
+    phase: str
+    epochs: list[Epoch]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """On the validation set, stage by stage; None where there is no such stage, or it was not reached.
+
+    Args:
+        before: of the network as training left it, before compression. A dense run has this alone.
+        right_after: right after compression.
+        reestimated: after batch norm is re-estimated on training data. As ``right_after`` in networks without.
+        recovered: after the epochs of recovery; None for methods that compress while they train.
+    """
+
+    before: float | None = None
+    right_after: float | None = None
+    reestimated: float | None = None
+    recovered: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On the test set, once: of the model that comes out in the end.
+
+    Args:
+        accuracy: in [0, 1].
+        loss: mean cross-entropy in nats; None where it is not finite.
+    """
+
+    accuracy: float
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Price:
+    """What the whole model costs, dense and in the end.
+
+    Args:
+        dense_params: parameters of the dense network.
+        params: of what came out.
+        dense_macs: multiply-adds for one example.
+        macs: of what came out.
+    """
+
+    dense_params: int
+    params: int
+    dense_macs: int
+    macs: int
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """The shares that are left: ``{"params": ..., "macs": ...}``."""
+        return {"params": self.params / self.dense_params, "macs": self.macs / self.dense_macs}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A forward pass of the dense network and of what came out, measured in turns; medians.
+
+    Args:
+        device: "cpu" or "cuda".
+        batch: examples in the batch.
+        threads: that torch might use.
+        dense_ms: milliseconds of the dense network.
+        small_ms: milliseconds of what came out.
+        speedup: median of the ratios of neighbouring turns.
+        quartiles: of the same ratios, two numbers.
+    """
+
+    device: str
+    batch: int
+    threads: int
+    dense_ms: float
+    small_ms: float
+    speedup: float
+    quartiles: list[float]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer became.
+
+    Args:
+        name: of the module.
+        kernel: shape of the dense kernel ``(out, in / groups, *kernel_size)``; None for layers of an unknown kind.
+        decomposition: "dense", "low-rank", ...
+        rank: an int; a list for one rank per mode; None for dense.
+        slices: of the input channels, each with its own factors.
+        fold: how the kernel was made a matrix; None for dense.
+        dense_params: weights of the dense kernel.
+        params: weights of what it became.
+        dense_macs: multiply-adds of the dense layer; None where unknown.
+        macs: of what it became.
+        error: predicted, in the method's measure; None where unknown.
+        reason: why it stays dense.
+    """
+
+    name: str
+    kernel: list[int] | None
+    decomposition: str
+    rank: int | list[int] | None
+    slices: int
+    fold: str | None
+    dense_params: int
+    params: int
+    dense_macs: int | None
+    macs: int | None
+    error: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of one matrix, sampled: the first, the last, and others between, at most `POINTS`.
+
+    Args:
+        index: positions, from 1, ascending.
+        value: the singular values there, descending.
+    """
+
+    index: list[int]
+    value: list[float]
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Of one layer's kernel as a matrix ``(out, rest)``, or of its dense equivalent where it is factorised.
+
+    Args:
+        layer: name of the module.
+        before: as training left it, before compression.
+        after: of what came out in the end.
+    """
+
+    layer: str
+    before: Spectrum
+    after: Spectrum
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Ranks while a method trained that chooses them on the way.
+
+    Args:
+        epochs: after which they were read, ascending.
+        ranks: by layer name, one rank (or a list, per mode) per epoch of ``epochs``; None where it had none then.
+    """
+
+    epochs: list[int]
+    ranks: dict[str, list[Any]]

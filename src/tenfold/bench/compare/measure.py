@@ -1,0 +1,93 @@
+"""What a comparison measures of a network that came out: cost, speed, layers, spectra."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tenfold.bench.compare.findings import POINTS, Latency, Layer, Price, Spectra, Spectrum
+from tenfold.bench.latency import compare
+from tenfold.layers.cost import cost
+from tenfold.layers.select import Selection
+from tenfold.layers.swap import structure_of, to_dense
+from tenfold.plans.apply import Report
+from tenfold.plans.plan import LayerPlan
+from tenfold.plans.problem import survey
+
+
+def price(report: Report, small: nn.Module, example: Tensor) -> Price:
+    """Parameters and MACs: of the dense network as it was surveyed, of ``small`` as it is built."""
+    dense, now = report.dense, cost(small, example)
+    assert dense.macs is not None
+    assert now.macs is not None
+    return Price(dense.params, now.params, dense.macs, now.macs)
+
+
+def speed(small: nn.Module, example: Tensor, *, batch: int, rounds: int) -> Latency:
+    """A forward pass of ``small`` against its dense equivalent, in turns; with as many threads as torch has now.
+
+    With one thread on the CPU its own time counts: other runs of the comparison may take turns with it.
+    """
+    threads = torch.get_num_threads()
+    clock = time.thread_time if threads == 1 and example.device.type == "cpu" else time.perf_counter
+    dense = to_dense(small) if structure_of(small) else small
+    x = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example.device)
+    found = compare(dense, small, x, threads=threads, rounds=rounds, clock=clock)
+    low, high = found.speedup_quartiles
+    return Latency(
+        example.device.type, batch, found.threads, found.dense_ms, found.small_ms, found.speedup, [low, high]
+    )
+
+
+def became(name: str, layer: LayerPlan) -> Layer:
+    """One layer of a plan, as results hold it."""
+    rank = list(layer.rank) if isinstance(layer.rank, tuple) else layer.rank
+    return Layer(
+        name=name,
+        kernel=None if layer.layer is None else list(layer.layer.shape),
+        decomposition=layer.decomposition,
+        rank=rank,
+        slices=layer.groups,
+        fold=layer.fold,
+        dense_params=layer.dense_params,
+        params=layer.params,
+        dense_macs=layer.dense_macs,
+        macs=layer.macs,
+        error=finite(layer.error),
+        reason=f"shares the weight of {layer.tied_to}" if layer.tied_to else layer.reason,
+    )
+
+
+def sampled_spectra(
+    before: nn.Module, after: nn.Module, *, target_modules: Selection = None, exclude_modules: Selection = None
+) -> list[Spectra]:
+    """Singular values of each layer that may be decomposed, of both networks, sampled; pooled over a layer's groups.
+
+    Groups are pooled as ``sqrt(sum_g s_g[i]^2)``, so that the energies are those of the whole kernel.
+    """
+    chosen = {"target_modules": target_modules, "exclude_modules": exclude_modules}
+    then, now = (_spectra(model, **chosen) for model in (before, after))
+    return [Spectra(name, sampled(s), sampled(now[name])) for name, s in then.items() if name in now]
+
+
+def _spectra(model: nn.Module, **chosen: Selection) -> dict[str, Tensor]:
+    problem = survey(model, **chosen)
+    found = problem.spectra("channel", (1,))
+    return {site.name: s[1].square().sum((0, 1)).sqrt() for site, s in zip(problem.sites, found, strict=True)}
+
+
+def sampled(values: Tensor) -> Spectrum:
+    """At most `POINTS` of the singular values ``(p,)``: all where there are no more, else closer at the large ones."""
+    n = len(values)
+    spaced = np.arange(1, n + 1) if n <= POINTS else np.unique(np.geomspace(1, n, POINTS).round().astype(int))
+    picked = values.cpu()[torch.from_numpy(spaced) - 1]
+    return Spectrum(spaced.tolist(), [float(f"{value:.5g}") for value in picked.tolist()])
+
+
+def finite(value: float | None) -> float | None:
+    """None for what is no number: JSON has none such."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,82 @@
+"""A method that is watched while it trains: how far it is, and which ranks its layers have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tenfold.bench.compare.findings import Evolution
+from tenfold.layers.swap import structure_of
+from tenfold.methods.contract.method import Goal, Method
+from tenfold.optim.hooks import State, hook_steps
+from tenfold.optim.tucker.integrator import Integrator
+
+STATE = "evolution"
+"""Where the ranks so far are, so that checkpoints carry them: ``optimizer.param_groups[0][STATE]``."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What `tenfold.train.fit` trains by in the place of ``method``; the training is the same.
+
+    Args:
+        method: does the work.
+        tell: called after each step with the epochs done.
+    """
+
+    method: Method
+    tell: Callable[[float], None] = field(repr=False, compare=False)
+    _made: list[Optimizer] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def needs_closure(self) -> bool:
+        """The method's."""
+        return self.method.needs_closure
+
+    def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
+        """The method's model."""
+        return self.method.begin(model, goal=goal)
+
+    def optimizer(self, model: nn.Module, *, goal: Goal | None = None, **hyper: Any) -> Optimizer:
+        """The method's optimizer, watched."""
+        made = self.method.optimizer(model, goal=goal, **hyper)
+        steps = goal.steps_per_epoch if goal is not None else None
+        assert steps is not None  # fit says it
+
+        def after(state: State) -> None:
+            done = state["steps"] / steps
+            self.tell(done)
+            if done == int(done):
+                state["epochs"].append(int(done))
+                state["seen"].append(ranks(model, made))
+
+        hook_steps(made, STATE, {"epochs": [], "seen": []}, after=after)
+        self._made.append(made)
+        return made
+
+    @property
+    def evolution(self) -> Evolution | None:
+        """The ranks of each layer after each epoch; None where there never were any."""
+        state = self._made[-1].param_groups[0][STATE]
+        names = dict.fromkeys(name for seen in state["seen"] for name in seen)
+        if not names:
+            return None
+        return Evolution(list(state["epochs"]), {name: [seen.get(name) for seen in state["seen"]] for name in names})
+
+
+def ranks(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Rank by layer name now: of factorised layers, and those that a method keeps as ``ranks`` in its state.
+
+    Of layers that grow and are cut in cycles: as the last cut left them.
+    """
+    found: dict[str, Any] = {name: layer.rank for name, layer in structure_of(model).items()}
+    if isinstance(optimizer, Integrator):
+        found |= optimizer.settled
+    for state in optimizer.param_groups[0].values():
+        if isinstance(state, Mapping) and isinstance(state.get("ranks"), Mapping):
+            found |= state["ranks"]
+    return {name: list(rank) if isinstance(rank, (tuple, list)) else int(rank) for name, rank in found.items()}

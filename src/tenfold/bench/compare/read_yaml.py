@@ -1,0 +1,65 @@
+"""Experiments from YAML files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tenfold.bench.compare.experiment import Experiment
+from tenfold.errors import ArgumentError, TenfoldError
+
+_FLOAT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+")
+
+
+def read_experiment(path: Path | str) -> Experiment:
+    """The experiment in a YAML file; see `Experiment.from_dict`. ``name`` may be left out: the folder's then.
+
+    Numbers are read as YAML 1.2 and Python do: ``1e-4`` is one.
+
+    Raises:
+        ArgumentError: no such file, no YAML, a key twice or unknown, or a value that cannot be.
+        TenfoldError: PyYAML is missing.
+    """
+    path = Path(path)
+    try:
+        body = _parsed(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        sentence = " ".join(str(error).split())
+        raise ArgumentError(f"`experiment` must be a YAML file; '{path}' cannot be read: {sentence}.") from error
+    if not isinstance(body, dict):
+        raise ArgumentError(f"`experiment` must be a YAML file of keys and values; '{path}' holds {body!r}.")
+    try:
+        return Experiment.from_dict({"name": path.resolve().parent.name} | body)
+    except TenfoldError as error:
+        spelled = re.sub(r"`(\w+)`", r"`\1:`", str(error))  # a key of a file, not an option
+        raise ArgumentError(f"in '{path}': {spelled}") from error
+
+
+def _parsed(text: str) -> Any:
+    """What YAML says, with plain types only.
+
+    Raises:
+        ValueError: no YAML, or a key twice.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise TenfoldError("Experiments need PyYAML, which is missing: pip install 'tenfold[train]'.") from error
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"it has the key {twice!r} twice (line {node.start_mark.line + 1} and after)")
+        return dict(loader.construct_mapping(node, deep=True))
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,204 @@
+"""The schema of results: one JSON file per run, and all of them together. Its parts: `tenfold.bench.compare.findings`.
+
+``results.json`` is a `Results` as JSON, ``{"format": "tenfold-results/1", "name": ..., "runs": [...], ...}``; each
+``results/ID.json`` beside it is a `RunResult`, ``{"format": "tenfold-run-result/1", ...}``.
+
+- Fractions and accuracies are in [0, 1], seconds are wall time, counts are integers. Unknown is null, never NaN.
+- **Nothing is chosen by the test set.** Accuracy at every stage is on the validation set; `RunResult.test` is measured
+  once, on the model that comes out in the end.
+- A run that fails is a run too: `RunResult.failure` says why, and what was not reached is null or empty.
+- Runs are ordered as the experiment lists them: by seed within budget within method, dense first.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tenfold.bench.compare.findings import Accuracy, Curve, Evolution, Latency, Layer, Price, Spectra, Verdict
+from tenfold.errors import CheckpointError, TenfoldError
+from tenfold.files import write_json
+from tenfold.validation import construct
+
+FORMAT = "tenfold-results/1"
+RUN_FORMAT = "tenfold-run-result/1"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run has no result.
+
+    Args:
+        type: class of the error, e.g. "BudgetError".
+        message: what it said.
+    """
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where, with what, and by which code a run was made.
+
+    Args:
+        versions: of "tenfold", "torch", "python", ...
+        commit: of the code, where git knows; None elsewhere.
+        dirty: whether files differed from that commit; None without one.
+        cpu: model of the CPU.
+        cores: that there are.
+        threads: that torch might use.
+        gpu: its name; None without.
+        device: "cpu" or "cuda": what was trained on.
+    """
+
+    versions: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    cpu: str
+    cores: int
+    threads: int
+    gpu: str | None
+    device: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One row of a comparison: a method at a budget with a seed.
+
+    Args:
+        id: its name in the experiment, and that of its file.
+        label: of the method, for tables and pictures: the name, with the fields that are not at their defaults.
+        method: its registered name.
+        fields: all its fields.
+        kind: "dense", "post-training" (compressed after a dense training, then recovered) or "training".
+        budget: limits by name, e.g. ``{"params": 0.25}``; empty for the dense run.
+        seed: of everything random.
+        model: as `tenfold.build_model` takes it.
+        data: "name" of the data set, "examples" and "validation" that were asked for (None: all), "train" (number of
+            examples), and "checksum".
+        recipe: of the training, and of the recovery.
+        epochs: "training" and "recovery": how many there are to be. Their sum is the same for all runs.
+        failure: None where all went well.
+        curves: the training; for "post-training" the shared dense training's, then the recovery's.
+        accuracy: on the validation set, by stage.
+        test: once, in the end.
+        price: parameters and MACs.
+        latency: measured.
+        seconds: wall time by stage: "training" (for "post-training", of the shared dense training), "plan", "apply",
+            "reestimate", "recovery".
+        peak_memory: bytes that the process (on a GPU: torch, on the device) held at most while this run went on.
+        level: the objective that the plan reached; None where the method has none.
+        layers: in module order.
+        spectra: of the layers that may be decomposed.
+        evolution: None for methods whose ranks do not change while they train.
+        place: where it was made.
+    """
+
+    id: str
+    label: str
+    method: str
+    fields: dict[str, Any]
+    kind: str
+    budget: dict[str, Any]
+    seed: int
+    model: str
+    data: dict[str, Any]
+    recipe: dict[str, Any]
+    epochs: dict[str, int]
+    place: Place
+    failure: Failure | None = None
+    curves: list[Curve] = field(default_factory=list)
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    test: Verdict | None = None
+    price: Price | None = None
+    latency: Latency | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: int | None = None
+    level: float | None = None
+    layers: list[Layer] = field(default_factory=list)
+    spectra: list[Spectra] = field(default_factory=list)
+    evolution: Evolution | None = None
+
+    def write(self, path: Path | str) -> None:
+        """Write it as a file of its own, atomically."""
+        write_json(path, {"format": RUN_FORMAT} | asdict(self))
+
+    @classmethod
+    def read(cls, path: Path | str) -> RunResult:
+        """Read what `write` wrote.
+
+        Raises:
+            CheckpointError: no such file, or one that is damaged or of another format.
+        """
+        return _decoded(cls, _read(path, RUN_FORMAT), path)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole comparison.
+
+    Args:
+        name: of the experiment.
+        experiment: the configuration, as `tenfold.bench.compare.experiment.Experiment.to_dict` gives it.
+        runs: those that there are so far.
+        expected: how many there are to be.
+    """
+
+    name: str
+    experiment: dict[str, Any]
+    runs: list[RunResult]
+    expected: int
+
+    def write(self, path: Path | str) -> None:
+        """Write it, atomically."""
+        write_json(path, {"format": FORMAT} | asdict(self))
+
+    @classmethod
+    def read(cls, path: Path | str) -> Results:
+        """Read what `write` wrote.
+
+        Raises:
+            CheckpointError: no such file, or one that is damaged or of another format.
+        """
+        return _decoded(cls, _read(path, FORMAT), path)
+
+
+def _read(path: Path | str, expected: str) -> dict[str, Any]:
+    """The JSON object in a file, without its format, which must be the expected one."""
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = body.pop("format")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read as results ({error!r}): pass a results.json that tenfold compare wrote."
+        ) from error
+    if found != expected:
+        raise CheckpointError(f"'{path}' has format {found!r}, not {expected!r}: pass what tenfold compare wrote.")
+    return body
+
+
+def _decoded(cls: type[T], body: dict[str, Any], path: Path | str) -> T:
+    try:
+        return _decode(body, cls)
+    except (TenfoldError, TypeError) as error:
+        raise CheckpointError(f"'{path}' is damaged: {error} Run the comparison again.") from error
+
+
+def _decode(value: Any, kind: Any) -> Any:
+    """``value`` from JSON as the annotated type: dataclasses are built, also inside lists and optional ones."""
+    if get_origin(kind) in (Union, UnionType):
+        inner = [each for each in get_args(kind) if is_dataclass(each)]
+        return _decode(value, inner[0]) if inner and value is not None else value
+    if get_origin(kind) is list and isinstance(value, list):
+        return [_decode(item, get_args(kind)[0]) for item in value]
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        parts = {key: _decode(item, hints[key]) if key in hints else item for key, item in value.items()}
+        return construct(kind, parts, f"the {kind.__name__}", CheckpointError)
+    return value

@@ -1,0 +1,266 @@
+"""One run of a comparison: train, compress, recover, measure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tenfold.bench.compare.experiment import AFTER, DENSE, Experiment, Row
+from tenfold.bench.compare.findings import Accuracy, Curve, Verdict
+from tenfold.bench.compare.measure import became, finite, price, sampled_spectra, speed
+from tenfold.bench.compare.rank_history import Watched
+from tenfold.bench.compare.results import Failure, Place, RunResult
+from tenfold.bench.environment import forget_peak, peak_memory
+from tenfold.errors import CheckpointError, TenfoldWarning
+from tenfold.layers.batchnorm import reestimate_
+from tenfold.layers.cost import cost
+from tenfold.methods.contract.method import Goal, Method, plan
+from tenfold.methods.dense import Dense
+from tenfold.plans.apply import Report, Result, apply
+from tenfold.plans.plan import Budget
+from tenfold.plans.serialization import save
+from tenfold.train import (
+    Data,
+    Epoch,
+    Fit,
+    Parts,
+    Recipe,
+    Score,
+    Split,
+    build_model,
+    evaluate,
+    fit,
+    load_checkpoint,
+    read_record,
+)
+from tenfold.train.calibration import calibration
+from tenfold.train.data import Batches
+
+NETWORKS = "networks"
+"""Folder of the networks, where they are kept."""
+
+Tell = Callable[[float], None]
+"""Called with the epochs done, while a run goes on."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of an experiment share.
+
+    Args:
+        experiment: what is compared.
+        data: its data set, of the training set only what it uses.
+        place: where this process is.
+        work: folder in that of the experiment, for what has to outlast a killed process.
+    """
+
+    experiment: Experiment
+    data: Data
+    place: Place
+    work: Path
+
+    def example(self, model: nn.Module) -> torch.Tensor:
+        """One image of zeros, where ``model`` is: MACs are counted for it."""
+        data, device = self.data, next(model.parameters()).device
+        return torch.zeros(1, data.channels, data.size, data.size, device=device)
+
+    def network(self, seed: int) -> nn.Module:
+        """The network with its first weights, a function of the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_model(self.experiment.model, self.data.classes, self.data.channels, self.data.size)
+
+    def selection(self) -> dict[str, Any]:
+        """The layers that may be compressed."""
+        return {"target_modules": self.experiment.target, "exclude_modules": self.experiment.exclude}
+
+    def calibration(self, seed: int) -> Batches:
+        """Training images for what looks at data: re-estimated batch norm, and methods that need it."""
+        return calibration(self.data.part(self.experiment.calibration), self.experiment.whole(seed))
+
+    def score(self, model: nn.Module, split: Split) -> Score:
+        """How good ``model`` is on ``split``, in the precision of the training, as in its epochs."""
+        kind = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.experiment.recipe.precision]
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, kind, enabled=kind is not None):
+            return evaluate(model, split)
+
+    def base(self, seed: int) -> Path:
+        """Folder of the dense training that all compressions with this seed start from."""
+        return self.work / f"base-s{seed}"
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One call of `fit`."""
+
+    model: nn.Module
+    method: Method
+    recipe: Recipe
+    folder: Path
+    budget: Budget | None = None
+    teacher: nn.Module | None = None
+
+
+def train_base(setting: Setting, seed: int, tell: Tell) -> None:
+    """The dense training that the compressions start from; its last checkpoint stays."""
+    recipe = setting.experiment.shortened(seed)
+    _fitted(setting, _Training(setting.network(seed), Dense(), recipe, setting.base(seed)), tell)
+
+
+def run(setting: Setting, row: Row, tell: Tell) -> tuple[RunResult, Exception | None]:
+    """The result of a run, and what stopped it: whatever a method or a network raises is a result, too.
+
+    Raises:
+        OSError: the disk is full, say, which is no property of a method.
+    """
+    blank = _blank(setting, row)
+    forget_peak()
+    found: dict[str, Any] = {}
+    try:
+        _work(setting, row, tell, found)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a failure is a result
+        sentence = " ".join(str(error).split())
+        return replace(blank, **found, failure=Failure(type(error).__name__, sentence)), error
+    return replace(blank, **found, peak_memory=peak_memory()), None
+
+
+def failed(setting: Setting, row: Row, why: Failure) -> RunResult:
+    """The result of a run that could not begin."""
+    return replace(_blank(setting, row), failure=why)
+
+
+def _blank(setting: Setting, row: Row) -> RunResult:
+    """What is known of a run before it begins."""
+    experiment, entry = setting.experiment, row.entry
+    recovery = experiment.recovery if entry.kind == AFTER else 0
+    method = entry.method.to_dict()
+    recipe = replace(experiment.recipe, **entry.recipe, seed=row.seed)
+    return RunResult(
+        id=row.id,
+        label=entry.label,
+        method=method.pop("method"),
+        fields=json.loads(json.dumps(method, default=repr)),
+        kind=entry.kind,
+        budget=row.budget.limits if row.budget else {},
+        seed=row.seed,
+        model=experiment.model,
+        data=experiment.to_dict()["data"] | {"train": len(setting.data.train), "checksum": setting.data.checksum},
+        recipe=asdict(recipe) | {"milestones": list(recipe.milestones)},
+        epochs={"training": experiment.recipe.epochs - recovery, "recovery": recovery},
+        place=setting.place,
+    )
+
+
+def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None:
+    """Fill ``found``, stage by stage, with the fields of a `RunResult`."""
+    experiment = setting.experiment
+    if row.entry.kind == AFTER:
+        trained, history = _base(setting, row.seed)
+    else:
+        whole = experiment.whole(row.seed, row.entry)
+        training = _Training(setting.network(row.seed), row.entry.method, whole, setting.work / row.id, row.budget)
+        fitted, watched = _fitted(setting, training, tell)
+        trained, history = fitted.model, fitted.history
+        found["evolution"] = watched.evolution
+    found["curves"] = [Curve("training", history)]
+    found["seconds"] = {"training": sum(epoch.seconds for epoch in history)}
+    found["accuracy"] = Accuracy(history[-1].validation_accuracy)
+    result = _compressed(setting, row, trained)
+    found["layers"] = [became(name, layer) for name, layer in result.plan.layers.items()]
+    found["level"] = finite(result.plan.level)
+    found["seconds"] |= result.report.seconds
+    small = result.model
+    if row.entry.kind != DENSE:
+        small = _mended(setting, row, trained, result, found, tell)
+    example, timing = setting.example(small), experiment.latency
+    found["price"] = price(result.report, small, example)
+    found["spectra"] = sampled_spectra(trained, small, **setting.selection())
+    found["latency"] = speed(small, example, batch=timing.batch, rounds=timing.rounds)
+    score = setting.score(small, setting.data.test)
+    found["test"] = Verdict(score.accuracy, finite(score.loss))
+    if experiment.keep:
+        save(small, setting.work.parent / NETWORKS / row.id, result.plan)
+
+
+def _base(setting: Setting, seed: int) -> tuple[nn.Module, list[Epoch]]:
+    """The network that the compressions with this seed start from, and how it was trained."""
+    model = setting.network(seed)
+    record = load_checkpoint(setting.base(seed) / "checkpoint", Parts(model, {}))
+    return model.to(setting.place.device), [Epoch(**row) for row in record["history"]]
+
+
+def _compressed(setting: Setting, row: Row, trained: nn.Module) -> Result:
+    """What the method makes of a trained network, before batch norm is re-estimated."""
+    method, example = row.entry.method, setting.example(trained)
+    data = setting.calibration(row.seed) if method.needs_data else None
+    given = {"example_inputs": example, "data": data, **setting.selection()}
+    if row.entry.kind != AFTER:
+        return method.finish(trained, row.budget, **given)
+    clock = time.perf_counter()
+    made = plan(trained, method, row.budget, **given)
+    planned = time.perf_counter()
+    small = apply(method.prepare(trained, made), made)
+    seconds = {"plan": planned - clock, "apply": time.perf_counter() - planned}
+    return Result(small, made, Report(cost(trained, example), cost(small, example), seconds))
+
+
+def _mended(
+    setting: Setting, row: Row, trained: nn.Module, result: Result, found: dict[str, Any], tell: Tell
+) -> nn.Module:
+    """The compressed network with its batch norm re-estimated and, after a compression, its epochs of recovery."""
+    experiment, small, held = setting.experiment, result.model, setting.data.validation
+    found["accuracy"] = replace(found["accuracy"], right_after=setting.score(small, held).accuracy)
+    if result.plan.compresses:
+        clock = time.perf_counter()
+        reestimate_(small, setting.calibration(row.seed))
+        found["seconds"] |= {"reestimate": time.perf_counter() - clock}
+    found["accuracy"] = replace(found["accuracy"], reestimated=setting.score(small, held).accuracy)
+    if row.entry.kind != AFTER or not experiment.recovery:
+        return small
+    recipe = experiment.recovering(row.seed)
+    fitted, _ = _fitted(setting, _Training(small, Dense(), recipe, setting.work / row.id, teacher=trained), tell)
+    before = experiment.recipe.epochs - experiment.recovery
+    epochs = [replace(epoch, epoch=epoch.epoch + before) for epoch in fitted.history]
+    found["curves"] = [*found["curves"], Curve("recovery", epochs)]
+    found["seconds"] |= {"recovery": fitted.seconds}
+    found["accuracy"] = replace(found["accuracy"], recovered=epochs[-1].validation_accuracy)
+    return fitted.model
+
+
+def _fitted(setting: Setting, training: _Training, tell: Tell) -> tuple[Fit, Watched]:
+    """The training, from its last checkpoint on; a checkpoint that does not fit (another version's) is dropped."""
+    watched = Watched(training.method, tell)
+    goal = Goal(training.budget, setting.example(training.model), **setting.selection())
+
+    def go(resume: bool) -> Fit:
+        return fit(
+            training.model,
+            watched,
+            setting.data,
+            training.recipe,
+            goal=goal,
+            teacher=training.teacher if training.recipe.distill else None,
+            out=training.folder,
+            resume=resume,
+            progress=False,
+        )
+
+    with warnings.catch_warnings(), contextlib.suppress(CheckpointError):
+        warnings.filterwarnings("ignore", ".*is a finished run.*", TenfoldWarning)
+        read_record(training.folder / "checkpoint")
+        return go(resume=True), watched
+    shutil.rmtree(training.folder, ignore_errors=True)
+    return go(resume=False), watched

@@ -1,0 +1,142 @@
+"""Find the layers that can be decomposed: by what they are, no tracing, nothing per architecture.
+
+What cannot be replaced exactly is left dense and listed with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tenfold.errors import UnsupportedLayer
+from tenfold.layers.select import Selection, select
+from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, refuse_wrapped, spec_of, to_kernel
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight of a model that could be decomposed, or the reason why it stays dense.
+
+    Args:
+        name: of the module that holds it (the first, in module order).
+        aliases: of further modules that hold the same weight, or further names of the same module.
+        spec: the options of the layer; None where tenfold does not know its kind or cannot read its numbers.
+        reason: why it stays dense; None where it can be decomposed.
+        params: numbers in the weight; 0 for a lazy one.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    spec: LayerSpec | None
+    reason: str | None
+    params: int
+
+
+def find(
+    model: nn.Module, target_modules: Selection = None, exclude_modules: Selection = None, *, replaced: bool = True
+) -> list[Target]:
+    """Every module with a weight matrix or kernel of its own, in module order.
+
+    Args:
+        model: any module.
+        target_modules: only these may be decomposed; None: all.
+        exclude_modules: these stay dense.
+        replaced: whether the layers are to be replaced. Their weights alone may be sharded, and the layers have hooks.
+
+    Raises:
+        ArgumentError: a wrapped model; a selection that matches no layer, and the message names near misses.
+        UnsupportedLayer: a layer named in full by ``target_modules`` that cannot be decomposed.
+    """
+    refuse_wrapped(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    holders: dict[int, list[str]] = defaultdict(list)
+    weights: dict[int, nn.Parameter] = {}
+    for name, module in modules.items():
+        for parameter in _matrices(module):
+            holders[id(parameter)].append(name)
+            weights[id(parameter)] = parameter
+    layers = dict.fromkeys(name for names in holders.values() for name in names)
+    chosen = select(target_modules, "target_modules", layers, modules)
+    excluded = select(exclude_modules, "exclude_modules", layers, modules) or set()
+    targets = []
+    for key, names in holders.items():
+        weight = weights[key]
+        reason = _why_not(names, modules, weight, replaced)
+        if reason is None and chosen is not None and not chosen.intersection(names):
+            reason = "not in target_modules"
+        if reason is None and excluded.intersection(names):
+            reason = "in exclude_modules"
+        lazy = nn.parameter.is_lazy(weight)
+        spec = None if lazy or weight.dtype not in _DTYPES else spec_of(modules[names[0]])
+        targets.append(Target(names[0], tuple(names[1:]), spec, reason, 0 if lazy else weight.numel()))
+    _refuse_named(target_modules, targets)
+    return targets
+
+
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters with two axes or more that ``module`` itself holds."""
+    return [p for p in module.parameters(recurse=False) if nn.parameter.is_lazy(p) or p.ndim >= 2]
+
+
+def _why_not(names: list[str], modules: Mapping[str, nn.Module], weight: nn.Parameter, replaced: bool) -> str | None:
+    specs = [spec_of(modules[name]) for name in names]
+    module = modules[names[0]]
+    if nn.parameter.is_lazy(weight):
+        return "not initialised yet: run the model once first"
+    if isinstance(module, parametrize.ParametrizationList):
+        return "parametrized: remove the parametrization first"
+    if replaced and any(_hooked(modules[name]) for name in names):
+        return "carries hooks (weight norm, or a user's), which a replacement would lose"
+    for name, spec in zip(names, specs, strict=True):
+        if spec is None:
+            what = kind_of(modules[name])
+            if isinstance(modules[name], (nn.Linear, *CONVS, *TRANSPOSED)):
+                what += " with more than a plain layer has"
+            return f"tied to '{name}', {what}" if name != names[0] else f"{what}, which tenfold does not decompose"
+    if len({_options(spec) for spec in specs if spec}) > 1:
+        return f"tied to {', '.join(repr(n) for n in names[1:])}, not all layers of one kind and shape"
+    if any(isinstance(modules[name], nn.modules.linear.NonDynamicallyQuantizableLinear) for name in names):
+        return "read directly by nn.MultiheadAttention, which multiplies by its dense weight"
+    if weight.dtype not in _DTYPES:
+        return f"its weight is {weight.dtype}"
+    if replaced and type(weight.data) is not Tensor:
+        return f"its weight is a {type(weight.data).__name__}, not a plain tensor"
+    return None
+
+
+def _options(spec: LayerSpec) -> tuple[Any, ...]:
+    return (spec.kind, spec.shape, spec.groups)
+
+
+def kind_of(module: nn.Module) -> str:
+    """The class of a module with its article, for sentences."""
+    kind = type(module).__name__
+    return f"an {kind}" if kind[0] in "AEIO" else f"a {kind}"
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+def _refuse_named(selection: Selection, targets: list[Target]) -> None:
+    """A layer that the user spelled out in full must not be left dense silently."""
+    if selection is None or isinstance(selection, str):
+        return
+    for target in targets:
+        named = {target.name, *target.aliases}.intersection(selection)
+        if named and target.reason not in (None, "in exclude_modules"):
+            raise UnsupportedLayer(f"`target_modules` names '{min(named)}', which stays dense: {target.reason}.")
+
+
+def kernel_of(model: nn.Module, target: Target) -> Tensor:
+    """The kernel ``(out, in / groups, *k)`` of a target, detached; a view of the layer's own weight."""
+    assert target.spec is not None
+    return to_kernel(target.spec, cast("Tensor", model.get_submodule(target.name).weight).detach())

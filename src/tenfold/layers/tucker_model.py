@@ -1,0 +1,242 @@
+"""A whole model into Tucker format for training, and into plain layers afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_share
+from tenfold.layers.copy_model import duplicate
+from tenfold.layers.cost import layer_cost
+from tenfold.layers.find import find
+from tenfold.layers.fused_encoder import keep_off_fused_paths_
+from tenfold.layers.select import Selection, near
+from tenfold.layers.spec import LayerSpec, refuse_wrapped, to_kernel
+from tenfold.layers.swap import rebuild
+from tenfold.layers.tucker_training import TrainedTucker
+from tenfold.linalg.multilinear import feasible, random_tucker
+from tenfold.linalg.tucker import Limits, tensor_cut
+
+_SPATIAL = 5
+"""Kernels from this size on have spatial modes worth cutting."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which layers are trained in Tucker format, and at which ranks they start.
+
+    Args:
+        start: the first rank of a mode, as a share of its size n, in (0, 1].
+        cap: its highest, as a share of n, in (0, 1]. With 0.5 a doubled basis still fits.
+        floor: its lowest, >= 1; it goes before ``start`` and ``cap``.
+        ranks: the first ranks by layer name, in place of ``start``: an int for all modes or one for each; layers that
+            it does not name stay dense.
+        spatial: whether the spatial modes of kernels of 5 or more are active too.
+
+    Raises:
+        ArgumentError: a value out of range.
+    """
+
+    start: float = 0.5
+    cap: float = 0.5
+    floor: int = 4
+    ranks: Mapping[str, int | tuple[int, ...]] | None = None
+    spatial: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("start", "cap"):
+            value = getattr(self, name)
+            check(is_share(value) and 0 < value <= 1, name, "in (0, 1]", value)
+        check(is_count(self.floor), "floor", "an integer >= 1", self.floor)
+
+    def modes(self, spec: LayerSpec) -> int:
+        """How many modes of the kernel are active, from the first on."""
+        return len(spec.shape) if self.spatial and spec.kernel_size and min(spec.kernel_size) >= _SPATIAL else 2
+
+    def bound(self, spec: LayerSpec, share: float) -> tuple[int, ...]:
+        """``max(floor, share n)`` for every active mode, and no more than a kernel of this shape can have."""
+        return self._possible(spec, [max(self.floor, int(share * n)) for n in _sizes(spec)])
+
+    def first(self, name: str, spec: LayerSpec) -> tuple[int, ...]:
+        """The ranks that a layer starts at.
+
+        Raises:
+            ArgumentError: ranks given for it that are no ranks of it.
+        """
+        if self.ranks is None:
+            start = self.bound(spec, min(self.start, self.cap))
+            return tuple(map(min, start, self.bound(spec, self.cap)))
+        given = self.ranks[name]
+        ranks = [given] * self.modes(spec) if isinstance(given, int) else list(given)
+        fits = len(ranks) == self.modes(spec) and all(map(is_count, ranks))
+        check(fits, "ranks", f"{self.modes(spec)} integers >= 1, or one, for '{name}' {spec.shape}", given)
+        return self._possible(spec, ranks)
+
+    def _possible(self, spec: LayerSpec, ranks: list[int]) -> tuple[int, ...]:
+        sizes, modes = _sizes(spec), self.modes(spec)
+        return feasible(ranks[:modes], sizes[:modes], math.prod(sizes[modes:]))
+
+    def leaves(self, name: str, spec: LayerSpec, weight: Tensor) -> str | None:
+        """Why a layer stays dense; None where it is trained in Tucker format."""
+        if self.ranks is not None and name not in self.ranks:
+            return "not in `ranks`"
+        if not weight.requires_grad:
+            return "frozen: its weight requires no gradient"
+        if min(_sizes(spec)[:2]) == 1:
+            return "depthwise, or of one channel: there is no rank to cut"
+        if self.ranks is None:
+            ranks = self.first(name, spec)
+            if _weights(spec, ranks) >= spec.params:
+                return f"at its first ranks {ranks} nothing would be saved"
+        return None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model in training form.
+
+    Args:
+        model: a new one.
+        left: layers left dense, with the reason.
+    """
+
+    model: nn.Module
+    left: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The structure of a layer in training."""
+
+    rank: tuple[int, ...]
+    decomposition: str = TrainedTucker.decomposition
+    groups: int = 1
+    fold: str | None = None
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class _FromWeight:
+    """Sequential HOSVD of the weight, to the ranks of the structure or to a tolerance below them."""
+
+    policy: Policy
+    tau: float | None
+
+    def __call__(self, old: nn.Module, spec: LayerSpec, structure: Any, /, *, empty: bool) -> TrainedTucker:
+        new = TrainedTucker.like(old, spec, structure.rank)
+        if not empty:
+            kernel = to_kernel(spec, cast("Tensor", old.weight).detach())
+            least = structure.rank if self.tau is None else self.policy.floor
+            limits = Limits(least, structure.rank)
+            cut = tensor_cut(kernel, len(structure.rank), self.tau or 0.0, limits=limits, groups=spec.groups)
+            new.set_factors(cut.core, *cut.bases)
+        return new
+
+
+@dataclass(frozen=True)
+class _FromScratch:
+    """Random orthonormal bases, and a core with the energy of the weight that it replaces, in expectation."""
+
+    generator: torch.Generator
+
+    def __call__(self, old: nn.Module, spec: LayerSpec, structure: Any, /, *, empty: bool) -> TrainedTucker:
+        new = TrainedTucker.like(old, spec, structure.rank)
+        if not empty:
+            norm = float(cast("Tensor", old.weight).detach().double().norm())
+            core, bases = random_tucker(new.sizes, structure.rank, norm, self.generator, groups=spec.groups)
+            new.set_factors(core, *bases)
+        return new
+
+
+def to_tucker(
+    model: nn.Module,
+    policy: Policy | None = None,
+    *,
+    tau: float | None = None,
+    generator: torch.Generator | None = None,
+    target_modules: Selection = None,
+    exclude_modules: Selection = None,
+) -> Converted:
+    """A new model whose layers are in Tucker format, to be trained; ``model`` is untouched, tied weights stay tied.
+
+    From the weights as they are, by sequential HOSVD; or, with a generator, from scratch: random orthonormal bases and
+    a normal core of variance ``||W||^2 / numel(C)``, so that ``E ||C||^2 = ||W||^2``, which for a weight as it was
+    initialised is what its initialisation expects.
+
+    Args:
+        model: a dense model.
+        policy: which layers and which ranks; None: `Policy()`.
+        tau: from weights: lower the first ranks as far as a relative error of tau allows, in [0, 1); None: do not.
+        generator: from scratch, with its random numbers; None: from the weights.
+        target_modules: see `tenfold.plan`.
+        exclude_modules: see `tenfold.plan`.
+
+    Raises:
+        ArgumentError: tau out of range or given with a generator; a name in ``policy.ranks`` that is no such layer.
+        UnsupportedLayer: a layer in ``policy.ranks`` that has to stay dense.
+        TenfoldError: a weight with NaN or infinite entries, by name.
+    """
+    policy = policy or Policy()
+    check(tau is None or (is_share(tau) and tau < 1), "tau", "in [0, 1), or None", tau)
+    check(tau is None or generator is None, "tau", "None from scratch: random bases have no error", tau)
+    targets = find(model, target_modules, exclude_modules)
+    names = [t.name for t in targets]
+    for name in policy.ranks or ():
+        if name not in names:
+            raise ArgumentError(
+                f"`ranks` must name layers with a weight of their own; got '{name}'.{near(name, names)}"
+            )
+    left: dict[str, str] = {}
+    structures: dict[str, _Start] = {}
+    for target in targets:
+        reason = target.reason
+        if reason is None and target.spec is not None:
+            weight = cast("Tensor", model.get_submodule(target.name).weight)
+            reason = policy.leaves(target.name, target.spec, weight)
+        if reason is None and target.spec is not None:
+            start = _Start(policy.first(target.name, target.spec))
+            structures |= dict.fromkeys((target.name, *target.aliases), start)
+        elif policy.ranks is not None and target.name in policy.ranks:
+            raise UnsupportedLayer(f"`ranks` names '{target.name}', which stays dense: {reason}.")
+        else:
+            left[target.name] = str(reason)
+    make = _FromWeight(policy, tau) if generator is None else _FromScratch(generator)
+    return Converted(rebuild(model, structures, make), left)
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """A new model in which every layer in training form has become plain layers, of the same factors, not refactorised.
+
+    A kernel with spatial axes becomes a `TuckerConv`, a matrix a pair of layers. Ties stay.
+
+    Raises:
+        ArgumentError: a wrapped model.
+    """
+    refuse_wrapped(model)
+    memo: dict[int, Any] = {}
+    twins: dict[int, Any] = {}
+    for layer in model.modules():
+        if isinstance(layer, TrainedTucker):
+            new = layer.deployed()
+            new.share_(twins.setdefault(id(layer.core), new))
+            if layer.bias is not None and new.bias is not None:
+                new.tie_bias_(memo.setdefault(id(layer.bias), new.bias))
+            memo[id(layer)] = new
+    return keep_off_fused_paths_(duplicate(model, memo))
+
+
+def _sizes(spec: LayerSpec) -> tuple[int, ...]:
+    return (spec.shape[0] // spec.groups, *spec.shape[1:])
+
+
+def _weights(spec: LayerSpec, ranks: tuple[int, ...]) -> int:
+    """Of the deployed form."""
+    if math.prod(spec.shape[2:]) == 1:
+        return min(ranks[:2]) * (spec.out_channels + spec.in_channels)
+    return layer_cost(spec).tucker(ranks[:2]).params

@@ -1,0 +1,347 @@
+"""What TRP and LRPET share: dense weights that are trained, and projected onto low rank from time to time.
+
+Both are settings of one operator, `tenfold.linalg.project`; they differ in when, in the rank rule, in metric and scale.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from tenfold.errors import ArgumentError, TenfoldError, TenfoldWarning, check, is_count
+from tenfold.layers.select import near
+from tenfold.layers.spec import LayerSpec
+from tenfold.linalg.fold import NAMES, Fold
+from tenfold.methods.contract.method import Goal, Method
+from tenfold.optim.hooks import State, gradient_scale, hook_steps, trained_by
+from tenfold.optim.projection.folded_weight import FoldedWeight
+from tenfold.optim.projection.projector import RENEW, ProjectionResult, ProjectionSettings, project_
+from tenfold.plans.candidates import candidates, refuse, settle, shapes, smallest
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem, survey
+from tenfold.ranks.candidates import Candidates
+from tenfold.ranks.measures import MEASURES
+
+INTERVAL = 250
+"""Steps between projections by epoch where nobody says how long an epoch is: Guo et al.'s on ImageNet."""
+STATE = "projection"
+"""Where the state of a run is: ``optimizer.param_groups[0][STATE]``."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What a rank rule may look at: the layers that the method takes, in order.
+
+    Args:
+        tables: the options of each layer: costs by rank.
+        full: the largest rank of each.
+        limits: what all of them together may cost; None without a budget.
+        spectra: singular values of each, pooled over its groups; None for a rule that needs none.
+    """
+
+    tables: Sequence[Candidates]
+    full: Sequence[int]
+    limits: Mapping[str, int] | None
+    spectra: Sequence[Tensor] | None = None
+
+
+Ranks = tuple[list[int], float | None] | None
+"""One rank per layer, 0 for one that stays dense, and the level reached; None where the budget cannot be met."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection(Method):
+    """A method that projects dense weights while they are trained. Abstract; these fields are common to all.
+
+    Args:
+        every: optimizer steps from one projection to the next, >= 1, or "epoch".
+        fold: see `tenfold.linalg.fold`.
+        ranks: ranks by layer name, in place of the method's own rule; layers that it does not name stay dense.
+        momentum: what becomes of the optimizer's first moments at a projection: "keep" (as published), "project" by
+            the same ``V_r V_r^T``, or "reset" to zero.
+        solver: "exact", or "warm": where the ranks are fixed, by one subspace step from the last basis; exactly again
+            where its residual is large, and every 50 projections.
+        nonfinite: a weight with NaN or infinite entries is left alone with a warning that names it ("skip"), or
+            raises ("raise"); the others are projected first.
+    """
+
+    every: int | str = "epoch"
+    fold: str = "channel"
+    ranks: Mapping[str, int] | None = None
+    momentum: Literal["keep", "project", "reset"] = "keep"
+    solver: Literal["exact", "warm"] = "exact"
+    nonfinite: Literal["skip", "raise"] = "skip"
+
+    needs_budget: ClassVar[bool] = False
+    by_spectra: ClassVar[bool]
+    """Whether the rule looks at the weights; otherwise shapes and budget fix the ranks from the first step."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self.every == "epoch" or is_count(self.every), "every", 'an integer >= 1, or "epoch"', self.every)
+        check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(one.default, bool):
+                check(isinstance(value, bool), one.name, "True or False", value)
+            if one.name in ("ranks", "norms"):
+                check(value is None or isinstance(value, Mapping), one.name, "a mapping by layer name, or None", value)
+        for name, rank in (self.ranks or {}).items():
+            check(is_count(rank), "ranks", f"integers >= 1 by layer name ('{name}')", rank)
+        for name, allowed in _WORDS.items():
+            check(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
+
+    @property
+    @abstractmethod
+    def manner(self) -> ProjectionSettings:
+        """How weights are projected."""
+
+    @abstractmethod
+    def leaves(self, spec: LayerSpec, first: bool) -> str | None:
+        """Why the method leaves a layer dense that the user has not named; None where it takes it.
+
+        Args:
+            spec: of the layer.
+            first: whether it is the first convolution of the model.
+        """
+
+    @abstractmethod
+    def rule(self, sites: Sites) -> Ranks:
+        """The method's ranks. Those that save nothing leave their layer dense."""
+
+    def metrics(self, model: nn.Module) -> Mapping[str, str]:
+        """The batch norm in whose metric each layer is projected; layers without are absent."""
+        return {}
+
+    @property
+    def sheds(self) -> bool:
+        """Whether weights are projected at ranks that save nothing, too."""
+        return False
+
+    def frozen_after(self, goal: Goal) -> int | None:
+        """Steps after which the ranks stay as they are; None for never."""
+        return None
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
+        """Hook the projections onto ``optimizer``; its state holds the count, ranks and bases, so checkpoints do.
+
+        Args:
+            model: what the optimizer trains, not wrapped.
+            optimizer: any of torch's.
+            goal: the selection and the budget that the training leads to; ``steps_per_epoch`` for ``every="epoch"``.
+                Where nobody says how long an epoch is, that means every 250 steps, with a warning.
+
+        Weights that the optimizer does not train, or that require no gradient, are left alone, and count in a budget as
+        what they would be cut to.
+
+        Raises:
+            ArgumentError: a wrapped model, one with factorised layers, one whose layers the optimizer does not train,
+                or a norm in ``norms`` with another number of channels than its layer.
+            UnsupportedLayer: the method leaves every layer dense.
+            BudgetError: the budget cannot be reached.
+        """
+        goal = goal or Goal()
+        every = self.every if isinstance(self.every, int) else goal.steps_per_epoch
+        if every is None:
+            every = INTERVAL
+            warnings.warn(
+                f"`goal` does not say how many steps an epoch has: {self.name} projects every {INTERVAL} steps. "
+                "Pass goal=tenfold.Goal(steps_per_epoch=len(loader)), or a number of steps as `every`.",
+                TenfoldWarning,
+                stacklevel=2,
+            )
+        course = _Course.of(self, model, goal, self.frozen_after(goal))
+        if not trained_by(optimizer) & {id(slot.weight) for slot in course.slots}:
+            raise ArgumentError(
+                f"`optimizer` must train the layers of `model` that {self.name} projects; it holds none of them. "
+                "Make it of the parameters of the model that `begin` returned."
+            )
+
+        def before(state: State) -> None:
+            for slot in course.slots:
+                pull = state["pull"].get(slot.name)
+                if pull is not None and slot.weight.grad is not None:
+                    slot.weight.grad.add_(pull.to(slot.weight), alpha=gradient_scale(optimizer))
+
+        def after(state: State) -> None:
+            state["pull"] = {}
+            if state["steps"] % every == 0:
+                course.project_(state, optimizer)
+
+        hook_steps(optimizer, STATE, _fresh(), before=before if self.manner.pull else None, after=after)
+        return optimizer
+
+    def project_(self, model: nn.Module, goal: Goal | None = None) -> dict[str, int]:
+        """Project ``model`` in place, once: averaged weights, say, which are of no low rank, before evaluation.
+
+        All layers are projected, frozen ones too, and by this process alone.
+
+        Returns:
+            the rank of each layer that was projected.
+        """
+        return _Course.of(self, model, goal or Goal(), None).project_(_fresh()).ranks
+
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The ranks that the rule gives the weights as they are."""
+        problem = self.narrowed(problem)
+        tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
+        spectra = [s[1].square().sum((0, 1)).sqrt() for s in problem.spectra(self.fold, (1,))]
+        ranks, level = self.chosen(problem, self.sites(problem, tables, budget, spectra)) or (None, None)
+        choice = None if ranks is None else [r * (r < len(t.rank)) for r, t in zip(ranks, tables, strict=True)]
+        why = f"the rank that {self.name} gives it saves nothing"
+        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
+
+    def narrowed(self, problem: Problem) -> Problem:
+        """The problem without the layers that the method leaves dense. What the user selects is taken as it is.
+
+        Raises:
+            ArgumentError: ``ranks`` names no layer that can be decomposed.
+            UnsupportedLayer: the method leaves every layer dense.
+        """
+        names = {site.name for site in problem.sites}
+        unknown = next((name for name in self.ranks or () if name not in names), None)
+        if unknown is not None:
+            hint = near(unknown, names)
+            raise ArgumentError(f"`ranks` must name layers that can be decomposed; got '{unknown}'.{hint}")
+        if self.ranks is not None:
+            return problem.leaving({name: "not in `ranks`" for name in names if name not in self.ranks})
+        if problem.selected:
+            return problem
+        specs = {t.name: t.spec for t in problem.targets if t.spec is not None}
+        first = next((name for name, spec in specs.items() if not spec.linear), None)
+        reasons = {name: self.leaves(specs[name], name == first) for name in names}
+        left = problem.leaving({name: why for name, why in reasons.items() if why is not None})
+        left.require_sites()
+        return left
+
+    def sites(
+        self, problem: Problem, tables: Sequence[Candidates], budget: Budget | None, spectra: Sequence[Tensor] | None
+    ) -> Sites:
+        """What the rule looks at."""
+        full = [Fold(s.cost.shape, s.cost.groups, 1, self.fold).full_rank for s in problem.sites]
+        return Sites(tables, full, None if budget is None else problem.limits(budget), spectra)
+
+    def chosen(self, problem: Problem, sites: Sites) -> Ranks:
+        """The given ranks, or else the rule's."""
+        return self.rule(sites) if self.ranks is None else ([self.ranks[site.name] for site in problem.sites], None)
+
+
+_WORDS = {
+    "momentum": ("keep", "project", "reset"),
+    "solver": ("exact", "warm"),
+    "nonfinite": ("skip", "raise"),
+}
+
+
+def epoch_steps(goal: Goal, name: str) -> int:
+    """Steps of one epoch; `ArgumentError` where nobody has said, naming the field that asks."""
+    if goal.steps_per_epoch is None:
+        raise ArgumentError(
+            f"`goal` must say how many steps an epoch has, for `{name}`: pass "
+            f"goal=tenfold.Goal(steps_per_epoch=len(loader)); or give `{name}` in another way."
+        )
+    return goal.steps_per_epoch
+
+
+def _found(ranks: Ranks) -> list[int]:
+    """The ranks alone; that there are some was checked before the first step."""
+    assert ranks is not None
+    return ranks[0]
+
+
+def _fresh() -> State:
+    return {"steps": 0, "projections": 0, "ranks": {}, "pull": {}, "bases": {}}
+
+
+@dataclass
+class _Course:
+    """One model in training under a projection method."""
+
+    method: Projection
+    slots: list[FoldedWeight]
+    sites: Sites
+    fixed: list[int] | None
+    frozen_after: int | None
+
+    @classmethod
+    def of(cls, method: Projection, model: nn.Module, goal: Goal, frozen_after: int | None) -> _Course:
+        problem = survey(
+            model,
+            example_inputs=goal.example_inputs,
+            target_modules=goal.target_modules,
+            exclude_modules=goal.exclude_modules,
+        )
+        if problem.model is not model:
+            raise ArgumentError("`model` must be dense to be projected; this one is factorised. See tenfold.to_dense.")
+        problem = method.narrowed(problem)
+        problem.require_sites()
+        tables = shapes(problem, method.fold)
+        sites = method.sites(problem, tables, goal.budget, None)
+        if goal.budget is not None and sites.limits is not None:
+            least = smallest(tables, list(sites.limits))
+            if any(least[name] > limit for name, limit in sites.limits.items()):
+                raise refuse(problem, goal.budget, least)
+        fixed = None
+        if not method.by_spectra or method.ranks is not None:
+            fixed = _found(method.chosen(problem, sites))
+        norms, modules = method.metrics(model), dict(model.named_modules())
+        slots = []
+        for site, table in zip(problem.sites, tables, strict=True):
+            assert site.target.spec is not None
+            behind = {norms.get(name, "") for name in (site.name, *site.target.aliases)}
+            norm = modules.get(behind.pop()) if len(behind) == 1 else None  # one metric for all uses, or none
+            fold = Fold(site.cost.shape, site.cost.groups, 1, method.fold)
+            norm = norm if isinstance(norm, _BatchNorm) else None
+            if norm is not None:
+                rule = f"batch norms of as many channels as their layers ('{site.name}': {fold.shape[0]})"
+                check(norm.num_features == fold.shape[0], "norms", rule, norm.num_features)
+            most = fold.full_rank if method.sheds else len(table.rank) - 1
+            slots.append(FoldedWeight(site.name, modules[site.name], site.target.spec, fold, most, norm))
+        return cls(method, slots, sites, fixed, frozen_after)
+
+    def project_(self, state: State, optimizer: Optimizer | None = None) -> ProjectionResult:
+        """One projection of all slots; ``state`` is brought up to date."""
+        # Ranks that were never chosen cannot stay as they are.
+        frozen = self.frozen_after is not None and state["steps"] > self.frozen_after and state["projections"] > 0
+        fixed = [state["ranks"].get(s.name, 0) for s in self.slots] if frozen else self.fixed
+        trained = {id(s.weight) for s in self.slots} if optimizer is None else trained_by(optimizer)
+        slots, ranks = self.slots, partial(self._by_spectra, trained)
+        if fixed is not None:
+            due = [i for i, s in enumerate(self.slots) if 0 < fixed[i] <= s.most and id(s.weight) in trained]
+            slots, ranks = [self.slots[i] for i in due], [fixed[i] for i in due]
+        if state["projections"] % RENEW == 0:
+            state["bases"] = {}
+        bases = state["bases"] if self.method.solver == "warm" and fixed is not None else None
+        outcome = project_(slots, ranks, self.method.manner, optimizer, bases)
+        state["projections"] += 1
+        state["ranks"] = outcome.ranks if fixed is None else state["ranks"] | outcome.ranks
+        state["pull"] = outcome.pull
+        self._report(outcome)
+        return outcome
+
+    def _by_spectra(self, trained: set[int], spectra: list[Tensor]) -> list[int]:
+        """What the rule makes of the spectra; 0 for weights that are not trained."""
+        ranks = _found(self.method.rule(replace(self.sites, spectra=spectra)))
+        return [rank * (id(slot.weight) in trained) for slot, rank in zip(self.slots, ranks, strict=True)]
+
+    def _report(self, outcome: ProjectionResult) -> None:
+        if not outcome.broken:
+            return
+        names = ", ".join(f"'{name}'" for name in outcome.broken)
+        text = f"{self.method.name} did not project {names}: NaN or infinite entries. Lower the learning rate."
+        if self.method.nonfinite == "raise":
+            raise TenfoldError(text)
+        warnings.warn(text, TenfoldWarning, stacklevel=2)
+
+
+def without(reason: str, name: str) -> str:
+    """The reason for a layer that a method leaves dense by itself."""
+    return f"{reason}, which {name} leaves dense; name it in target_modules"

@@ -1,0 +1,277 @@
+"""Stochastic Frank-Wolfe as a torch optimizer: weights that stay inside norm balls, moved toward their vertices.
+
+The mathematics of a step is `tenfold.linalg.frank_wolfe`'s, the sets are `tenfold.balls`. What is here is bookkeeping:
+vertices for tensors of one shape together, momentum and bases between steps, float32 copies of half-precision weights.
+A step never waits for the device, but for a parameter's first, which looks whether it starts inside its set.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.sgd import sgd
+
+from tenfold.errors import TenfoldError, TenfoldWarning, check
+from tenfold.linalg import balls
+from tenfold.linalg.balls import Ball
+from tenfold.linalg.balls.vectors import Entries
+from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, step_size, toward_
+from tenfold.optim.dtensor import layout, local
+from tenfold.optim.frank_wolfe.oracles import gap, gauge, lengths, vertices
+from tenfold.optim.frank_wolfe.param_groups import (
+    ball_of,
+    check_group,
+    check_tensor,
+    gradient,
+    kernel,
+    kernel_shape,
+    radii,
+)
+from tenfold.optim.frank_wolfe.statistics import COURSE, Track, advance
+
+TOLERANCE = 1e-5
+"""Relative excess of the gauge over the radius that still counts as inside."""
+
+
+class FrankWolfe(Optimizer):
+    """Stochastic Frank-Wolfe; see `tenfold.linalg.frank_wolfe` for the step.
+
+    Every argument but ``params`` can be given per group. Groups without a constraint are trained by torch's SGD, with
+    the same learning rate, momentum and dampening, and with weight decay. Learning-rate schedulers, closures, gradient
+    clipping and scaling work as with SGD. **The learning rate has to fall to about 0**: at a constant one the iterates
+    jump between vertices for ever.
+
+    Args:
+        params: tensors, named tensors, or groups.
+        lr: > 0 in use; with the rescaling "none" it is the step size itself, 1 at most.
+        momentum: mu in [0, 1).
+        dampening: in [0, 1]; ``momentum`` makes the momentum a running mean.
+        rescale: "none", "diameter", "gradient" or "radius".
+        constraint: a ball of `tenfold.balls`, or its `to_dict`; None for no constraint.
+        radius: of the ball, > 0: one, or one per tensor. None: ``width`` says.
+        width: w > 0: the L2 diameter of the set is ``2 w`` times the norm that a tensor has now.
+        weight_decay: of the groups without a constraint; a set takes its place.
+        max_eta: in (0, 1]; below 1 no step lands on a vertex.
+        swapped: 0: filters stand in the first dimension of a tensor. ``n >= 1``: in the second, in n groups, as in a
+            transposed convolution of n groups.
+
+    A tensor that starts outside its set is pulled in at its first step, with a warning. A gradient that is not finite
+    moves nothing: see `stats`. Tensors without a gradient are left alone.
+
+    Sharded tensors (DTensor: FSDP2's `fully_shard`, tensor parallelism) are trained as if whole, without a constraint
+    or in `L1`, `L2` and `LInf`: processes send each other norms, two messages a step for all of a group and two more
+    for each shape in an L1 ball. All of them have to call `step`, `fw_gap` and `stats`.
+
+    Raises:
+        ArgumentError: a value out of range; a tensor of zeros without a radius.
+        TenfoldError: a sharded tensor in another set, a complex tensor, or a sparse gradient.
+
+    Source: Pokutta, Spiegel, Zimmer 2020 (arXiv 2010.07243); Zimmer, Spiegel, Pokutta 2022 (arXiv 2205.11921).
+    Deviations: spectral sets are handled from the basis of the step before instead of a cold power iteration; a step
+    along a zero gradient has size 0.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        rescale: str = "gradient",
+        constraint: Ball | Mapping[str, Any] | None = None,
+        *,
+        radius: float | list[float] | None = None,
+        width: float = 10.0,
+        weight_decay: float = 0.0,
+        max_eta: float = 1.0,
+        swapped: int = 0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "rescale": rescale,
+            "constraint": constraint,
+            "radius": radius,
+            "width": width,
+            "weight_decay": weight_decay,
+            "max_eta": max_eta,
+            "swapped": swapped,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, now or later; its constraint becomes plain data, its radius one number per tensor."""
+        group = self.defaults | param_group
+        ball = ball_of(group["constraint"])
+        check_group(group)
+        if ball is not None:
+            check(not param_group.get("weight_decay"), "weight_decay", "0 where a set holds", group["weight_decay"])
+            group["weight_decay"] = 0.0
+            group["swapped"] *= not isinstance(ball.split, Entries)  # entries have no order to keep
+        super().add_param_group(group)
+        group = self.param_groups[-1]
+        try:
+            for name, p in self._named(len(self.param_groups) - 1):
+                check_tensor(p, ball, name)
+            group["radius"] = None if ball is None else radii(group, ball)
+        except TenfoldError:
+            self.param_groups.pop()
+            raise
+        group["constraint"] = None if ball is None else ball.to_dict()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step. ``closure`` computes the loss and its gradient anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._start()
+        for group in self.param_groups:
+            if group["constraint"] is None:
+                self._descend(group)
+                continue
+            ball = balls.from_dict(group["constraint"])
+            for batch in self._batches(group):
+                self._move(group, ball, batch)
+        for p, state in self.state.items():
+            if "master" in state and p.grad is not None:
+                p.copy_(state["master"])
+        return loss
+
+    @torch.no_grad()
+    def fw_gap(self) -> float:
+        """``sum_C max_{v in C} <g, theta - v>`` at the gradients as they are: 0 only at a stationary point."""
+        total = 0.0
+        for _, p, ball, radius, swapped in self._constrained():
+            if p.grad is not None:
+                total += gap(p, gradient(p), ball, radius, swapped)
+        return total
+
+    @torch.no_grad()
+    def stats(self) -> list[Track]:
+        """How each constrained tensor that has moved has fared."""
+        tracks = []
+        for name, p, ball, radius, swapped in self._constrained():
+            if "course" in self.state[p]:
+                tracks.append(Track.of(name, self.state[p]["course"], float(gauge(ball, p, swapped)[0]) / radius))
+        return tracks
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; torch would bring the float32 part of half-precision weights' states into half precision."""
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(saved, params, strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                self.state[p][key] = value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
+
+    def _constrained(self) -> Iterator[tuple[str, Tensor, Ball, float, int]]:
+        for i, group in enumerate(self.param_groups):
+            if group["constraint"] is not None:
+                ball = balls.from_dict(group["constraint"])
+                for (name, p), radius in zip(self._named(i), group["radius"], strict=True):
+                    yield name, p, ball, radius, group["swapped"]
+
+    def _named(self, i: int) -> Iterator[tuple[str, Tensor]]:
+        """The parameters of group i, by name or by place."""
+        group = self.param_groups[i]
+        places = [f"{i}.{j}" for j in range(len(group["params"]))]
+        return zip(group.get("param_names", places), group["params"], strict=True)
+
+    def _start(self) -> None:
+        """States for the parameters that have their first gradient; those outside their sets are pulled in."""
+        pulled = []
+        for name, p, ball, radius, swapped in self._constrained():
+            if p.grad is None or "course" in self.state[p]:
+                continue
+            weight, state = self._weight(p), self.state[p]
+            state["momentum_buffer"] = torch.zeros_like(weight)
+            state["radius"] = torch.tensor(radius, dtype=weight.dtype, device=p.device)
+            state["course"] = torch.zeros(len(COURSE), device=p.device)
+            now, own = gauge(ball, weight, swapped)
+            if not bool(now <= radius * (1 + TOLERANCE)):
+                part = local(weight)  # shrunk as the whole is
+                part.copy_(kernel(ball.pull_in(kernel(part, swapped), radius * own / now), swapped))
+                pulled.append(name)
+        if pulled:
+            names = ", ".join(f"'{name}'" for name in pulled)
+            warnings.warn(
+                f"{names} started outside the set and has been pulled in. Raise `width` or `radius` to start inside.",
+                TenfoldWarning,
+                stacklevel=3,
+            )
+
+    def _weight(self, p: Tensor) -> Tensor:
+        """What is updated in the place of ``p``: itself, or its float32 copy, brought up to date if ``p`` changed."""
+        if p.element_size() >= 4:
+            return p.detach()
+        state = self.state[p]
+        if "master" not in state:
+            state["master"] = p.detach().float()
+        master = state["master"]
+        return master.copy_(torch.where(master.to(p.dtype) == p, master, p.float()))
+
+    def _descend(self, group: dict[str, Any]) -> None:
+        """SGD, for the tensors without a constraint."""
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        weights = [self._weight(p) for p in params]
+        buffers = [self.state[p].get("momentum_buffer") for p in params]
+        sgd(
+            weights,
+            [gradient(p).to(w.dtype) for p, w in zip(params, weights, strict=True)],
+            buffers,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=False,
+            maximize=False,
+        )
+        if group["momentum"]:
+            for p, buffer in zip(params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _batches(self, group: dict[str, Any]) -> list[list[Tensor]]:
+        """The tensors with a gradient, those of one kind together."""
+        alike: dict[Any, list[Tensor]] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                alike.setdefault((layout(p), p.dtype, p.device), []).append(p)
+        return list(alike.values())
+
+    def _move(self, group: dict[str, Any], ball: Ball, params: list[Tensor]) -> None:
+        """One step of tensors of one layout and any shapes."""
+        swapped, states, where = group["swapped"], [self.state[p] for p in params], layout(params[0])
+        weights = [local(self._weight(p)) for p in params]
+        m = [local(s["momentum_buffer"]) for s in states]
+        gradients = [local(gradient(p)).to(old.dtype) for p, old in zip(params, m, strict=True)]
+        new = blend(m, gradients, group["momentum"], group["dampening"])
+        momentum = lengths(new, where)
+        good = torch.isfinite(momentum)
+        for old, one, keep in zip(m, new, good, strict=True):
+            torch.where(keep, one, old, out=old)
+        del new, gradients
+        ends, scale = vertices(ball, params, states, momentum, swapped)
+        between = (torch.addcmul(*three) for three in zip(weights, ends, -scale, strict=True))
+        distance = lengths(between, where)
+        widths = [ball.diameter(1.0, kernel_shape(p.shape, swapped)) for p in params]
+        diameter = torch.stack([s["radius"] * width for s, width in zip(states, widths, strict=True)])
+        sizes = Lengths(momentum, distance, diameter)
+        eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], sizes, group["max_eta"])
+        toward_(weights, ends, eta, scale)
+        course = advance(torch.stack([s["course"] for s in states]), eta, clamped, good)
+        for state, row in zip(states, course, strict=True):
+            state["course"] = row

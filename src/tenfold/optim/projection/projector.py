@@ -1,0 +1,295 @@
+"""Project many weights of a model in place: layers of one shape together, one look at the results, shared by processes.
+
+The mathematics is `tenfold.linalg.project`'s. What is here is bookkeeping: which matrices of which layers go into one
+batch; spectra of all of them copied to the host at once, so that a rank rule may look at the whole model; a weight that
+is not finite, or that is of the rank already, left as it is.
+
+Where several processes train copies of the model, each weight is projected by *one* of them and sent to the others:
+directions that are nearly tied would come out differently on each. The layers are shared out longest first. That holds
+for projections in the step of an optimizer, which all processes take; any other may happen on one of them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+
+from tenfold.layers.spec import to_kernel
+from tenfold.linalg.projection import Basis, Spectrum, Weighted, full_precision, transfer_scale
+from tenfold.optim.distributed import owners, process
+from tenfold.optim.projection.folded_weight import FoldedWeight
+
+Ranks = Callable[[list[Tensor]], list[int]]
+"""Singular values of every slot, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
+
+TIDY = 1e-12
+"""A weight of which the projection would take a smaller share of the energy is of the rank: it is left bit for bit."""
+DRIFT = 1e-5
+"""Residual of a warm step above which the exact answer is taken."""
+RENEW = 50
+"""Projections after which it is taken anyway."""
+
+
+@dataclass
+class ProjectionResult:
+    """What one projection of all slots did.
+
+    Args:
+        ranks: of the weights that were projected.
+        broken: names of the slots whose weights are not finite: left alone.
+        pull: ``lambda U_r V_r^T`` in the layout of the weight, by name; where it was asked for.
+    """
+
+    ranks: dict[str, int] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    pull: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """How weights are projected.
+
+    Args:
+        transfer: see `tenfold.linalg.projection`.
+        tail: see `tenfold.linalg.projection`.
+        pull: lambda, the weight of ``U_r V_r^T``; 0: it is not wanted.
+        momentum: what becomes of an optimizer's first moments: "keep", "project" (by ``V_r V_r^T``) or "reset" (to
+            zero: fused optimizers want all of them or none).
+    """
+
+    transfer: bool = False
+    tail: float = 0.0
+    pull: float = 0.0
+    momentum: Literal["keep", "project", "reset"] = "keep"
+
+
+@torch.no_grad()
+def project_(
+    slots: Sequence[FoldedWeight],
+    ranks: Ranks | Sequence[int],
+    manner: ProjectionSettings,
+    optimizer: Optimizer | None = None,
+    bases: dict[str, Tensor] | None = None,
+) -> ProjectionResult:
+    """Project every slot.
+
+    Args:
+        slots: what is projected.
+        ranks: one per slot, or a rule that finds them from all spectra.
+        manner: how.
+        optimizer: in whose step this happens: its buffers are treated as the manner says, and the work is shared with
+            the other processes. None: this process does all of it.
+        bases: by name, from the last projection; with known ranks one warm step starts there. None: all is exact.
+    """
+    if not slots:
+        return ProjectionResult()
+    with full_precision(slots[0].weight):
+        return _project_(slots, ranks, manner, optimizer, bases)
+
+
+def _project_(
+    slots: Sequence[FoldedWeight],
+    ranks: Ranks | Sequence[int],
+    manner: ProjectionSettings,
+    optimizer: Optimizer | None,
+    bases: dict[str, Tensor] | None,
+) -> ProjectionResult:
+    mine_is, processes = (0, 1) if optimizer is None else process()
+    whose = owners([slot.work for slot in slots], processes)
+    mine = [i for i, owner in enumerate(whose) if owner == mine_is]
+    known = None if callable(ranks) else list(ranks)
+    batches = [_Batch.of([slots[i] for i in part], part) for part in _alike(slots, mine, known)]
+    for batch in batches:
+        batch.decompose(None if known is None or manner.pull else bases)
+    finite, residuals, spectra = _look(slots, batches, whole=known is None, shared=processes > 1)
+    chosen = known if known is not None else ranks(spectra)  # pyright: ignore[reportCallIssue] - narrowed by known
+    outcome = ProjectionResult()
+    for batch in batches:
+        if any(residuals[i] > DRIFT for i in batch.indices):
+            batch.decompose(None)
+        batch.write(chosen, manner, optimizer, bases, outcome)
+    if processes > 1:
+        _share(slots, whose, manner, optimizer, outcome)
+    for slot, rank, ok in zip(slots, chosen, finite, strict=True):
+        if not ok:
+            outcome.broken.append(slot.name)
+        elif 0 < rank <= slot.most:
+            outcome.ranks[slot.name] = rank
+            for buffer in _buffers(slot, optimizer if manner.momentum == "reset" else None):
+                buffer.zero_()
+    return outcome
+
+
+@dataclass
+class _Batch:
+    """Slots whose matrices have one shape, side by side."""
+
+    slots: list[FoldedWeight]
+    indices: list[int]
+    matrices: Tensor
+    metric: Tensor | None
+    finite: Tensor = field(init=False)
+    weighted: Weighted = field(init=False)
+    spectrum: Spectrum | None = None
+    basis: Basis | None = None
+    residual: Tensor | None = None
+
+    @classmethod
+    def of(cls, slots: list[FoldedWeight], indices: list[int]) -> _Batch:
+        each = [slot.matrices for slot in slots]
+        matrices = torch.cat(each) if len(each) > 1 else each[0]
+        matrices = matrices.float() if matrices.element_size() < 4 else matrices
+        metrics = [slot.metric for slot in slots]
+        metric = None
+        if any(one is not None for one in metrics):
+            ones = [
+                torch.ones(s.fold.batch, s.fold.rows).to(matrices) if m is None else m.to(matrices)
+                for s, m in zip(slots, metrics, strict=True)
+            ]
+            metric = torch.cat(ones)
+        return cls(slots, indices, matrices, metric)
+
+    def decompose(self, bases: dict[str, Tensor] | None) -> None:
+        """Warm where every slot has a basis, else exactly."""
+        old = [] if bases is None else [bases.get(slot.name) for slot in self.slots]
+        warm = bool(old) and all(one is not None for one in old)
+        weighted = Weighted.of(self.matrices, self.metric, coarse=warm)
+        # The Gram matrices tell, without another pass over the weights, and zeros in their place harm no eigenproblem.
+        self.finite = torch.isfinite(weighted.energy)
+        clean = self.finite[:, None, None]
+        inner = None if weighted.inner is None else torch.where(clean, weighted.inner, 0)
+        self.weighted = replace(weighted, inner=inner, gram=torch.where(clean, weighted.gram, 0))
+        if warm:
+            self.basis, self.residual = self.weighted.refined(torch.cat([one for one in old if one is not None]))
+        else:
+            self.spectrum, self.basis, self.residual = self.weighted.spectrum(), None, None
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The share of each slot in a tensor over all matrices."""
+        return x.split([slot.fold.batch for slot in self.slots])
+
+    def report(self, whole: bool) -> list[Tensor]:
+        """Per slot: whether it is finite, the residual, and the pooled singular values if the ``whole`` is wanted."""
+        residual = torch.zeros_like(self.finite, dtype=torch.float64) if self.residual is None else self.residual
+        spectra = [None] * len(self.slots)
+        if whole and self.spectrum is not None:
+            spectra = [s.square().sum(0).sqrt() for s in self.parts(self.spectrum.values)]
+        return [
+            torch.stack([ok.all().double(), r.max().double()])
+            if s is None
+            else torch.cat([ok.all().double()[None], r.max()[None], s])
+            for ok, r, s in zip(self.parts(self.finite), self.parts(residual), spectra, strict=True)
+        ]
+
+    def write(
+        self,
+        ranks: Sequence[int],
+        manner: ProjectionSettings,
+        optimizer: Optimizer | None,
+        bases: dict[str, Tensor] | None,
+        outcome: ProjectionResult,
+    ) -> None:
+        """Project the weights, and what else the manner asks for."""
+        device = self.matrices.device
+        each = torch.tensor([ranks[i] for i in self.indices for _ in range(self.slots[0].fold.batch)])
+        basis = self.basis
+        if basis is None:
+            assert self.spectrum is not None
+            same = int(each.max()) == int(each.min())
+            basis = self.spectrum.leading(int(each[0]) if same else each.to(device))
+        left, right = self.weighted.factors(basis)
+        tail = manner.tail
+        scale = transfer_scale(self.weighted.energy, basis.energy, tail) if manner.transfer else 1.0
+        new = ((scale - tail) * torch.ones_like(basis.energy)).to(left)[:, None, None] * left @ right
+        new = new.add_(self.matrices, alpha=tail) if tail else new
+        # Not by the Gram matrix: rows that count for little in the metric may still have to change.
+        lost = torch.linalg.vector_norm(self.matrices - new, dim=(-2, -1)).square()
+        size = torch.linalg.vector_norm(self.matrices, dim=(-2, -1)).square()
+        changed = lost > TIDY * size  # not a number: not changed
+        polar = None
+        if manner.pull and self.spectrum is not None:
+            polar = manner.pull * self.weighted.polar(self.spectrum, each.to(device))
+        start = 0
+        for slot, i in zip(self.slots, self.indices, strict=True):
+            part = slice(start, start := start + slot.fold.batch)
+            if not 0 < ranks[i] <= slot.most:
+                continue
+            made = new[part].to(slot.weight)
+            good = self.finite[part].all() & torch.isfinite(lost[part]).all()
+            if made.element_size() < 4:
+                good &= torch.isfinite(made).all()  # what fits into float32 may not fit
+            # Before the weight changes: the matrices may be a view of it.
+            for buffer in _buffers(slot, optimizer if manner.momentum == "project" else None):
+                old = slot.fold.matrices(to_kernel(slot.spec, buffer)).to(self.matrices)
+                inside = self.weighted[part].within(old, basis[part])
+                buffer.copy_(slot.as_weight(torch.where(good, inside, old)))
+            slot.put_(torch.where(good & changed[part, None, None], made, slot.matrices))
+            if polar is not None:
+                outcome.pull[slot.name] = slot.as_weight(torch.where(good, polar[part], 0)).to(slot.weight)
+            if bases is not None:
+                bases[slot.name] = basis.vectors[part].clone()
+
+
+def _look(
+    slots: Sequence[FoldedWeight], batches: list[_Batch], *, whole: bool, shared: bool
+) -> tuple[list[bool], list[float], list[Tensor]]:
+    """The one look of the host at the device: finite or not, residuals, spectra; of all processes' slots."""
+    sizes = [2 + (min(s.fold.rows, s.fold.columns) if whole else 0) for s in slots]
+    rows = [torch.zeros(n, dtype=torch.float64) for n in sizes]
+    found = {i: row for batch in batches for i, row in zip(batch.indices, batch.report(whole), strict=True)}
+    if found:
+        device = slots[0].weight.device
+        flat = torch.cat([row.to(device) for row in found.values()]).cpu()
+        for i, row in zip(found, flat.split([sizes[i] for i in found]), strict=True):
+            rows[i] = row
+    if shared:
+        device = slots[0].weight.device  # gloo takes CPU tensors, nccl those of the device
+        flat = torch.cat(rows).to(device)
+        distributed.all_reduce(flat)
+        rows = list(flat.cpu().split(sizes))
+    return [bool(r[0]) for r in rows], [float(r[1]) for r in rows], [r[2:] for r in rows]
+
+
+def _alike(slots: Sequence[FoldedWeight], mine: Sequence[int], known: Sequence[int] | None) -> list[list[int]]:
+    """Which of my slots go into one batch: those whose matrices agree in all that a batch must agree in."""
+    groups: dict[Any, list[int]] = {}
+    for i in mine:
+        slot, weight = slots[i], slots[i].weight
+        key = (slot.fold.batch, slot.fold.rows, slot.fold.columns, weight.dtype, weight.device)
+        groups.setdefault((*key, None if known is None else known[i]), []).append(i)
+    return list(groups.values())
+
+
+def _buffers(slot: FoldedWeight, optimizer: Optimizer | None) -> list[Tensor]:
+    """The first moments that an optimizer keeps of a weight."""
+    state = {} if optimizer is None else optimizer.state.get(slot.weight, {})
+    return [x for key in ("momentum_buffer", "exp_avg") if isinstance(x := state.get(key), Tensor)]
+
+
+def _share(
+    slots: Sequence[FoldedWeight],
+    whose: Sequence[int],
+    manner: ProjectionSettings,
+    optimizer: Optimizer | None,
+    outcome: ProjectionResult,
+) -> None:
+    """Send what each process has made to the others, in one message per process."""
+    if manner.pull:
+        for slot in slots:
+            outcome.pull.setdefault(slot.name, torch.zeros_like(slot.weight))
+    for owner in range(max(whose) + 1):
+        tensors: list[Tensor] = []
+        for slot, own in zip(slots, whose, strict=True):
+            if own == owner:
+                tensors.append(slot.weight.data)
+                tensors += _buffers(slot, optimizer if manner.momentum == "project" else None)
+                tensors += [outcome.pull[slot.name]] if manner.pull else []
+        flat = torch.cat([x.reshape(-1) for x in tensors])
+        distributed.broadcast(flat, owner)
+        for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(part.reshape(x.shape))

@@ -1,0 +1,47 @@
+"""How bases and ranks go along in a training in Tucker format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tenfold.linalg.tucker import Limits
+from tenfold.optim.tucker.resize import Unit
+
+
+@dataclass(frozen=True)
+class IntegratorSettings:
+    """How ranks and bases go along.
+
+    Args:
+        tau: relative tolerance of each cut, in [0, 1).
+        every: optimizer steps of a cycle, >= 1.
+        twice: compute the gradient again in the larger space, in the same step: the two-pass integrator.
+        pinned: cut to the ranks of before, not to ``tau``.
+        columns: how many columns a basis may get, as a share of those that it has, > 0.
+        floor: ranks are never cut below, >= 1.
+        cap: ranks are always cut to this share of the size of their mode, in (0, 1].
+        multiple: ranks are rounded up to a multiple, >= 1.
+        freeze: steps after which ranks stay as they are; None: never.
+        steps: of the whole run: the last one ends its cycle; None: not known.
+        aim: says, as the ranks freeze, which ones they are to be, by layer name; None: those that they are.
+    """
+
+    tau: float
+    every: int = 10
+    twice: bool = False
+    pinned: bool = False
+    columns: float = 1.0
+    floor: int = 1
+    cap: float = 1.0
+    multiple: int = 1
+    freeze: int | None = None
+    steps: int | None = None
+    aim: Callable[[], Mapping[str, Sequence[int]]] | None = None
+
+    def limits(self, unit: Unit, pinned: Sequence[int] | None) -> Limits:
+        """Of the ranks of a unit."""
+        if pinned is not None:
+            return Limits(tuple(pinned), tuple(pinned))
+        sizes = [len(basis) // unit.layer.groups for basis in unit.layer.bases]
+        return Limits(self.floor, [max(1, self.floor, int(self.cap * n)) for n in sizes], self.multiple)

@@ -1,0 +1,175 @@
+"""From a plan to a model, and what came of it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from tenfold.errors import PlanError, TenfoldWarning
+from tenfold.layers import swap
+from tenfold.layers.cost import Cost, layer_cost
+from tenfold.layers.decomposed import Decomposed
+from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
+from tenfold.layers.tucker_training import TrainedTucker
+from tenfold.plans.plan import Factors, LayerPlan, Plan, fingerprint, priced
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compression did, measured on the built model, not predicted.
+
+    Args:
+        dense: cost before.
+        small: cost after.
+        seconds: wall time of each stage, by name.
+        left: layers left dense, with the reason.
+    """
+
+    dense: Cost
+    small: Cost
+    seconds: dict[str, float] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """The share of each cost that is left: ``{"params": 0.25, "macs": 0.31}``."""
+        shares = {"params": self.small.params / max(self.dense.params, 1)}
+        if self.dense.macs and self.small.macs is not None:
+            shares["macs"] = self.small.macs / self.dense.macs
+        return shares
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model, the plan it was built from, and the report."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+
+    def __iter__(self) -> Any:
+        """Unpack as ``small, plan, report = compress(...)``."""
+        return iter((self.model, self.plan, self.report))
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """Build ``plan`` on ``model``: a new model of plain layers; the given one is untouched, tied weights stay tied.
+
+    The plan is built as written, whoever wrote it: a rank that saves nothing warns, an impossible one raises.
+
+    Args:
+        model: the dense model that the plan is for. A factorised one is multiplied back to dense first.
+        plan: from a method, from JSON, or edited.
+
+    Raises:
+        PlanError: the plan is for another model, a layer cannot become what it says, or the plan brings factors of
+            weights that the model no longer has.
+        TenfoldError: a weight with NaN or infinite entries, by name.
+        ArgumentError: a model wrapped in DataParallel or the like.
+
+    Warns:
+        TenfoldWarning: a layer that the plan makes no smaller.
+    """
+    if swap.structure_of(model):
+        model = swap.to_dense(model)
+    check_fits(model, plan)
+    for name, layer in plan.layers.items():
+        if layer.decomposition != "dense" and layer.layer is not None and not layer.tied_to:
+            dense = layer.layer.dense().params
+            if layer.params >= dense:
+                warnings.warn(
+                    f"'{name}' at rank {layer.rank} has {layer.params:,} weights, its dense kernel {dense:,}: "
+                    f"the plan makes it no smaller.",
+                    TenfoldWarning,
+                    stacklevel=2,
+                )
+    return swap.apply(model, plan.layers, _factors(model, plan))
+
+
+def _factors(model: nn.Module, plan: Plan) -> dict[str, Factors]:
+    """The factors that the plan brings, where they come from data; all of them, and made of the model's own weights."""
+    if not plan.from_data:
+        return {}
+    wanted = [n for n, x in plan.layers.items() if x.decomposition != "dense" and not x.tied_to]
+    missing = [name for name in wanted if name not in plan.factors]
+    if missing:
+        raise PlanError(
+            f"the plan was made by {plan.method} from calibration data, and holds no factors for '{missing[0]}': "
+            f"they do not travel in JSON, and an edited rank loses them. Plan again on the data, and save the model."
+        )
+    for name in wanted:
+        weight = cast("Tensor", model.get_submodule(name).weight)
+        if plan.fingerprints.get(name) not in (None, fingerprint(weight)):
+            raise PlanError(
+                f"the weight of '{name}' is not the one that the plan was made for: it was trained or replaced since, "
+                f"and the plan, made by {plan.method} from calibration data, would put the old one back. "
+                f"Plan again on the model as it is."
+            )
+    return {n: plan.factors[x.tied_to or n] for n, x in plan.layers.items() if x.decomposition != "dense"}
+
+
+def check_fits(model: nn.Module, plan: Plan) -> None:
+    """Raise `PlanError` unless every layer that the plan decomposes is in ``model`` with the kernel it expects.
+
+    Raises:
+        ArgumentError: a wrapped model, in which every layer has another name.
+    """
+    refuse_wrapped(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, layer in plan.layers.items():
+        if layer.decomposition == "dense" or layer.layer is None:
+            continue
+        spec = spec_of(modules[name]) if name in modules else None
+        found = None if spec is None else (spec.shape, spec.groups, spec.transposed)
+        expected = (layer.layer.shape, layer.layer.groups, layer.layer.transposed)
+        if found != expected:
+            what = "has no such layer" if name not in modules else f"has {_describe(spec)} there"
+            raise PlanError(
+                f"the plan is for another model: it expects '{name}' with kernel {expected[0]} in {expected[1]} "
+                f"groups, the model {what}."
+            )
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan that a compressed model is built to, read off its layers; errors and MACs are not known from there."""
+    dense = sum(p.numel() for p in model.parameters())
+    layers: dict[str, LayerPlan] = {}
+    owner: dict[int, str] = {}
+    seen: set[int] = set()
+    for name, layer in _decomposed(model).items():
+        first = owner.setdefault(id(layer.factors[0]), name)
+        tied = None if first == name else first
+        added = layer.added_bias and id(layer) not in seen
+        seen.add(id(layer))
+        bare = LayerPlan(layer.decomposition, layer.rank, layer.slices, layer.fold, tied_to=tied, bias=added)
+        layers[name] = replace(priced(name, replace(bare, layer=layer_cost(layer.spec))), error=None)
+        dense += (0 if tied else layer.spec.params) - layers[name].params
+    return Plan("unknown", layers, dense)
+
+
+def matches(model: nn.Module, plan: Plan) -> bool:
+    """Whether ``model`` is built as ``plan`` says."""
+    there = {n: (m.decomposition, m.rank, m.slices, m.fold) for n, m in _decomposed(model).items()}
+    said = {
+        n: (x.decomposition, x.rank, x.groups, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"
+    }
+    return there == said
+
+
+def _decomposed(model: nn.Module) -> dict[str, Decomposed]:
+    """The factorised layers under all their names, as plans list them."""
+    found = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Decomposed)}
+    for name, layer in found.items():
+        if isinstance(layer, TrainedTucker):
+            raise PlanError(
+                f"'{name}' is in the form in which it is trained, which no plan describes. Finish the training with "
+                f"the method's `finish`, or take tenfold.deploy(model), which is made of plain layers."
+            )
+    return found
+
+
+def _describe(spec: LayerSpec | None) -> str:
+    return "another kind of module" if spec is None else f"kernel {spec.shape} in {spec.groups} groups"

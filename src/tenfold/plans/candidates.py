@@ -1,0 +1,174 @@
+"""The candidate decompositions of each layer, with cost and error, as arrays.
+
+Dense is always an option, with error 0. A decomposition is one only if it saves parameters, and also MACs where they
+are known: with example inputs, no plan makes a layer slower to make it smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tenfold.errors import BudgetError
+from tenfold.layers.cost import Cost
+from tenfold.linalg.fold import Fold
+from tenfold.linalg.svd import singular_values
+from tenfold.plans.plan import Budget, LayerPlan, Plan
+from tenfold.plans.problem import ALLOWED, NO_SAVING, Problem, Site
+from tenfold.ranks.candidates import Candidates
+from tenfold.ranks.measures import Measure
+
+
+def candidates(
+    problem: Problem, measure: Measure, *, folds: Sequence[str] = ("channel",), slices: Sequence[int] | None = None
+) -> list[Candidates]:
+    """The options of every site.
+
+    Args:
+        problem: the layers.
+        measure: from `tenfold.ranks.measures`.
+        folds: which folds compete.
+        slices: which numbers of slices compete; None: every divisor of a layer's input channels. The decoupled fold
+            competes only with 1.
+    """
+    key = (measure, tuple(folds), None if slices is None else tuple(slices))
+    if key not in problem.tables:
+        spectra = {fold: problem.spectra(fold, slices) for fold in folds}
+        problem.tables[key] = [
+            _site_options(site, measure, {fold: spectra[fold][i] for fold in folds})
+            for i, site in enumerate(problem.sites)
+        ]
+    return list(problem.tables[key])
+
+
+def shapes(problem: Problem, fold: str) -> list[Candidates]:
+    """The unsliced options of every site in one fold, by their shapes alone: costs are known, errors are not (NaN)."""
+    made = []
+    for site in problem.sites:
+        whole = Fold(site.cost.shape, site.cost.groups, 1, fold)
+        spectra = {fold: {1: torch.full((whole.batch, 1, whole.full_rank), torch.nan, dtype=torch.float64)}}
+        made.append(_site_options(site, lambda s, *_: s[0, 0], spectra))
+    return made
+
+
+def settle(
+    problem: Problem,
+    method: str,
+    tables: Sequence[Candidates],
+    choice: Sequence[int] | None,
+    budget: Budget | None,
+    *,
+    why: str = ALLOWED,
+    **about: Any,
+) -> Plan:
+    """The plan of a choice (one index into each table).
+
+    Args:
+        problem: the layers.
+        method: the name of the method.
+        tables: the options of each layer.
+        choice: None where none fits.
+        budget: what it was chosen for.
+        why: the reason for layers that are dense and could be something else. Where all of them are, within a budget,
+            it is the budget that allows it.
+        about: what `Problem.plan` takes besides.
+
+    Raises:
+        BudgetError: the choice is None: no choice fits the budget.
+    """
+    if choice is None:
+        assert budget is not None
+        raise refuse(problem, budget, smallest(tables, list(budget.limits)))
+    if budget is not None and not any(choice):
+        why = ALLOWED
+    chosen = [layer_plan(table, i, why) for table, i in zip(tables, choice, strict=True)]
+    return problem.plan(method, chosen, budget=budget, **about)
+
+
+def layer_plan(table: Candidates, i: int, why: str = ALLOWED) -> LayerPlan:
+    """Entry ``i`` of a layer's candidates as a plan for it; ``why`` it is dense where it could be something else."""
+    if i > 0 and table.rank.ndim > 1:
+        return LayerPlan("tucker", tuple(table.rank[i].tolist()), error=float(table.error[i]), bias=table.bias)
+    if i > 0:
+        fold = table.folds[table.fold[i]]
+        rank, slices, error = int(table.rank[i]), int(table.slices[i]), float(table.error[i])
+        return LayerPlan("low-rank", rank, slices, fold, error, bias=table.bias)
+    return LayerPlan("dense", reason=NO_SAVING if len(table.rank) == 1 else why)
+
+
+def smallest(tables: Sequence[Candidates], names: Sequence[str]) -> dict[str, int]:
+    """The least that all sites together can cost, each cost on its own."""
+    return {name: int(sum(t.costs[name].min() for t in tables)) for name in names}
+
+
+def refuse(problem: Problem, budget: Budget, least: dict[str, int]) -> BudgetError:
+    """The error for a budget that cannot be reached, naming what can be."""
+    parts, reachable = [], {}
+    limits = problem.limits(budget)
+    for name, value in budget.limits.items():
+        dense = getattr(problem.dense, name)
+        total = least[name] + budget.allowed(name, dense) - limits[name]
+        reachable[name] = _round_up(total / dense) if isinstance(value, float) else total
+        parts.append(f"{name}={value} asked, {reachable[name]} reachable ({total:,} of {dense:,})")
+    joint = "" if len(parts) == 1 else " Each alone; together they may demand more."
+    return BudgetError(
+        f"`budget` is below what this method can reach on this model: {'; '.join(parts)}.{joint} "
+        f"Raise it, or let more layers be decomposed.",
+        reachable,
+    )
+
+
+def _round_up(fraction: float) -> float:
+    """To five digits, upwards: what the message names must itself be reachable."""
+    return min(1.0, float(np.ceil(fraction * 1e5 + 1e-6) / 1e5))
+
+
+def _site_options(site: Site, measure: Measure, spectra: dict[str, dict[int, Tensor]]) -> Candidates:
+    dense = site.cost.dense()
+    rows = [(0, 1, np.zeros(1, dtype=np.int64), np.zeros(1), dense)]  # dense is entry 0
+    for index, (fold, by_slices) in enumerate(spectra.items()):
+        top = _norm(site, fold, by_slices)
+        for k, s in by_slices.items():
+            per_rank = site.cost.low_rank(1, k, fold)
+            ranks = np.arange(1, _break_even(s.shape[-1], per_rank, dense) + 1)
+            if len(ranks):
+                errors = measure(s, top, lambda fold=fold, k=k: site.matrices(fold, k))
+                rows.append((index, k, ranks, errors[: len(ranks)].numpy(), per_rank))
+    ranks = np.concatenate([row[2] for row in rows])
+    times = np.maximum(ranks, 1)  # the dense entry costs what it costs, once
+
+    def spread(values: Sequence[int]) -> NDArray[np.int64]:
+        return np.repeat(np.array(values, dtype=np.int64), [len(row[2]) for row in rows])
+
+    costs = {"params": spread([row[4].params for row in rows]) * times}
+    if dense.macs is not None:
+        costs["macs"] = spread([row[4].macs or 0 for row in rows]) * times
+    return Candidates(
+        site.name,
+        tuple(spectra),
+        spread([row[0] for row in rows]),
+        spread([row[1] for row in rows]),
+        ranks,
+        np.concatenate([row[3] for row in rows]),
+        costs,
+    )
+
+
+def _break_even(full: int, per_rank: Cost, dense: Cost) -> int:
+    """The largest rank that saves parameters, and MACs where they are known and the layer is used at all."""
+    best = min(full, (dense.params - 1) // per_rank.params)
+    if dense.macs and per_rank.macs:
+        best = min(best, (dense.macs - 1) // per_rank.macs)
+    return max(best, 0)
+
+
+def _norm(site: Site, fold: str, by_slices: dict[int, Tensor]) -> Tensor:
+    """``||W||_2`` of the fold's matrix: the first value of the unsliced spectrum, which is at hand for most folds."""
+    if 1 in by_slices:
+        return by_slices[1].max()
+    return singular_values(site.matrices(fold)[:, 0]).max().cpu()

@@ -1,0 +1,333 @@
+"""Budgets and plans: what may be kept of a model, and what each of its layers becomes.
+
+A plan is plain data. It round-trips through JSON, can be edited by hand, compared with another and built later, on
+another machine, or after another method's training. Costs are recomputed from the ranks whenever a plan is read, so an
+edited rank is never beside a stale cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from tenfold.errors import ArgumentError, PlanError, check
+from tenfold.layers.cost import Cost, LayerCost
+from tenfold.layers.tucker import why_impossible
+from tenfold.linalg.fold import Fold
+from tenfold.validation import construct
+
+FORMAT = "tenfold-plan/1"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be kept of the whole model. A float in (0, 1] is a fraction, an int an absolute number.
+
+    Args:
+        params: parameters, everything counted (biases, norms, layers left dense; tied ones once; no buffers).
+        macs: multiply-adds of one forward pass for the example inputs.
+
+    Several limits hold at once, and none is ever exceeded.
+
+    Raises:
+        ArgumentError: no limit at all, or one out of range.
+    """
+
+    params: float | int | None = None
+    macs: float | int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is a limit and that each is in its range."""
+        check(bool(self.limits), "Budget", "given at least one limit", self, "Write e.g. Budget(params=0.25).")
+        for name, value in self.limits.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            inside = number and (value >= 1 if isinstance(value, int) else 0 < value <= 1)
+            check(
+                inside,
+                name,
+                "a fraction in (0, 1] as a float, or an absolute number >= 1 as an int",
+                value,
+                "0.25 keeps a quarter; 250_000 keeps so many.",
+            )
+
+    @property
+    def limits(self) -> dict[str, float | int]:
+        """The limits that are set, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    def allowed(self, name: str, dense: int) -> int:
+        """The limit ``name`` as a number, given what the dense model costs. Rounded down: budgets are one-sided."""
+        value = self.limits[name]
+        return value if isinstance(value, int) else int(value * dense)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer becomes.
+
+    Args:
+        decomposition: ``"dense"``, ``"low-rank"`` or ``"tucker"``.
+        rank: an int, per group for grouped layers (and per slice); for Tucker ``(r_out, r_in)``; None for dense.
+        groups: slices of the input channels, each with its own factors; 1 otherwise.
+        fold: how the kernel was made a matrix, see `tenfold.linalg.fold`; None unless low-rank.
+        error: predicted, in the plan's measure; None where unknown (an edited rank).
+        params: weights, the bias counted only where it is added; 0 for the weights of another layer.
+        macs: of one forward pass; None where unknown.
+        reason: why it stays dense.
+        tied_to: name of the layer whose weight this one shares; it becomes what that one becomes.
+        bias: whether a bias is added that the dense layer lacks, as `PCA` does.
+        layer: what the costs are computed from; None for layers of an unknown kind.
+    """
+
+    decomposition: str
+    rank: int | tuple[int, ...] | None = None
+    groups: int = 1
+    fold: str | None = None
+    error: float | None = 0.0
+    params: int = 0
+    macs: int | None = None
+    reason: str | None = None
+    tied_to: str | None = None
+    bias: bool = False
+    layer: LayerCost | None = None
+
+    @property
+    def dense_params(self) -> int:
+        """Weights of the dense layer; 0 for the weights of another layer."""
+        if self.layer is None:
+            return self.params
+        return 0 if self.tied_to else self.layer.dense().params  # `params` may hold a bias that was added
+
+    @property
+    def dense_macs(self) -> int | None:
+        """MACs of the dense layer; None where unknown."""
+        return self.macs if self.layer is None else self.layer.dense().macs
+
+
+Factors = tuple[Tensor, Tensor, Tensor | None]
+"""Left and right factors of a fold's matrices, and what is added to the layer's bias, or None."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layer name -> what it becomes, with predicted error and cost.
+
+    Args:
+        method: the name of the method that made it.
+        layers: every layer with a weight matrix, those left dense included, in module order.
+        dense_params: parameters of the dense model.
+        dense_macs: MACs of the dense model; None where no example inputs were given.
+        measure: what ``error`` and ``level`` mean.
+        level: the objective reached; None where the rule has none, or the plan was edited.
+        budget: the limits that it was made for.
+        from_data: whether the factors depend on calibration data, not on the weights alone.
+        calibration_bytes: memory that the moments of that data took; 0 where there was none.
+        factors: then, the factors by layer name. They do not travel in JSON: build the plan where it was made, and
+            save the model.
+        fingerprints: of the weights that the factors were made of, by layer name; they stay where the factors stay.
+    """
+
+    method: str
+    layers: dict[str, LayerPlan]
+    dense_params: int
+    dense_macs: int | None = None
+    measure: str | None = None
+    level: float | None = None
+    budget: dict[str, float | int] = field(default_factory=dict)
+    from_data: bool = False
+    calibration_bytes: int = 0
+    factors: Mapping[str, Factors] = field(default_factory=dict, compare=False, repr=False)
+    fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the compressed model, everything counted."""
+        return self.dense_params - sum(x.dense_params - x.params for x in self.layers.values())
+
+    @property
+    def compresses(self) -> bool:
+        """Whether any layer becomes something else."""
+        return any(layer.decomposition != "dense" for layer in self.layers.values())
+
+    @property
+    def macs(self) -> int | None:
+        """MACs of the compressed model; None where no example inputs were given."""
+        if self.dense_macs is None:
+            return None
+        return self.dense_macs - sum((x.dense_macs or 0) - (x.macs or 0) for x in self.layers.values())
+
+    def edit(self, name: str, **changes: Any) -> Plan:
+        """A copy in which the layer ``name`` has other ``rank``, ``groups``, ``fold`` or ``decomposition``.
+
+        Layers that share its weight change with it. Costs are computed anew; the error, and the plan's level, become
+        unknown.
+
+        Raises:
+            PlanError: no such layer, no such field, or values that the layer cannot take.
+        """
+        if name not in self.layers:
+            raise PlanError(f"the plan has no layer '{name}'. It has: {', '.join(self.layers)}.")
+        if not set(changes) <= set(_EDITABLE):
+            raise PlanError(f"only {', '.join(_EDITABLE)} can be edited; got {', '.join(changes)}.")
+        owner = self.layers[name].tied_to or name
+        edited = {
+            n: priced(n, construct(LayerPlan, vars(old) | {"error": None} | changes, f"'{n}'"))
+            for n, old in self.layers.items()
+            if owner in (n, old.tied_to)
+        }
+        kept = {name: f for name, f in self.factors.items() if name != owner}
+        return replace(self, layers=self.layers | edited, level=None, factors=kept)
+
+    def diff(self, other: Plan) -> dict[str, tuple[LayerPlan | None, LayerPlan | None]]:
+        """The layers that become something else: ``{name: (here, there)}``; None where a plan lacks the name."""
+        names = dict.fromkeys([*self.layers, *other.layers])
+        pairs = {name: (self.layers.get(name), other.layers.get(name)) for name in names}
+        return {name: (a, b) for name, (a, b) in pairs.items() if _structure(a) != _structure(b)}
+
+    def to_json(self) -> str:
+        """The plan as indented JSON text, for `from_json`."""
+        plain = {k: v for k, v in asdict(replace(self, factors={})).items() if k not in _UNWRITTEN}
+        body = {"format": FORMAT} | plain | {"params": self.params, "macs": self.macs}
+        return json.dumps(body, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan, check it, and compute its costs anew from its ranks.
+
+        Raises:
+            PlanError: no JSON, another format, a missing or unknown field, a value of the wrong type, an impossible
+                rank, or layers that share a weight and differ.
+        """
+        try:
+            body = json.loads(text, parse_constant=_no_number)
+        except ValueError as error:
+            raise PlanError(f"the plan is no JSON: {error}.") from error
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            found = body.get("format") if isinstance(body, dict) else type(body).__name__
+            raise PlanError(f"`format` must be {FORMAT!r}; got {found!r}.")
+        if not isinstance(body.get("layers"), dict):
+            raise PlanError("`layers` must be an object of layer name -> layer plan.")
+        written = {name: _read_layer(name, value) for name, value in body["layers"].items()}
+        layers = {name: priced(name, layer) for name, layer in written.items()}
+        _check_ties(layers)
+        # costs are for the reader's eye: they follow from the layers
+        kept = {k: v for k, v in body.items() if k not in ("format", "params", "macs", *_UNWRITTEN)}
+        plan = construct(cls, kept | {"layers": layers}, "the plan")
+        return plan if layers == written else replace(plan, level=None)
+
+
+_UNWRITTEN = ("factors", "fingerprints")
+_EDITABLE = ("decomposition", "rank", "groups", "fold")
+
+
+def priced(name: str, layer: LayerPlan) -> LayerPlan:
+    """``layer`` with the costs that follow from its rank; its error is dropped where they differ from its own.
+
+    Another rank that costs exactly as much, in other slices or another fold, is not noticed here.
+
+    Raises:
+        PlanError: a decomposition, rank, number of slices or fold that the layer cannot take.
+    """
+    cost = layer.layer
+    if layer.decomposition == "dense":
+        layer = replace(layer, rank=None, groups=1, fold=None, bias=False)
+        price = Cost(layer.params, layer.macs) if cost is None else cost.dense()
+    elif layer.decomposition not in ("low-rank", "tucker"):
+        raise PlanError(
+            f"'{name}': `decomposition` must be 'dense', 'low-rank' or 'tucker'; got {layer.decomposition!r}."
+        )
+    elif cost is None:
+        raise PlanError(f"'{name}': only a layer with a `layer` entry can be decomposed; {layer.reason}.")
+    elif layer.decomposition == "tucker":
+        layer = replace(layer, fold=None, reason=None)
+        price = cost.tucker(_possible_ranks(name, layer, cost))
+    else:
+        layer = replace(layer, fold=layer.fold or "channel", reason=None)
+        price = cost.low_rank(_possible_rank(name, layer, cost), layer.groups, layer.fold or "channel")
+    params = (0 if layer.tied_to else price.params) + (cost.shape[0] if cost and layer.bias else 0)
+    if layer.decomposition == "dense":
+        error = 0.0
+    else:
+        error = layer.error if (layer.params, layer.macs) == (params, price.macs) else None
+    return replace(layer, params=params, macs=price.macs, error=error)
+
+
+def _possible_rank(name: str, layer: LayerPlan, cost: LayerCost) -> int:
+    try:
+        full = Fold(cost.shape, cost.groups, layer.groups, layer.fold or "channel").full_rank
+    except ArgumentError as error:
+        raise PlanError(f"'{name}' with kernel {cost.shape}: {error}") from error
+    rank = layer.rank
+    if not isinstance(rank, int) or not 1 <= rank <= full:
+        raise PlanError(
+            f"'{name}': `rank` must be an integer in 1..{full} for kernel {cost.shape}, "
+            f"{layer.groups} slices and fold {layer.fold!r}; got {rank!r}."
+        )
+    return rank
+
+
+def _possible_ranks(name: str, layer: LayerPlan, cost: LayerCost) -> tuple[int, ...]:
+    if len(cost.shape) == 2:
+        raise PlanError(f"'{name}' is linear: its weight is a matrix, whose `decomposition` is 'low-rank'.")
+    if layer.groups != 1:
+        raise PlanError(f"'{name}': `groups` must be 1 for Tucker, which does not slice; got {layer.groups!r}.")
+    rank = layer.rank
+    if not isinstance(rank, tuple):
+        raise PlanError(f"'{name}': `rank` must be a pair (r_out, r_in) for Tucker; got {rank!r}.")
+    impossible = why_impossible(rank, cost.shape, cost.groups)
+    if impossible is not None:
+        raise PlanError(f"'{name}': `rank` must be {impossible}; got {rank!r}.")
+    return rank
+
+
+def _read_layer(name: str, value: Any) -> LayerPlan:
+    if not isinstance(value, dict):
+        raise PlanError(f"'{name}': a layer plan must be an object; got {value!r}.")
+    cost = value.get("layer")
+    if isinstance(cost, dict):
+        cost = construct(LayerCost, {key: _tuples(item) for key, item in cost.items()}, f"'{name}': `layer`")
+        axes = len(cost.shape) - 2
+        sizes = [size for _, before, after in cost.calls or () for size in (before, after)]
+        if axes < 0 or min(cost.shape) < 1 or cost.groups < 1 or any(len(size) != axes for size in sizes):
+            raise PlanError(f"'{name}': `layer` describes no layer: {value['layer']!r}.")
+    return construct(LayerPlan, value | {"layer": cost, "rank": _tuples(value.get("rank"))}, f"'{name}'")
+
+
+def _check_ties(layers: dict[str, LayerPlan]) -> None:
+    for name, layer in layers.items():
+        owner = layers.get(layer.tied_to or name)
+        if owner is None or (layer.tied_to and owner.tied_to) or not _alike(owner, layer):
+            raise PlanError(
+                f"'{name}': it shares the weight of '{layer.tied_to}' (`tied_to`), which must be a layer of the plan "
+                f"that becomes the same. Give both the same entry."
+            )
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not a number")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _structure(layer: LayerPlan | None) -> tuple[Any, ...] | None:
+    return None if layer is None else (layer.decomposition, layer.rank, layer.groups, layer.fold, layer.bias)
+
+
+def _alike(a: LayerPlan, b: LayerPlan) -> bool:
+    """Whether both become the same, apart from a bias: of two layers with one weight, one may have its own."""
+    return _structure(replace(a, bias=b.bias)) == _structure(b)
+
+
+def fingerprint(weight: Tensor) -> str:
+    """A hash of the numbers in float64, in order: a wider dtype, another device or memory format changes nothing."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in weight.detach().flatten().split(1 << 20):
+        made.update(part.cpu().double().numpy().data)
+    return made.hexdigest()

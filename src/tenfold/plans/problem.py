@@ -1,0 +1,295 @@
+"""What may be compressed: the layers of one model, their costs, and the options each of them has.
+
+A problem is made once per model and asked for any number of budgets: the spectra are computed at the first question
+and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.errors import ArgumentError, UnsupportedLayer
+from tenfold.layers.cost import Call, Cost, LayerCost, count_params, layer_cost, trace
+from tenfold.layers.decomposed import Decomposed
+from tenfold.layers.find import Target, find, kernel_of
+from tenfold.layers.select import Selection
+from tenfold.layers.swap import to_dense
+from tenfold.linalg.fold import Fold, slice_counts
+from tenfold.linalg.slices import slice_spectra
+from tenfold.linalg.svd import require_finite
+from tenfold.plans.output_moments import Moments, collect
+from tenfold.plans.plan import Budget, Factors, LayerPlan, Plan, fingerprint, priced
+
+_BATCHED = 1 << 17
+"""Kernels up to this many numbers are factorised together with others of their shape; larger ones gain nothing."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight that may be decomposed.
+
+    Args:
+        target: where it is.
+        cost: its cost model, over all layers that use the weight.
+        kernel: ``(out, in / groups, *k)``, a view of the model's own weight.
+    """
+
+    target: Target
+    cost: LayerCost
+    kernel: Tensor
+
+    @property
+    def name(self) -> str:
+        """Of the first module that holds the weight."""
+        return self.target.name
+
+    def matrices(self, fold: str = "channel", slices: int = 1) -> Tensor:
+        """The kernel's slices ``(g, k, rows, columns)`` in a fold; decoupled: ``(f, 1, rows, columns)``."""
+        f = Fold(self.cost.shape, self.cost.groups, slices, fold)
+        return f.matrices(self.kernel).unflatten(0, (-1, slices))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The layers of ``model`` that may be decomposed, and what the whole of it costs.
+
+    Args:
+        model: the dense model; it must not change while the problem is used.
+        given: the model as it was given, factorised where it was: what a method has trained stands here.
+        selected: whether the user named the layers that may be decomposed.
+        targets: every layer with a weight matrix, those that stay dense included.
+        sites: those that may be decomposed.
+        dense: cost of the model as it is.
+        calls: how each named layer is used in one forward pass; empty without example inputs.
+        tables: what `tenfold.plans.candidates` has made of it, for the next budget.
+        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
+    """
+
+    model: nn.Module
+    targets: tuple[Target, ...]
+    sites: tuple[Site, ...]
+    dense: Cost
+    calls: dict[str, tuple[Call, ...]]
+    data: Iterable[Any] | None = None
+    given: nn.Module | None = None
+    selected: bool = False
+    _spectra: dict[tuple[str, str, int], Tensor] = field(default_factory=dict, repr=False)
+    tables: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _moments: dict[Any, dict[str, Moments]] = field(default_factory=dict, repr=False)
+
+    def limits(self, budget: Budget) -> dict[str, int]:
+        """What the sites together may cost: the budget less everything that stays as it is.
+
+        Raises:
+            ArgumentError: a limit on MACs without example inputs.
+        """
+        limits = {}
+        for name in budget.limits:
+            dense = getattr(self.dense, name)
+            if dense is None:
+                raise ArgumentError(
+                    f"`example_inputs` must be given for a budget on {name}: a batch as the model takes it."
+                )
+            sites = sum(getattr(site.cost.dense(), name) for site in self.sites)
+            limits[name] = budget.allowed(name, dense) - (dense - sites)
+        return limits
+
+    def without_bias(self, site: Site) -> list[str]:
+        """The modules that hold a site's weight and have no bias, each module under its first name."""
+        return [n for n in _modules_of(self.model, [site.target]) if self.model.get_submodule(n).bias is None]
+
+    def require_sites(self) -> None:
+        """Raise `UnsupportedLayer`, with all reasons and some layers for each, where no layer can be decomposed."""
+        if self.sites:
+            return
+        reasons: dict[str, list[str]] = {}
+        for target in self.targets:
+            reasons.setdefault(target.reason or "", []).append(f"'{target.name}'")
+        found = "; ".join(f"{_some(names)}: {reason}" for reason, names in reasons.items())
+        raise UnsupportedLayer(
+            f"`model` has no layer that can be decomposed: {found or 'it has no weight matrix at all'}."
+        )
+
+    def leaving(self, reasons: Mapping[str, str]) -> Problem:
+        """The same problem with some sites left dense, each for its reason."""
+        targets = tuple(replace(t, reason=t.reason or reasons.get(t.name)) for t in self.targets)
+        sites = tuple(site for site in self.sites if site.name not in reasons)
+        return replace(self, targets=targets, sites=sites, tables={})
+
+    def spectra(self, fold: str, slices: Sequence[int] | None = None) -> list[dict[int, Tensor]]:
+        """Per site ``{k: s (g, k, p)}``: singular values of the slices in a fold, for every ``k``; cached.
+
+        Args:
+            fold: a name from `tenfold.linalg.fold`.
+            slices: numbers of slices; None: all that the fold can have. Those that it cannot are left out.
+        """
+        possible = [slice_counts(s.cost.shape, fold) for s in self.sites]
+        wanted = [tuple(k for k in ks if slices is None or k in slices) for ks in possible]
+        todo = {
+            i: ks for i, ks in enumerate(wanted) if any((self.sites[i].name, fold, k) not in self._spectra for k in ks)
+        }
+        for indices in _same_shape([(i, self.sites[i]) for i in todo]):
+            batch = [_rows_channels(self.sites[i], fold) for i in indices]
+            found = slice_spectra(torch.stack(batch) if len(batch) > 1 else batch[0][None], todo[indices[0]])
+            for position, i in enumerate(indices):
+                for k, s in found.items():
+                    self._spectra[self.sites[i].name, fold, k] = s[position].cpu()
+        return [{k: self._spectra[s.name, fold, k] for k in ks} for s, ks in zip(self.sites, wanted, strict=True)]
+
+    def moments(self, *, samples: int, gradients: bool = False, seed: int = 0) -> dict[str, Moments]:
+        """Moments of the sites' outputs on the calibration data, by site; cached. See `tenfold.plans.output_moments`.
+
+        Raises:
+            ArgumentError: no data.
+            DataError: no example in the data, or gradients of a model that is no classifier.
+        """
+        if self.data is None:
+            raise ArgumentError("`data` must be given for this method: calibration batches x or (x, y).")
+        key = (samples, gradients, seed)
+        if key not in self._moments:
+            layers = {}
+            for site in self.sites:
+                assert site.target.spec is not None
+                layers[site.name] = (site.target.spec, list(_modules_of(self.model, [site.target])))
+            self._moments[key] = collect(self.model, layers, self.data, samples=samples, gradients=gradients, seed=seed)
+        return self._moments[key]
+
+    def plan(
+        self,
+        method: str,
+        chosen: Sequence[LayerPlan | None],
+        *,
+        budget: Budget | None = None,
+        measure: str | None = None,
+        level: float | None = None,
+        factors: Mapping[str, Factors] | None = None,
+    ) -> Plan:
+        """A plan from what was chosen for each site (None: dense), with reasons, ties and costs filled in.
+
+        Args:
+            method: the name of the method.
+            chosen: per site.
+            budget: what it was chosen for.
+            measure: what errors and level mean.
+            level: the objective reached.
+            factors: of a method that makes them from data, by site.
+        """
+        choice = {site.name: c for site, c in zip(self.sites, chosen, strict=True) if c is not None}
+        holders = {name: target for target in self.targets for name in (target.name, *target.aliases)}
+        bare = {name for site in self.sites for name in self.without_bias(site)}
+        layers: dict[str, LayerPlan] = {}
+        for name, _ in self.model.named_modules(remove_duplicate=False):  # the model's order, ties where they stand
+            if name in holders:
+                target = holders[name]
+                tied = None if name == target.name else target.name
+                one = choice.get(target.name)
+                one = None if one is None else replace(one, bias=one.bias and name in bare)
+                layers[name] = self._layer(target, name, tied, one)
+        held = sum(moments.bytes for one in self._moments.values() for moments in one.values())
+        weights = {name: cast("Tensor", self.model.get_submodule(name).weight) for name in factors or {}}
+        return Plan(
+            method,
+            layers,
+            self.dense.params,
+            self.dense.macs,
+            measure,
+            level,
+            {} if budget is None else budget.limits,
+            from_data=factors is not None,
+            calibration_bytes=0 if factors is None else held,
+            factors=dict(factors or {}),
+            fingerprints={name: fingerprint(weight) for name, weight in weights.items()},
+        )
+
+    def _layer(self, target: Target, name: str, tied: str | None, chosen: LayerPlan | None) -> LayerPlan:
+        if target.spec is None:
+            return LayerPlan("dense", params=0 if tied else target.params, reason=target.reason, tied_to=tied)
+        cost_ = layer_cost(target.spec, self.calls.get(name, ()) if self.calls else None)
+        base = chosen if chosen is not None else LayerPlan("dense", reason=target.reason or ALLOWED)
+        return replace(priced(name, replace(base, layer=cost_, tied_to=tied)), error=base.error, reason=base.reason)
+
+
+ALLOWED = "the budget allows it"
+NO_SAVING = "no decomposition of it saves anything"
+RANK_SAVES_NOTHING = "at the rank that the method gives it nothing would be saved"
+
+
+def survey(
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    data: Iterable[Any] | None = None,
+    target_modules: Selection = None,
+    exclude_modules: Selection = None,
+) -> Problem:
+    """Find the layers that may be decomposed and count what they cost. The model is untouched.
+
+    A model that is factorised already is multiplied back to dense first: ranks are always chosen on whole kernels.
+
+    Args:
+        model: any module with finite weights.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; for MACs only.
+        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
+        target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
+        exclude_modules: never these.
+
+    Raises:
+        ArgumentError: a selection that matches nothing; inputs that the model does not take.
+        TenfoldError: a weight with NaN or infinite entries, by name.
+        UnsupportedLayer: there is no layer to decompose, or one named in full cannot be.
+    """
+    given = model
+    if any(isinstance(m, Decomposed) for m in model.modules()):
+        model = to_dense(model)
+    targets = tuple(find(model, target_modules, exclude_modules))
+    free = [t for t in targets if t.reason is None]
+    for target in targets:
+        if target.spec is not None:
+            require_finite(kernel_of(model, target), f"the weight of '{target.name}'")
+    names = list(_modules_of(model, targets))
+    traced = None if example_inputs is None else trace(model, example_inputs, names)
+    dense = Cost(count_params(model), traced.macs if traced else None)
+    used = dict(traced.calls) if traced else {}
+    sites = tuple(_site(model, t, used) for t in free)
+    return Problem(model, targets, sites, dense, used, data, given, target_modules is not None)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _site(model: nn.Module, target: Target, used: dict[str, tuple[Call, ...]]) -> Site:
+    assert target.spec is not None
+    calls = tuple(c for name in (target.name, *target.aliases) for c in used.get(name, ())) if used else None
+    return Site(target, layer_cost(target.spec, calls), kernel_of(model, target))
+
+
+def _modules_of(model: nn.Module, targets: Iterable[Target]) -> Iterable[str]:
+    """The names of all modules among the targets, each module once."""
+    seen = set()
+    for target in targets:
+        for name in (target.name, *target.aliases):
+            module = model.get_submodule(name)
+            if target.spec is not None and id(module) not in seen:
+                seen.add(id(module))
+                yield name
+
+
+def _rows_channels(site: Site, fold: str) -> Tensor:
+    """The kernel as ``(g, rows, c, columns / c)``, as `slice_spectra` takes it."""
+    return site.matrices(fold)[:, 0].unflatten(-1, (site.cost.shape[1], -1))
+
+
+def _same_shape(sites: Sequence[tuple[int, Site]]) -> list[list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for i, site in sites:
+        small = site.kernel.numel() <= _BATCHED
+        key = (site.cost.shape, site.cost.groups, site.kernel.dtype, site.kernel.device) if small else i
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())

@@ -1,0 +1,153 @@
+"""Save a compressed model as JSON and safetensors, and build it again from the *dense* class: nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tenfold.errors import CheckpointError, PlanError
+from tenfold.files import atomic_file, atomic_folder
+from tenfold.layers import swap
+from tenfold.plans.apply import check_fits, matches, plan_of
+from tenfold.plans.plan import Plan
+
+PLAN, WEIGHTS = "plan.json", "model.safetensors"
+
+
+def save(model: nn.Module, path: Path | str, plan: Plan | None = None) -> None:
+    """Write ``path/plan.json`` and ``path/model.safetensors``, both or neither.
+
+    Args:
+        model: dense or compressed, wherever it is.
+        path: a folder that is new, empty, or was written by `save`, which is then replaced as a whole.
+        plan: the plan it was built from, to keep its errors and reasons; None: read off the model.
+
+    Raises:
+        PlanError: ``plan`` is not what the model is built to.
+        CheckpointError: ``path`` holds something else, or the model has state that is no tensor.
+    """
+    path = Path(path).resolve()  # the name of "." is needed to write beside it
+    foreign = [path.name] if path.is_file() else sorted({p.name for p in path.glob("*")} - {PLAN, WEIGHTS})
+    if foreign:
+        raise CheckpointError(
+            f"`path` must be a new or empty folder, or one written by tenfold.save, whose place the new one takes; "
+            f"'{path}' holds {', '.join(foreign[:3])}."
+        )
+    if plan is not None and not matches(model, plan):
+        raise PlanError("`plan` must be the plan that `model` was built from; its layers differ. Leave it out.")
+    with atomic_folder(path) as folder:
+        (folder / PLAN).write_text((plan or plan_of(model)).to_json(), encoding="utf-8")
+        write_weights(model, folder / WEIGHTS)
+
+
+def load(path: Path | str, model: nn.Module) -> nn.Module:
+    """The saved model, built from its dense class.
+
+    Args:
+        path: a folder that `save` wrote.
+        model: the dense model, trained or fresh: its structure is used, not its weights. Untouched.
+
+    Returns:
+        a new model with the saved weights, on the device of ``model``.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or does not fit the model.
+        PlanError: the plan is malformed or for another model.
+        ArgumentError: ``model`` is wrapped in DataParallel or the like.
+    """
+    folder = Path(path)
+    plan = read_plan(folder)
+    check_fits(model, plan)
+    small = swap.skeleton(model, plan.layers)
+    read_weights(small, folder / WEIGHTS)
+    return small
+
+
+def read_plan(folder: Path | str) -> Plan:
+    """The plan in a folder that `save` wrote.
+
+    Raises:
+        CheckpointError: no such folder, or a file that is no text.
+        PlanError: text that is no plan.
+    """
+    file = Path(folder) / PLAN
+    if not file.is_file():
+        raise CheckpointError(f"no saved model at '{folder}': it has no {PLAN}. Pass a folder written by tenfold.save.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{file}' is damaged: {error}. Save the model again.") from error
+    return Plan.from_json(text)
+
+
+def write_weights(model: nn.Module, file: Path | str) -> None:
+    """Parameters and buffers as safetensors; tensors that share memory are written once, with the other names noted.
+
+    Raises:
+        CheckpointError: a module's extra state is no tensor; writing it would take pickle.
+    """
+    owner: dict[tuple[object, ...], str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"`model` must have a state of tensors to be saved without pickle; '{name}' is a "
+                f"{type(tensor).__name__}. Keep it apart, or register it as a buffer."
+            )
+        key = (
+            tensor.device,
+            tensor.untyped_storage().data_ptr(),
+            tensor.storage_offset(),
+            tensor.shape,
+            tensor.stride(),
+        )
+        first = owner.setdefault(key, name) if tensor.numel() else name
+        if first != name:
+            aliases[name] = first
+        else:
+            # Strides are kept by loading into the model's own tensors; views of one storage are written apart.
+            tensors[name] = tensor.detach().to("cpu").contiguous().clone()
+    with atomic_file(file) as temporary:  # safetensors makes files that only their owner can read; this one does not
+        save_file(tensors, str(temporary), metadata={"aliases": json.dumps(aliases)})
+
+
+def read_weights(model: nn.Module, file: Path | str) -> None:
+    """Load what `write_weights` wrote into ``model``, in place, once everything has been found to fit.
+
+    Raises:
+        CheckpointError: missing or truncated file, or other names, shapes or types than the model's.
+    """
+    saved = _read(Path(file))
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    wrong = [n for n in own.keys() & saved.keys() if (own[n].shape, own[n].dtype) != (saved[n].shape, saved[n].dtype)]
+    if missing or extra or wrong:
+        first = wrong[0] if wrong else None
+        detail = f" '{first}': {_kind(saved[first])} saved, {_kind(own[first])} here." if first else ""
+        raise CheckpointError(
+            f"'{file}' is for another model: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(extra)} unexpected {extra[:3]}, {len(wrong)} of another shape or type {wrong[:3]}.{detail}"
+        )
+    model.load_state_dict(saved)
+
+
+def _read(file: Path) -> Mapping[str, Tensor]:
+    if not file.is_file():
+        raise CheckpointError(f"no weights at '{file}'. The folder must hold {PLAN} and {WEIGHTS}.")
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            aliases = json.loads((opened.metadata() or {}).get("aliases", "{}"))
+        return tensors | {name: tensors[first] for name, first in aliases.items()}
+    except (SafetensorError, OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise CheckpointError(f"'{file}' is damaged or truncated: {error}. Save the model again.") from error
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
