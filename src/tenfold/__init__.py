@@ -28,10 +28,12 @@ from tenfold.methods import build_method as build_method
 from tenfold.methods import methods as methods
 from tenfold.methods.activation_svd import ActivationSVD as ActivationSVD
 from tenfold.methods.alds import ALDS as ALDS
+from tenfold.methods.contract.builder import compress as compress
+from tenfold.methods.contract.builder import plan as plan
 from tenfold.methods.contract.method import Goal as Goal
 from tenfold.methods.contract.method import Method as Method
-from tenfold.methods.contract.method import compress as compress
-from tenfold.methods.contract.method import plan as plan
+from tenfold.methods.contract.training_run import TrainingRun as TrainingRun
+from tenfold.methods.contract.training_run import begin as begin
 from tenfold.methods.dense import Dense as Dense
 from tenfold.methods.factors import Factors as Factors
 from tenfold.methods.fisher_svd import FisherSVD as FisherSVD

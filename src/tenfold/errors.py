@@ -54,7 +54,15 @@ def is_share(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
+def shortened(value: object, most: int = 80) -> str:
+    """``repr(value)`` on one line, cut to ``most`` characters: what an error message says of a value."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def check(condition: bool, argument: str, rule: str, value: object, remedy: str = "") -> None:
     """Raise `ArgumentError` unless ``condition``: "`rank` must be >= 1; got 0. Pass ..."."""
     if not condition:
-        raise ArgumentError(f"`{argument}` must be {rule}; got {value!r}." + (f" {remedy}" if remedy else ""))
+        raise ArgumentError(
+            f"`{argument}` must be {rule}; got {shortened(value, 200)}." + (f" {remedy}" if remedy else "")
+        )

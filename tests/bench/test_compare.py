@@ -164,7 +164,7 @@ def test_it_goes_on_after_the_last_whole_epoch(whole, tmp_path, monkeypatch):
 
 
 def test_failures_are_results_and_the_others_go_on(tmp_path):
-    both = experiment(Broken(), tenfold.SVD(), budgets=(tenfold.Budget(params=1),), recipe=_short(), recovery=1)
+    both = experiment(Broken(), tenfold.SVD(), budgets=(tenfold.Budget(params=2),), recipe=_short(), recovery=1)
     results = compare(both, tmp_path)
     failed = {run.method: run.failure for run in results.runs}
     assert failed["dense"] is None

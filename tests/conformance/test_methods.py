@@ -50,7 +50,8 @@ def takes_budgets(method: tenfold.Method) -> bool:
 
 def compressed(method, model, budget, x) -> tenfold.Result:
     """All layers are named, so that methods which leave some dense by themselves take them too."""
-    return tenfold.compress(model, method, budget, example_inputs=x, data=data(x), target_modules=EVERY)
+    kept = budget if takes_budgets(method) else None
+    return tenfold.compress(model, method, kept, example_inputs=x, data=data(x), target_modules=EVERY)
 
 
 # ---- configuration
@@ -297,7 +298,7 @@ def test_what_it_trains_it_can_finish(method):
     train(method, model, optimizer)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = image()
-    budget = tenfold.Budget(params=0.8)
+    budget = tenfold.Budget(params=0.8) if takes_budgets(method) else None
     result = method.finish(model, budget, data=data(x), example_inputs=x, target_modules=EVERY)
     assert isinstance(result, tenfold.Result)
     assert (result.report.small.params, result.report.small.macs) == counted(result.model, x)

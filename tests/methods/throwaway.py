@@ -14,7 +14,7 @@ from torch import nn
 
 from tenfold.errors import check
 from tenfold.layers.cost import layer_cost
-from tenfold.layers.find import find, kernel_of
+from tenfold.layers.find import find
 from tenfold.linalg import Fold, truncated_svd
 from tenfold.methods.contract.method import Method
 from tenfold.ranks.measures import MEASURES
@@ -62,7 +62,7 @@ class Clip(Method):
             if target.reason is None:
                 cost = layer_cost(target.spec)
                 if cost.low_rank(self.rank).params < cost.dense().params:
-                    kernel = kernel_of(model, target)
+                    kernel = target.kernel
                     fold = Fold(tuple(kernel.shape), target.spec.groups)
                     u, s, v = truncated_svd(fold.matrices(kernel), self.rank)
                     kernel.copy_(fold.kernel((u * s[:, None]) @ v.mT))

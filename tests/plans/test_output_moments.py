@@ -309,7 +309,7 @@ def test_hooks_are_gone_after_an_error_too():
 
 def test_collect_takes_the_layers_that_it_is_given():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double()
-    spec = survey(model).sites[1].target.spec
+    spec = survey(model).sites[1].options
     found = collect(model, {"1": (spec, ["1"])}, batches((4,)), samples=3)
     assert list(found) == ["1"]
     assert isinstance(tenfold.DataError("x"), DataError)

@@ -90,9 +90,9 @@ def test_every_layer_is_in_the_plan_with_the_reason_why_it_stays_dense():
 def test_what_stays_dense_is_charged_to_the_budget():
     model = chain()
     with pytest.raises(tenfold.BudgetError) as all_layers:
-        tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=1))
+        tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=2))
     with pytest.raises(tenfold.BudgetError) as without_one:
-        tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=1), exclude_modules=["0"])
+        tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=2), exclude_modules=["0"])
     saved = model[0].weight.numel() - (8 + 27)  # rank 1, one slice
     assert without_one.value.smallest["params"] - all_layers.value.smallest["params"] == saved
 

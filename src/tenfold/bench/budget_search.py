@@ -14,7 +14,7 @@ from torch import nn
 
 from tenfold.errors import BudgetError, TenfoldError, check
 from tenfold.methods.contract.method import Method
-from tenfold.plans.apply import apply
+from tenfold.plans.apply import build
 from tenfold.plans.plan import Budget, Plan
 from tenfold.plans.problem import Problem
 
@@ -90,7 +90,7 @@ def smallest_budget(
     def enough(limit: int) -> bool:
         nonlocal best
         plan = method.plan(problem, Budget(params=limit))
-        small = apply(problem.model, plan)
+        small = build(problem, plan, Budget(params=limit)).model
         reached = accuracy(small)
         probe = Probe(limit / dense, plan.params / dense, reached, reached >= least)
         probes.append(probe)
@@ -119,6 +119,6 @@ def smallest_budget(
 def _reachable(problem: Problem, method: Method) -> int:
     """The fewest parameters that the method can reach; a method that keeps to no budget reaches all of them."""
     try:
-        return method.plan(problem, Budget(params=1)).params
+        return method.plan(problem, Budget(params=2)).params
     except BudgetError as error:
         return int(error.smallest.get("params", problem.dense.params))

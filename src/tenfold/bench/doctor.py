@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from tenfold.bench.latency import milliseconds
 from tenfold.errors import TenfoldError, check
+from tenfold.layers.find import FoundLayer
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.select import Selection
 from tenfold.linalg.fold import NAMES, Fold
-from tenfold.plans.problem import Problem, Site, survey
+from tenfold.plans.problem import Problem, survey
 
 BLOCK = 8
 """Ranks are aligned to multiples of this."""
@@ -156,9 +157,9 @@ def diagnose(
         uses = _shapes(problem, x)
         sites = {site.name: site for site in problem.sites}
         found = []
-        for target in problem.targets:
+        for target in problem.found:
             if target.name in sites:
-                report(len(found), len(problem.targets), target.name)
+                report(len(found), len(problem.found), target.name)
                 site = sites[target.name]
                 found.append(_examine(problem, site, uses.get(site.name, Counter()), fold, rungs, rounds, threads))
             else:
@@ -185,7 +186,7 @@ def _shapes(problem: Problem, x: Tensor) -> dict[str, Counter[tuple[Shape, torch
     try:
         for site in problem.sites:
             seen = uses.setdefault(site.name, Counter())
-            modules = {id(m): m for m in map(problem.model.get_submodule, (site.name, *site.target.aliases))}
+            modules = {id(m): m for m in map(problem.model.get_submodule, site.names)}
             handles += [m.register_forward_pre_hook(recorder(seen), with_kwargs=True) for m in modules.values()]
         problem.model.eval()
         with torch.no_grad():
@@ -200,7 +201,7 @@ def _shapes(problem: Problem, x: Tensor) -> dict[str, Counter[tuple[Shape, torch
 
 def _examine(
     problem: Problem,
-    site: Site,
+    site: FoundLayer,
     uses: Counter[tuple[Shape, torch.dtype]],
     fold: str,
     rungs: int,
@@ -248,10 +249,9 @@ def _ladder(top: int, rungs: int) -> list[int]:
     return aligned if len(aligned) > 1 else sorted({int(rank) for rank in spread} - {0})
 
 
-def _pair(layer: nn.Module, site: Site, rank: int, fold: str) -> LowRank:
+def _pair(layer: nn.Module, site: FoundLayer, rank: int, fold: str) -> LowRank:
     """A factor pair of the right sizes; what its numbers are does not change its time, as long as they are normal."""
-    assert site.target.spec is not None
-    pair = low_rank_class(site.target.spec).like(layer, site.target.spec, rank, 1, fold)
+    pair = low_rank_class(site.options).like(layer, site.options, rank, 1, fold)
     for p in pair.parameters():
         nn.init.normal_(p.data, std=0.1)
     return pair.eval()

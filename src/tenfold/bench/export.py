@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tenfold.errors import TenfoldError, check
 from tenfold.files import atomic_file
-from tenfold.layers.spec import refuse_wrapped
+from tenfold.layers.usable import refuse_unusable
 
 FORMATS = ("onnx", "torch-export")
 BATCHES = (1, 5)
@@ -86,7 +86,7 @@ def export(
     check(format in FORMATS, "format", f"one of {', '.join(FORMATS)}", format)
     check(opset is None or format == "onnx", "opset", "left out for torch-export", opset)
     check(tolerance > 0, "tolerance", "> 0", tolerance)
-    refuse_wrapped(model)
+    refuse_unusable(model)
     runtime = _runtime() if format == "onnx" else None
     args, kwargs = _arguments(_batch(example_inputs, _CAPTURED, None))
     axes = tuple(_axes(value) for value in args), {key: _axes(value) for key, value in kwargs.items()}

@@ -12,8 +12,9 @@ from tenfold.errors import ArgumentError, TenfoldError, check, is_share
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import cost
 from tenfold.layers.select import Selection
+from tenfold.methods.contract.builder import compress
 from tenfold.methods.contract.method import Method
-from tenfold.plans.apply import apply
+from tenfold.plans.apply import build
 from tenfold.plans.plan import Budget
 from tenfold.plans.problem import survey
 from tenfold.plans.prune_filters import prune_filters
@@ -43,7 +44,7 @@ class RankCut:
     def __call__(self, model: nn.Module, ratio: float) -> nn.Module:
         """A copy of ``model``, by ranks ``max(1, round((1 - ratio) full))``."""
         problem = survey(model, target_modules=self.target_modules, exclude_modules=self.exclude_modules)
-        return apply(problem.model, fraction_plan(problem, "rank-cut", 1 - ratio, self.fold))
+        return build(problem, fraction_plan(problem, "rank-cut", 1 - ratio, self.fold)).model
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,4 @@ def sweep(
 def _compressed(model: nn.Module, method: Method | Cut, ratio: float, data: Iterable[Any] | None) -> nn.Module:
     if not isinstance(method, Method):
         return method(model, ratio)
-    problem = survey(model, data=data)
-    plan = method.plan(problem, Budget(params=1.0 - ratio))
-    return apply(method.prepare(problem.model, plan), plan)
+    return compress(model, method, Budget(params=1.0 - ratio), data=data, norms="keep").model

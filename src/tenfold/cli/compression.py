@@ -17,8 +17,8 @@ from tenfold.cli.progress import Stage, Steps, score
 from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost, cost
+from tenfold.methods.contract.builder import plan as make_plan
 from tenfold.methods.contract.method import Method
-from tenfold.methods.contract.method import plan as make_plan
 from tenfold.methods.dense import Dense
 from tenfold.plans.apply import Report, Result, apply
 from tenfold.plans.plan import Budget, Plan

@@ -14,7 +14,7 @@ from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError
 from tenfold.files import atomic_file
 from tenfold.layers.cost import Cost
-from tenfold.methods.contract.method import plan as make_plan
+from tenfold.methods.contract.builder import plan as make_plan
 from tenfold.train.calibration import calibration
 
 NAME = "plan"

@@ -19,8 +19,8 @@ from tenfold.errors import CheckpointError
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost
 from tenfold.layers.swap import structure_of
+from tenfold.methods.contract.builder import plan as make_plan
 from tenfold.methods.contract.method import Goal, Method
-from tenfold.methods.contract.method import plan as make_plan
 from tenfold.plans.apply import Result
 from tenfold.plans.plan import Budget
 from tenfold.train import Fit, Recipe, fit

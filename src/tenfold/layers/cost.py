@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.errors import ArgumentError
 from tenfold.layers.copy_model import duplicate, meta_copy
-from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
+from tenfold.layers.spec import LayerSpec, spec_of
+from tenfold.layers.usable import refuse_unusable
 from tenfold.linalg.fold import Fold
 
 Call = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -153,7 +154,7 @@ def trace(model: nn.Module, example_inputs: Any, names: Iterable[str] = ()) -> T
     Raises:
         ArgumentError: the model is wrapped, or does not run on the inputs; the message carries torch's own.
     """
-    refuse_wrapped(model)
+    refuse_unusable(model)
     try:
         return _run(meta_copy(model), _to_meta(example_inputs), names)
     except Exception as on_meta:  # noqa: BLE001 - whatever a foreign forward raises; the real run decides

@@ -21,7 +21,8 @@ from tenfold.layers.copy_model import duplicate
 from tenfold.layers.cost import call_arguments
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.select import Selection, select
-from tenfold.layers.spec import CONVS, TRANSPOSED, refuse_wrapped, spec_of, to_kernel
+from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of, to_kernel
+from tenfold.layers.usable import refuse_unusable
 from tenfold.linalg.svd import require_finite, working
 
 _FILTERS = (*CONVS, *TRANSPOSED)
@@ -122,7 +123,7 @@ def find_filters(
         TenfoldError: `torch-pruning` is missing; a weight that is not finite.
     """
     check(norm in (1, 2), "norm", "1 or 2", norm)
-    refuse_wrapped(model)
+    refuse_unusable(model)
     if any(isinstance(m, LowRank) for m in model.modules()):
         raise ArgumentError("`model` must be dense to lose filters; this one is factorised. See tenfold.to_dense.")
     copy = duplicate(model)

@@ -15,34 +15,72 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tenfold.errors import UnsupportedLayer
+from tenfold.layers.cost import Call, LayerCost, layer_cost
 from tenfold.layers.select import Selection, select
-from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, refuse_wrapped, spec_of, to_kernel
+from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, spec_of, to_kernel
+from tenfold.layers.usable import refuse_unusable
+from tenfold.linalg.fold import Fold
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
-class Target:
-    """One weight of a model that could be decomposed, or the reason why it stays dense.
+class FoundLayer:
+    """One weight of a model: where it is, how its layer computes with it, and whether it may be decomposed.
 
     Args:
         name: of the module that holds it (the first, in module order).
         aliases: of further modules that hold the same weight, or further names of the same module.
+        module: the first module.
         spec: the options of the layer; None where tenfold does not know its kind or cannot read its numbers.
         reason: why it stays dense; None where it can be decomposed.
         params: numbers in the weight; 0 for a lazy one.
+        calls: how all modules that hold the weight are used in one forward pass; None where that is unknown.
     """
 
     name: str
     aliases: tuple[str, ...]
+    module: nn.Module
     spec: LayerSpec | None
     reason: str | None
     params: int
+    calls: tuple[Call, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all modules that hold the weight, the first one's first."""
+        return (self.name, *self.aliases)
+
+    @property
+    def options(self) -> LayerSpec:
+        """``spec``, of a layer that has one: every layer that may be decomposed has."""
+        assert self.spec is not None
+        return self.spec
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter itself."""
+        return cast("Tensor", self.module.weight)
+
+    @property
+    def kernel(self) -> Tensor:
+        """The kernel ``(out, in / groups, *k)``, detached; a view of the layer's own weight."""
+        return to_kernel(self.options, self.weight.detach())
+
+    @property
+    def cost(self) -> LayerCost:
+        """The cost model of the weight, over all layers that use it."""
+        return layer_cost(self.options, self.calls)
+
+    def matrices(self, fold: str = "channel", slices: int = 1) -> Tensor:
+        """The kernel's slices ``(g, k, rows, columns)`` in a fold; decoupled: ``(f, 1, rows, columns)``."""
+        f = Fold(self.options.shape, self.options.groups, slices, fold)
+        return f.matrices(self.kernel).unflatten(0, (-1, slices))
 
 
 def find(
     model: nn.Module, target_modules: Selection = None, exclude_modules: Selection = None, *, replaced: bool = True
-) -> list[Target]:
+) -> list[FoundLayer]:
     """Every module with a weight matrix or kernel of its own, in module order.
 
     Args:
@@ -55,7 +93,7 @@ def find(
         ArgumentError: a wrapped model; a selection that matches no layer, and the message names near misses.
         UnsupportedLayer: a layer named in full by ``target_modules`` that cannot be decomposed.
     """
-    refuse_wrapped(model)
+    refuse_unusable(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     holders: dict[int, list[str]] = defaultdict(list)
     weights: dict[int, nn.Parameter] = {}
@@ -66,7 +104,7 @@ def find(
     layers = dict.fromkeys(name for names in holders.values() for name in names)
     chosen = select(target_modules, "target_modules", layers, modules)
     excluded = select(exclude_modules, "exclude_modules", layers, modules) or set()
-    targets = []
+    found = []
     for key, names in holders.items():
         weight = weights[key]
         reason = _why_not(names, modules, weight, replaced)
@@ -76,9 +114,10 @@ def find(
             reason = "in exclude_modules"
         lazy = nn.parameter.is_lazy(weight)
         spec = None if lazy or weight.dtype not in _DTYPES else spec_of(modules[names[0]])
-        targets.append(Target(names[0], tuple(names[1:]), spec, reason, 0 if lazy else weight.numel()))
-    _refuse_named(target_modules, targets)
-    return targets
+        size = 0 if lazy else weight.numel()
+        found.append(FoundLayer(names[0], tuple(names[1:]), modules[names[0]], spec, reason, size))
+    _refuse_named(target_modules, found)
+    return found
 
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -126,17 +165,11 @@ def _hooked(module: nn.Module) -> bool:
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
-def _refuse_named(selection: Selection, targets: list[Target]) -> None:
+def _refuse_named(selection: Selection, found: list[FoundLayer]) -> None:
     """A layer that the user spelled out in full must not be left dense silently."""
     if selection is None or isinstance(selection, str):
         return
-    for target in targets:
-        named = {target.name, *target.aliases}.intersection(selection)
-        if named and target.reason not in (None, "in exclude_modules"):
-            raise UnsupportedLayer(f"`target_modules` names '{min(named)}', which stays dense: {target.reason}.")
-
-
-def kernel_of(model: nn.Module, target: Target) -> Tensor:
-    """The kernel ``(out, in / groups, *k)`` of a target, detached; a view of the layer's own weight."""
-    assert target.spec is not None
-    return to_kernel(target.spec, cast("Tensor", model.get_submodule(target.name).weight).detach())
+    for layer in found:
+        named = set(layer.names).intersection(selection)
+        if named and layer.reason not in (None, "in exclude_modules"):
+            raise UnsupportedLayer(f"`target_modules` names '{min(named)}', which stays dense: {layer.reason}.")

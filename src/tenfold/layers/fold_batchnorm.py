@@ -25,8 +25,9 @@ from tenfold.layers.batchnorm import norm_after
 from tenfold.layers.copy_model import duplicate, meta_copy
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.matrix import LowRank
-from tenfold.layers.spec import refuse_wrapped, spec_of, to_kernel, to_weight
+from tenfold.layers.spec import spec_of, to_kernel, to_weight
 from tenfold.layers.tucker import TuckerConv
+from tenfold.layers.usable import refuse_unusable
 from tenfold.linalg.svd import working
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -61,7 +62,7 @@ def norm_folds(model: nn.Module, given: Mapping[str, str] | None = None, example
     Raises:
         ArgumentError: a wrapped model, or pairs in ``given`` that are none.
     """
-    refuse_wrapped(model)
+    refuse_unusable(model)
     layers = {norm: layer for layer, norm in norm_after(model, given).items()}
     seen = None if example_inputs is None else _watch(model, layers, example_inputs)
     traced = set(given or ()) if seen is None and not _traceable(model) else None

@@ -15,8 +15,6 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from tenfold.errors import ArgumentError
-
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -112,17 +110,6 @@ def spec_of(module: nn.Module) -> LayerSpec | None:
         n_in, n_out = cast("Tensor", module.weight).shape
         return LayerSpec("conv1d_gpt2", n_out, n_in, bias=module.bias is not None)
     return None
-
-
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise `ArgumentError` for a model inside a wrapper whose copies of the parameters would go stale."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    for module in model.modules():
-        if isinstance(module, wrappers) or type(module).__name__ in ("OptimizedModule", "FullyShardedDataParallel"):
-            raise ArgumentError(
-                f"`model` must not be wrapped in {type(module).__name__}. Pass the module inside it "
-                f"(`.module`, or `._orig_mod` after torch.compile) and wrap the result again."
-            )
 
 
 def to_kernel(spec: LayerSpec, weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "f c *k"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tenfold.errors import ArgumentError, PlanError
 from tenfold.layers.copy_model import duplicate
 from tenfold.layers.decomposed import Decomposed
-from tenfold.layers.find import find, kind_of
+from tenfold.layers.find import FoundLayer, find, kind_of
 from tenfold.layers.fused_encoder import keep_off_fused_paths_
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.select import near
-from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
+from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.tucker import TuckerConv
+from tenfold.layers.usable import refuse_unusable
 from tenfold.linalg.svd import require_finite
 
 
@@ -46,7 +47,12 @@ class Make(Protocol):
     def __call__(self, old: nn.Module, spec: LayerSpec, structure: Structure, /, *, empty: bool) -> Decomposed: ...  # noqa: D102
 
 
-def apply(model: nn.Module, structures: Mapping[str, Structure], factors: Given | None = None) -> nn.Module:
+def apply(
+    model: nn.Module,
+    structures: Mapping[str, Structure],
+    factors: Given | None = None,
+    found: Sequence[FoundLayer] | None = None,
+) -> nn.Module:
     """A new model in which each named layer has become what its structure says; ``model`` is untouched.
 
     The weights that are replaced are never copied. Layers that shared a weight share its factors.
@@ -55,6 +61,7 @@ def apply(model: nn.Module, structures: Mapping[str, Structure], factors: Given 
         model: the dense model.
         structures: by module name; ``"dense"`` ones are left as they are.
         factors: by module name, where they are not to be the best ones for the weight.
+        found: the layers of ``model``, where they have been found already.
 
     Raises:
         PlanError: a name that the model lacks, a layer that has to stay dense, a structure that it cannot take, or
@@ -62,7 +69,7 @@ def apply(model: nn.Module, structures: Mapping[str, Structure], factors: Given 
         TenfoldError: a weight with NaN or infinite entries, by name.
         ArgumentError: a wrapped model.
     """
-    return rebuild(model, structures, planned, factors)
+    return rebuild(model, structures, planned, factors, found)
 
 
 def skeleton(model: nn.Module, structures: Mapping[str, Structure]) -> nn.Module:
@@ -78,7 +85,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     Raises:
         ArgumentError: a wrapped model.
     """
-    refuse_wrapped(model)
+    refuse_unusable(model)
     memo: dict[int, Any] = {}
     weights: dict[tuple[int, ...], Any] = {}
     for layer in structure_of(model).values():
@@ -97,13 +104,17 @@ def structure_of(model: nn.Module) -> dict[str, Decomposed]:
 
 
 def rebuild(
-    model: nn.Module, structures: Mapping[str, Structure], make: Make, factors: Given | None = None
+    model: nn.Module,
+    structures: Mapping[str, Structure],
+    make: Make,
+    factors: Given | None = None,
+    found: Sequence[FoundLayer] | None = None,
 ) -> nn.Module:
     """As `apply`, with layers that ``make`` makes; those in ``factors`` it is asked for empty."""
     factors = factors or {}
     modules = dict(model.named_modules(remove_duplicate=False))
     todo = {name: s for name, s in structures.items() if s.decomposition != "dense"}
-    _check(model, modules, todo)
+    _check(find(model) if found is None else found, modules, todo)
     # What the copy finds in `memo` it takes as it is: the layers that are replaced are never copied.
     memo: dict[int, Any] = {}
     twins: dict[int, Decomposed] = {}
@@ -128,18 +139,18 @@ def rebuild(
     return keep_off_fused_paths_(duplicate(model, memo))
 
 
-def _check(model: nn.Module, modules: Mapping[str, nn.Module], todo: Mapping[str, Structure]) -> None:
+def _check(found: Sequence[FoundLayer], modules: Mapping[str, nn.Module], todo: Mapping[str, Structure]) -> None:
     """Raise `PlanError` unless every layer in ``todo`` can be replaced, and every weight by one structure."""
-    targets = {name: target for target in find(model) for name in (target.name, *target.aliases)}
+    holders = {name: layer for layer in found for name in layer.names}
     for name, wanted in todo.items():
         if name not in modules:
             raise PlanError(f"the plan names the layer '{name}', which the model lacks.{near(name, modules)}")
-        if name not in targets:
+        if name not in holders:
             raise PlanError(f"the plan decomposes '{name}', {kind_of(modules[name])}, which has no weight matrix.")
-        target = targets[name]
-        if target.reason is not None:
-            raise PlanError(f"the plan decomposes '{name}', which has to stay dense: {target.reason}.")
-        for other in (target.name, *target.aliases):
+        layer = holders[name]
+        if layer.reason is not None:
+            raise PlanError(f"the plan decomposes '{name}', which has to stay dense: {layer.reason}.")
+        for other in layer.names:
             twin = todo.get(other)
             if twin is None or _written(twin) != _written(wanted):
                 raise PlanError(

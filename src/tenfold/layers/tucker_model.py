@@ -16,9 +16,10 @@ from tenfold.layers.cost import layer_cost
 from tenfold.layers.find import find
 from tenfold.layers.fused_encoder import keep_off_fused_paths_
 from tenfold.layers.select import Selection, near
-from tenfold.layers.spec import LayerSpec, refuse_wrapped, to_kernel
+from tenfold.layers.spec import LayerSpec, to_kernel
 from tenfold.layers.swap import rebuild
 from tenfold.layers.tucker_training import TrainedTucker
+from tenfold.layers.usable import refuse_unusable
 from tenfold.linalg.multilinear import feasible, random_tucker
 from tenfold.linalg.tucker import Limits, tensor_cut
 
@@ -218,7 +219,7 @@ def deploy(model: nn.Module) -> nn.Module:
     Raises:
         ArgumentError: a wrapped model.
     """
-    refuse_wrapped(model)
+    refuse_unusable(model)
     memo: dict[int, Any] = {}
     twins: dict[int, Any] = {}
     for layer in model.modules():

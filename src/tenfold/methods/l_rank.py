@@ -108,7 +108,7 @@ class LRank(Method):
         plan = self.plan(problem, Budget(params=float(self.keep)))
         targets = {}
         for site in problem.sites:
-            rank, spec = plan.layers[site.name].rank, site.target.spec
+            rank, spec = plan.layers[site.name].rank, site.options
             if isinstance(rank, int) and spec is not None:
                 fold = Fold(site.cost.shape, site.cost.groups, 1, self.fold)
                 left, right = low_rank_factors(fold.matrices(site.kernel), rank)

@@ -14,12 +14,11 @@ from torch import nn
 
 from tenfold.errors import check, is_share
 from tenfold.layers.batchnorm import norm_after
-from tenfold.layers.copy_model import duplicate
 from tenfold.layers.spec import LayerSpec
-from tenfold.layers.swap import structure_of, to_dense
 from tenfold.methods.contract.projection import Projection, Ranks, Sites, without
 from tenfold.optim.projection.projector import ProjectionSettings
-from tenfold.plans.plan import Plan
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import Problem
 from tenfold.ranks.uniform import allocate
 
 
@@ -100,10 +99,14 @@ class LRPET(Projection):
         """The batch norm that follows each layer."""
         return norm_after(model, self.norms) if self.rectify else {}
 
-    def prepare(self, model: nn.Module, plan: Plan) -> nn.Module:
-        """A copy projected once more, at the ranks of the plan, in the metric and with the transfer: nothing stays."""
-        copy = to_dense(model) if structure_of(model) else duplicate(model)
-        ranks = {name: x.rank for name, x in plan.layers.items() if x.rank is not None and x.tied_to is None}
-        if ranks:
-            replace(self, ranks=ranks, fold=self.fold, tail=0.0).project_(copy)
-        return copy
+    def choose(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The ranks of the rule, each layer to be cut in its batch norm's metric and scaled by the transfer."""
+        made, norms = super().choose(problem, budget), self.metrics(problem.model)
+        layers = dict(made.layers)
+        for site in problem.sites:
+            behind = {norms.get(name) for name in site.names}
+            norm = behind.pop() if len(behind) == 1 else None  # one metric for all uses, or none
+            for name in site.names:
+                if layers[name].decomposition != "dense":
+                    layers[name] = replace(layers[name], norm=norm, transfer=self.transfer)
+        return replace(made, layers=layers)

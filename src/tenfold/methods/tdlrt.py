@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_share
+from tenfold.layers.find import FoundLayer
 from tenfold.layers.tucker_model import Policy, to_tucker
 from tenfold.layers.tucker_protocol import Factorised, factorised
 from tenfold.layers.tucker_training import TrainedTucker, reserve_
@@ -28,7 +29,7 @@ from tenfold.optim.tucker.resize import more
 from tenfold.optim.tucker.settings import IntegratorSettings
 from tenfold.plans.candidates import settle
 from tenfold.plans.plan import Budget, Plan
-from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, Site, survey
+from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
 from tenfold.plans.tucker_candidates import tucker_candidates
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.minmax import allocate
@@ -250,7 +251,7 @@ class TDLRT(Method):
         return int(np.argmin(np.where(table.error <= tau, table.costs["params"], np.iinfo(np.int64).max)))
 
 
-def _trained(site: Site, layer: Factorised, table: Candidates) -> Candidates:
+def _trained(site: FoundLayer, layer: Factorised, table: Candidates) -> Candidates:
     """The options of a layer that has been trained in Tucker format: its own ranks, without error, and smaller ones."""
     shape, groups = site.cost.shape, site.cost.groups
     sizes, rest = (shape[0] // groups, shape[1]), math.prod(shape[2:])

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from tenfold.errors import PlanError, TenfoldWarning
+from tenfold.errors import BudgetError, PlanError, TenfoldWarning
 from tenfold.layers import swap
-from tenfold.layers.cost import Cost, layer_cost
+from tenfold.layers.cost import Cost, cost, layer_cost
 from tenfold.layers.decomposed import Decomposed
-from tenfold.layers.spec import LayerSpec, refuse_wrapped, spec_of
+from tenfold.layers.find import FoundLayer
+from tenfold.layers.folded_weight import FoldedWeight
+from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.tucker_training import TrainedTucker
-from tenfold.plans.plan import Factors, LayerPlan, Plan, fingerprint, priced
+from tenfold.layers.usable import refuse_unusable
+from tenfold.linalg.fold import Fold
+from tenfold.linalg.projection import project
+from tenfold.linalg.svd import low_rank_factors, require_finite
+from tenfold.plans.plan import Budget, Factors, LayerPlan, Plan, fingerprint, priced
+from tenfold.plans.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,30 @@ class Result:
         return iter((self.model, self.plan, self.report))
 
 
+def build(problem: Problem, plan: Plan, budget: Budget | None = None) -> Result:
+    """Build ``plan`` on the model of ``problem`` and measure what came of it. Batch norm is left as it was.
+
+    Every compression goes through here: `tenfold.compress`, the command line, comparisons, sweeps, the guard.
+
+    Args:
+        problem: from `survey`.
+        plan: for it.
+        budget: what the built model may cost; None: whatever the plan says.
+
+    Raises:
+        BudgetError: the built model costs more than the budget allows; the message has both numbers.
+    """
+    clock = time.perf_counter()
+    small = _applied(problem.model, plan, problem.found)
+    seconds = time.perf_counter() - clock
+    after = cost(small, problem.example_inputs)
+    over = None if budget is None else budget.exceeded(problem.dense, after)
+    if over is not None:
+        raise BudgetError(f"the model that was built to the plan by {plan.method} exceeds `budget`: it has {over}.")
+    left = {name: layer.reason or "" for name, layer in plan.layers.items() if layer.decomposition == "dense"}
+    return Result(small, plan, Report(problem.dense, after, {"apply": seconds}, left))
+
+
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Build ``plan`` on ``model``: a new model of plain layers; the given one is untouched, tied weights stay tied.
 
@@ -73,8 +107,14 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     Warns:
         TenfoldWarning: a layer that the plan makes no smaller.
     """
+    refuse_unusable(model)
     if swap.structure_of(model):
         model = swap.to_dense(model)
+    return _applied(model, plan)
+
+
+def _applied(model: nn.Module, plan: Plan, found: Sequence[FoundLayer] | None = None) -> nn.Module:
+    """`apply` to a dense model whose layers may have been found already."""
     check_fits(model, plan)
     for name, layer in plan.layers.items():
         if layer.decomposition != "dense" and layer.layer is not None and not layer.tied_to:
@@ -84,15 +124,48 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
                     f"'{name}' at rank {layer.rank} has {layer.params:,} weights, its dense kernel {dense:,}: "
                     f"the plan makes it no smaller.",
                     TenfoldWarning,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
-    return swap.apply(model, plan.layers, _factors(model, plan))
+    return swap.apply(model, plan.layers, _factors(model, plan), found)
 
 
 def _factors(model: nn.Module, plan: Plan) -> dict[str, Factors]:
-    """The factors that the plan brings, where they come from data; all of them, and made of the model's own weights."""
-    if not plan.from_data:
-        return {}
+    """The factors that are not simply the best ones for the weight, by layer name."""
+    made = _from_data(model, plan) if plan.from_data else {}
+    own = {n: x for n, x in plan.layers.items() if (x.norm or x.transfer) and not x.tied_to}
+    made |= {name: _projected(model, name, layer) for name, layer in own.items()}
+    return {n: made[x.tied_to or n] for n, x in plan.layers.items() if (x.tied_to or n) in made}
+
+
+def _projected(model: nn.Module, name: str, layer: LayerPlan) -> Factors:
+    """Factors of the kernel cut in the metric of a batch norm, without loss of energy where the plan says so."""
+    module = model.get_submodule(name)
+    spec, rank = spec_of(module), layer.rank
+    assert spec is not None
+    assert isinstance(rank, int)
+    fold = Fold(spec.shape, spec.groups, layer.groups, layer.fold or "channel")
+    folded = FoldedWeight(name, module, spec, fold, fold.full_rank, _norm_of(model, name, layer.norm, spec.shape[0]))
+    require_finite(folded.matrices, f"the weight of '{name}'")
+    kept = project(folded.matrices, rank, metric=folded.metric, transfer=layer.transfer)
+    return (*low_rank_factors(kept, rank), None)
+
+
+def _norm_of(model: nn.Module, name: str, norm: str | None, channels: int) -> _BatchNorm | None:
+    """The batch norm that a layer's plan names."""
+    if norm is None:
+        return None
+    module = dict(model.named_modules()).get(norm)
+    if isinstance(module, _BatchNorm) and module.num_features == channels:
+        return module
+    there = "nothing" if module is None else f"a {type(module).__name__}"
+    there += f" of {module.num_features} channels" if isinstance(module, _BatchNorm) else ""
+    raise PlanError(
+        f"'{name}': `norm` must name a batch norm of its {channels} channels; got {norm!r}, where the model has {there}."
+    )
+
+
+def _from_data(model: nn.Module, plan: Plan) -> dict[str, Factors]:
+    """The factors that a plan from data brings: all of them, and made of the model's own weights."""
     wanted = [n for n, x in plan.layers.items() if x.decomposition != "dense" and not x.tied_to]
     missing = [name for name in wanted if name not in plan.factors]
     if missing:
@@ -108,7 +181,7 @@ def _factors(model: nn.Module, plan: Plan) -> dict[str, Factors]:
                 f"and the plan, made by {plan.method} from calibration data, would put the old one back. "
                 f"Plan again on the model as it is."
             )
-    return {n: plan.factors[x.tied_to or n] for n, x in plan.layers.items() if x.decomposition != "dense"}
+    return {name: plan.factors[name] for name in wanted}
 
 
 def check_fits(model: nn.Module, plan: Plan) -> None:
@@ -117,7 +190,7 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
     Raises:
         ArgumentError: a wrapped model, in which every layer has another name.
     """
-    refuse_wrapped(model)
+    refuse_unusable(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in plan.layers.items():
         if layer.decomposition == "dense" or layer.layer is None:

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from tenfold.errors import BudgetError
 from tenfold.layers.cost import Cost
+from tenfold.layers.find import FoundLayer
 from tenfold.linalg.fold import Fold
 from tenfold.linalg.svd import singular_values
 from tenfold.plans.plan import Budget, LayerPlan, Plan
-from tenfold.plans.problem import ALLOWED, NO_SAVING, Problem, Site
+from tenfold.plans.problem import ALLOWED, NO_SAVING, Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import Measure
+
+_NAMED = 3
+"""How many of the layers that stay dense an error names."""
 
 
 def candidates(
@@ -118,9 +122,17 @@ def refuse(problem: Problem, budget: Budget, least: dict[str, int]) -> BudgetErr
     joint = "" if len(parts) == 1 else " Each alone; together they may demand more."
     return BudgetError(
         f"`budget` is below what this method can reach on this model: {'; '.join(parts)}.{joint} "
-        f"Raise it, or let more layers be decomposed.",
+        f"Raise it, or let more layers be decomposed.{_largest_dense(problem)}",
         reachable,
     )
+
+
+def _largest_dense(problem: Problem) -> str:
+    """A sentence on the largest layers that have to stay dense: their share of the parameters, and why."""
+    dense = sorted((x for x in problem.found if x.reason is not None), key=lambda x: -x.params)[:_NAMED]
+    whole = max(problem.dense.params, 1)
+    words = [f"'{x.name}' ({x.params / whole:.1%} of the parameters: {x.reason})" for x in dense if x.params]
+    return f" Largest of those that stay dense: {'; '.join(words)}." if words else ""
 
 
 def _round_up(fraction: float) -> float:
@@ -128,7 +140,7 @@ def _round_up(fraction: float) -> float:
     return min(1.0, float(np.ceil(fraction * 1e5 + 1e-6) / 1e5))
 
 
-def _site_options(site: Site, measure: Measure, spectra: dict[str, dict[int, Tensor]]) -> Candidates:
+def _site_options(site: FoundLayer, measure: Measure, spectra: dict[str, dict[int, Tensor]]) -> Candidates:
     dense = site.cost.dense()
     rows = [(0, 1, np.zeros(1, dtype=np.int64), np.zeros(1), dense)]  # dense is entry 0
     for index, (fold, by_slices) in enumerate(spectra.items()):
@@ -167,7 +179,7 @@ def _break_even(full: int, per_rank: Cost, dense: Cost) -> int:
     return max(best, 0)
 
 
-def _norm(site: Site, fold: str, by_slices: dict[int, Tensor]) -> Tensor:
+def _norm(site: FoundLayer, fold: str, by_slices: dict[int, Tensor]) -> Tensor:
     """``||W||_2`` of the fold's matrix: the first value of the unsliced spectrum, which is at hand for most folds."""
     if 1 in by_slices:
         return by_slices[1].max()

@@ -14,10 +14,11 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tenfold.layers.find import FoundLayer
 from tenfold.linalg.output_aware import output_factors
 from tenfold.plans.candidates import candidates
 from tenfold.plans.plan import Factors
-from tenfold.plans.problem import Problem, Site
+from tenfold.plans.problem import Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
 
@@ -61,7 +62,7 @@ def kept_product(tables: Sequence[Candidates]) -> list[NDArray[np.float64]]:
     return [-np.log(np.maximum(1 - t.error**2, 1e-12)) for t in tables]
 
 
-def _with_energy(table: Candidates, site: Site, basis: OutputBasis, added: int) -> Candidates:
+def _with_energy(table: Candidates, site: FoundLayer, basis: OutputBasis, added: int) -> Candidates:
     lost = basis.lost()
     error = np.sqrt(lost[table.rank] / lost[0]) if lost[0] > 0 else np.zeros(len(table.rank))
     error[0] = 0.0  # dense
@@ -76,7 +77,7 @@ def _with_energy(table: Candidates, site: Site, basis: OutputBasis, added: int) 
     return replace(table, **kept, error=error[worth], costs=costs, bias=True)
 
 
-def _added(problem: Problem, site: Site, basis: OutputBasis) -> int:
+def _added(problem: Problem, site: FoundLayer, basis: OutputBasis) -> int:
     """How many biases the shift needs that the layers with this weight do not have."""
     return 0 if basis.shift is None else len(problem.without_bias(site))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -26,7 +27,7 @@ FORMAT = "tenfold-plan/1"
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be kept of the whole model. A float in (0, 1] is a fraction, an int an absolute number.
+    """What may be kept of the whole model: a fraction as a float in (0, 1] or as text, "25%"; a number as an int >= 2.
 
     Args:
         params: parameters, everything counted (biases, norms, layers left dense; tied ones once; no buffers).
@@ -35,35 +36,60 @@ class Budget:
     Several limits hold at once, and none is ever exceeded.
 
     Raises:
-        ArgumentError: no limit at all, or one out of range.
+        ArgumentError: no limit at all, or one out of range. The int 1 is refused: it might mean all of it.
     """
 
-    params: float | int | None = None
-    macs: float | int | None = None
+    params: float | int | str | None = None
+    macs: float | int | str | None = None
 
     def __post_init__(self) -> None:
-        """Check that there is a limit and that each is in its range."""
+        """Read percentages; check that there is a limit and that each is in its range."""
+        for one in fields(self):
+            object.__setattr__(self, one.name, _limit(one.name, getattr(self, one.name)))
         check(bool(self.limits), "Budget", "given at least one limit", self, "Write e.g. Budget(params=0.25).")
-        for name, value in self.limits.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            inside = number and (value >= 1 if isinstance(value, int) else 0 < value <= 1)
-            check(
-                inside,
-                name,
-                "a fraction in (0, 1] as a float, or an absolute number >= 1 as an int",
-                value,
-                "0.25 keeps a quarter; 250_000 keeps so many.",
-            )
 
     @property
     def limits(self) -> dict[str, float | int]:
         """The limits that are set, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
+    def exceeded(self, dense: Cost, small: Cost) -> str | None:
+        """Which limits ``small`` exceeds, in words with both numbers; None where it keeps to all of them."""
+        words = []
+        for name in self.limits:
+            kept, whole = getattr(small, name), getattr(dense, name)
+            if kept is not None and whole is not None and kept > self.allowed(name, whole):
+                words.append(f"{kept:,} {name} where {self.allowed(name, whole):,} of {whole:,} are allowed")
+        return ", ".join(words) or None
+
     def allowed(self, name: str, dense: int) -> int:
         """The limit ``name`` as a number, given what the dense model costs. Rounded down: budgets are one-sided."""
         value = self.limits[name]
         return value if isinstance(value, int) else int(value * dense)
+
+
+def _limit(name: str, value: Any) -> float | int | None:
+    """One limit as a fraction or a number."""
+    if value is None:
+        return None
+    percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
+    value = float(percent[1]) / 100 if percent else value
+    check(
+        value is True or value != 1 or isinstance(value, float),
+        name,
+        "unambiguous",
+        value,
+        f"Write 1.0 or '100%' for all of it; one of the {name} alone is no budget.",
+    )
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    check(
+        number and (value >= 2 if isinstance(value, int) else 0 < value <= 1),
+        name,
+        "a fraction in (0, 1] as a float or a percentage, or a number >= 2 as an int",
+        value,
+        "0.25 or '25%' keeps a quarter; 250_000 keeps so many.",
+    )
+    return value
 
 
 @dataclass(frozen=True)
@@ -81,6 +107,8 @@ class LayerPlan:
         reason: why it stays dense.
         tied_to: name of the layer whose weight this one shares; it becomes what that one becomes.
         bias: whether a bias is added that the dense layer lacks, as `PCA` does.
+        norm: the batch norm in whose metric the kernel is cut, as `LRPET` does; None: in its own, the Frobenius norm.
+        transfer: whether what is kept is scaled so that the kernel loses no energy; see `tenfold.linalg.project`.
         layer: what the costs are computed from; None for layers of an unknown kind.
     """
 
@@ -94,6 +122,8 @@ class LayerPlan:
     reason: str | None = None
     tied_to: str | None = None
     bias: bool = False
+    norm: str | None = None
+    transfer: bool = False
     layer: LayerCost | None = None
 
     @property
@@ -235,7 +265,7 @@ def priced(name: str, layer: LayerPlan) -> LayerPlan:
     """
     cost = layer.layer
     if layer.decomposition == "dense":
-        layer = replace(layer, rank=None, groups=1, fold=None, bias=False)
+        layer = replace(layer, rank=None, groups=1, fold=None, bias=False, norm=None, transfer=False)
         price = Cost(layer.params, layer.macs) if cost is None else cost.dense()
     elif layer.decomposition not in ("low-rank", "tucker"):
         raise PlanError(
@@ -244,7 +274,7 @@ def priced(name: str, layer: LayerPlan) -> LayerPlan:
     elif cost is None:
         raise PlanError(f"'{name}': only a layer with a `layer` entry can be decomposed; {layer.reason}.")
     elif layer.decomposition == "tucker":
-        layer = replace(layer, fold=None, reason=None)
+        layer = replace(layer, fold=None, reason=None, norm=None, transfer=False)
         price = cost.tucker(_possible_ranks(name, layer, cost))
     else:
         layer = replace(layer, fold=layer.fold or "channel", reason=None)
@@ -317,7 +347,19 @@ def _tuples(value: Any) -> Any:
 
 
 def _structure(layer: LayerPlan | None) -> tuple[Any, ...] | None:
-    return None if layer is None else (layer.decomposition, layer.rank, layer.groups, layer.fold, layer.bias)
+    return (
+        None
+        if layer is None
+        else (
+            layer.decomposition,
+            layer.rank,
+            layer.groups,
+            layer.fold,
+            layer.bias,
+            layer.norm,
+            layer.transfer,
+        )
+    )
 
 
 def _alike(a: LayerPlan, b: LayerPlan) -> bool:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.errors import ArgumentError, UnsupportedLayer
-from tenfold.layers.cost import Call, Cost, LayerCost, count_params, layer_cost, trace
+from tenfold.layers.cost import Call, Cost, count_params, layer_cost, trace
 from tenfold.layers.decomposed import Decomposed
-from tenfold.layers.find import Target, find, kernel_of
+from tenfold.layers.find import FoundLayer, find
 from tenfold.layers.select import Selection
 from tenfold.layers.swap import to_dense
-from tenfold.linalg.fold import Fold, slice_counts
+from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
+from tenfold.linalg.fold import slice_counts
 from tenfold.linalg.slices import slice_spectra
 from tenfold.linalg.svd import require_finite
 from tenfold.plans.output_moments import Moments, collect
@@ -30,31 +31,6 @@ _BATCHED = 1 << 17
 
 
 @dataclass(frozen=True)
-class Site:
-    """One weight that may be decomposed.
-
-    Args:
-        target: where it is.
-        cost: its cost model, over all layers that use the weight.
-        kernel: ``(out, in / groups, *k)``, a view of the model's own weight.
-    """
-
-    target: Target
-    cost: LayerCost
-    kernel: Tensor
-
-    @property
-    def name(self) -> str:
-        """Of the first module that holds the weight."""
-        return self.target.name
-
-    def matrices(self, fold: str = "channel", slices: int = 1) -> Tensor:
-        """The kernel's slices ``(g, k, rows, columns)`` in a fold; decoupled: ``(f, 1, rows, columns)``."""
-        f = Fold(self.cost.shape, self.cost.groups, slices, fold)
-        return f.matrices(self.kernel).unflatten(0, (-1, slices))
-
-
-@dataclass(frozen=True)
 class Problem:
     """The layers of ``model`` that may be decomposed, and what the whole of it costs.
 
@@ -62,19 +38,21 @@ class Problem:
         model: the dense model; it must not change while the problem is used.
         given: the model as it was given, factorised where it was: what a method has trained stands here.
         selected: whether the user named the layers that may be decomposed.
-        targets: every layer with a weight matrix, those that stay dense included.
+        found: every weight matrix, those that stay dense included.
         sites: those that may be decomposed.
         dense: cost of the model as it is.
         calls: how each named layer is used in one forward pass; empty without example inputs.
+        example_inputs: what MACs are counted for; None where nobody asked for them.
         tables: what `tenfold.plans.candidates` has made of it, for the next budget.
         data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
     """
 
     model: nn.Module
-    targets: tuple[Target, ...]
-    sites: tuple[Site, ...]
+    found: tuple[FoundLayer, ...]
+    sites: tuple[FoundLayer, ...]
     dense: Cost
     calls: dict[str, tuple[Call, ...]]
+    example_inputs: Any = None
     data: Iterable[Any] | None = None
     given: nn.Module | None = None
     selected: bool = False
@@ -99,27 +77,26 @@ class Problem:
             limits[name] = budget.allowed(name, dense) - (dense - sites)
         return limits
 
-    def without_bias(self, site: Site) -> list[str]:
+    def without_bias(self, site: FoundLayer) -> list[str]:
         """The modules that hold a site's weight and have no bias, each module under its first name."""
-        return [n for n in _modules_of(self.model, [site.target]) if self.model.get_submodule(n).bias is None]
+        return [n for n in _modules_of(self.model, [site]) if self.model.get_submodule(n).bias is None]
 
     def require_sites(self) -> None:
         """Raise `UnsupportedLayer`, with all reasons and some layers for each, where no layer can be decomposed."""
         if self.sites:
             return
         reasons: dict[str, list[str]] = {}
-        for target in self.targets:
-            reasons.setdefault(target.reason or "", []).append(f"'{target.name}'")
-        found = "; ".join(f"{_some(names)}: {reason}" for reason, names in reasons.items())
+        for layer in self.found:
+            reasons.setdefault(layer.reason or "", []).append(f"'{layer.name}'")
+        why = "; ".join(f"{_some(names)}: {reason}" for reason, names in reasons.items())
         raise UnsupportedLayer(
-            f"`model` has no layer that can be decomposed: {found or 'it has no weight matrix at all'}."
+            f"`model` has no layer that can be decomposed: {why or 'it has no weight matrix at all'}."
         )
 
     def leaving(self, reasons: Mapping[str, str]) -> Problem:
         """The same problem with some sites left dense, each for its reason."""
-        targets = tuple(replace(t, reason=t.reason or reasons.get(t.name)) for t in self.targets)
-        sites = tuple(site for site in self.sites if site.name not in reasons)
-        return replace(self, targets=targets, sites=sites, tables={})
+        found = tuple(replace(layer, reason=layer.reason or reasons.get(layer.name)) for layer in self.found)
+        return replace(self, found=found, sites=tuple(x for x in found if x.reason is None), tables={})
 
     def spectra(self, fold: str, slices: Sequence[int] | None = None) -> list[dict[int, Tensor]]:
         """Per site ``{k: s (g, k, p)}``: singular values of the slices in a fold, for every ``k``; cached.
@@ -152,10 +129,7 @@ class Problem:
             raise ArgumentError("`data` must be given for this method: calibration batches x or (x, y).")
         key = (samples, gradients, seed)
         if key not in self._moments:
-            layers = {}
-            for site in self.sites:
-                assert site.target.spec is not None
-                layers[site.name] = (site.target.spec, list(_modules_of(self.model, [site.target])))
+            layers = {s.name: (s.options, list(_modules_of(self.model, [s]))) for s in self.sites}
             self._moments[key] = collect(self.model, layers, self.data, samples=samples, gradients=gradients, seed=seed)
         return self._moments[key]
 
@@ -180,16 +154,16 @@ class Problem:
             factors: of a method that makes them from data, by site.
         """
         choice = {site.name: c for site, c in zip(self.sites, chosen, strict=True) if c is not None}
-        holders = {name: target for target in self.targets for name in (target.name, *target.aliases)}
+        holders = {name: layer for layer in self.found for name in layer.names}
         bare = {name for site in self.sites for name in self.without_bias(site)}
         layers: dict[str, LayerPlan] = {}
         for name, _ in self.model.named_modules(remove_duplicate=False):  # the model's order, ties where they stand
             if name in holders:
-                target = holders[name]
-                tied = None if name == target.name else target.name
-                one = choice.get(target.name)
+                found = holders[name]
+                tied = None if name == found.name else found.name
+                one = choice.get(found.name)
                 one = None if one is None else replace(one, bias=one.bias and name in bare)
-                layers[name] = self._layer(target, name, tied, one)
+                layers[name] = self._layer(found, name, tied, one)
         held = sum(moments.bytes for one in self._moments.values() for moments in one.values())
         weights = {name: cast("Tensor", self.model.get_submodule(name).weight) for name in factors or {}}
         return Plan(
@@ -206,11 +180,11 @@ class Problem:
             fingerprints={name: fingerprint(weight) for name, weight in weights.items()},
         )
 
-    def _layer(self, target: Target, name: str, tied: str | None, chosen: LayerPlan | None) -> LayerPlan:
-        if target.spec is None:
-            return LayerPlan("dense", params=0 if tied else target.params, reason=target.reason, tied_to=tied)
-        cost_ = layer_cost(target.spec, self.calls.get(name, ()) if self.calls else None)
-        base = chosen if chosen is not None else LayerPlan("dense", reason=target.reason or ALLOWED)
+    def _layer(self, found: FoundLayer, name: str, tied: str | None, chosen: LayerPlan | None) -> LayerPlan:
+        if found.spec is None:
+            return LayerPlan("dense", params=0 if tied else found.params, reason=found.reason, tied_to=tied)
+        cost_ = layer_cost(found.spec, self.calls.get(name, ()) if self.calls else None)
+        base = chosen if chosen is not None else LayerPlan("dense", reason=found.reason or ALLOWED)
         return replace(priced(name, replace(base, layer=cost_, tied_to=tied)), error=base.error, reason=base.reason)
 
 
@@ -244,19 +218,23 @@ def survey(
         UnsupportedLayer: there is no layer to decompose, or one named in full cannot be.
     """
     given = model
+    refuse_unusable(model)
+    refuse_without_numbers(model)
     if any(isinstance(m, Decomposed) for m in model.modules()):
         model = to_dense(model)
-    targets = tuple(find(model, target_modules, exclude_modules))
-    free = [t for t in targets if t.reason is None]
-    for target in targets:
-        if target.spec is not None:
-            require_finite(kernel_of(model, target), f"the weight of '{target.name}'")
-    names = list(_modules_of(model, targets))
-    traced = None if example_inputs is None else trace(model, example_inputs, names)
+    found = find(model, target_modules, exclude_modules)
+    for layer in found:
+        if layer.spec is not None:
+            require_finite(layer.kernel, f"the weight of '{layer.name}'")
+    traced = None if example_inputs is None else trace(model, example_inputs, list(_modules_of(model, found)))
     dense = Cost(count_params(model), traced.macs if traced else None)
     used = dict(traced.calls) if traced else {}
-    sites = tuple(_site(model, t, used) for t in free)
-    return Problem(model, targets, sites, dense, used, data, given, target_modules is not None)
+    if used:
+        found = [replace(x, calls=tuple(c for name in x.names for c in used.get(name, ()))) for x in found]
+    sites = tuple(layer for layer in found if layer.reason is None)
+    return Problem(
+        model, tuple(found), sites, dense, used, example_inputs, data, given, selected=target_modules is not None
+    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -264,29 +242,23 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _site(model: nn.Module, target: Target, used: dict[str, tuple[Call, ...]]) -> Site:
-    assert target.spec is not None
-    calls = tuple(c for name in (target.name, *target.aliases) for c in used.get(name, ())) if used else None
-    return Site(target, layer_cost(target.spec, calls), kernel_of(model, target))
-
-
-def _modules_of(model: nn.Module, targets: Iterable[Target]) -> Iterable[str]:
-    """The names of all modules among the targets, each module once."""
+def _modules_of(model: nn.Module, found: Iterable[FoundLayer]) -> Iterable[str]:
+    """The names of all modules among the layers found, each module once."""
     seen = set()
-    for target in targets:
-        for name in (target.name, *target.aliases):
+    for layer in found:
+        for name in layer.names:
             module = model.get_submodule(name)
-            if target.spec is not None and id(module) not in seen:
+            if layer.spec is not None and id(module) not in seen:
                 seen.add(id(module))
                 yield name
 
 
-def _rows_channels(site: Site, fold: str) -> Tensor:
+def _rows_channels(site: FoundLayer, fold: str) -> Tensor:
     """The kernel as ``(g, rows, c, columns / c)``, as `slice_spectra` takes it."""
     return site.matrices(fold)[:, 0].unflatten(-1, (site.cost.shape[1], -1))
 
 
-def _same_shape(sites: Sequence[tuple[int, Site]]) -> list[list[int]]:
+def _same_shape(sites: Sequence[tuple[int, FoundLayer]]) -> list[list[int]]:
     groups: dict[Any, list[int]] = {}
     for i, site in sites:
         small = site.kernel.numel() <= _BATCHED

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tenfold.layers.find import FoundLayer
 from tenfold.linalg.multilinear import rank_pair_errors
 from tenfold.plans.candidates import candidates
-from tenfold.plans.problem import Problem, Site
+from tenfold.plans.problem import Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
 
@@ -34,7 +35,7 @@ def tucker_candidates(problem: Problem) -> list[Candidates]:
     return list(problem.tables[_TABLES])
 
 
-def tucker_line(problem: Problem, site: Site, end: tuple[int, int], *, measured: bool) -> Candidates:
+def tucker_line(problem: Problem, site: FoundLayer, end: tuple[int, int], *, measured: bool) -> Candidates:
     """Dense, and the pairs on the straight line from ``(1, 1)`` to ``end``, one for each rank of its larger mode.
 
     Args:
@@ -49,12 +50,12 @@ def tucker_line(problem: Problem, site: Site, end: tuple[int, int], *, measured:
     return _saving(site, outer, np.minimum(inner, entries * outer), _lost(problem, site) if measured else None)
 
 
-def pointwise(site: Site) -> bool:
+def pointwise(site: FoundLayer) -> bool:
     """Whether the kernel is a matrix."""
     return math.prod(site.cost.shape[2:]) == 1
 
 
-def _pairs(problem: Problem, site: Site) -> Candidates:
+def _pairs(problem: Problem, site: FoundLayer) -> Candidates:
     """Dense, and every pair on the grid that a Tucker tensor can have and that saves what low-rank options save."""
     lost, entries = _lost(problem, site), math.prod(site.cost.shape[2:])
     outer, inner = (x.ravel() for x in np.meshgrid(*map(_grid, lost.shape), indexing="ij"))
@@ -62,7 +63,7 @@ def _pairs(problem: Problem, site: Site) -> Candidates:
     return _saving(site, outer[possible], inner[possible], lost)
 
 
-def _lost(problem: Problem, site: Site) -> NDArray[np.float64]:
+def _lost(problem: Problem, site: FoundLayer) -> NDArray[np.float64]:
     """Relative errors of all pairs of ranks; computed once."""
     key = (_LOST, site.name)
     if key not in problem.tables:
@@ -73,7 +74,7 @@ def _lost(problem: Problem, site: Site) -> NDArray[np.float64]:
 
 
 def _saving(
-    site: Site, outer: NDArray[np.int64], inner: NDArray[np.int64], lost: NDArray[np.float64] | None
+    site: FoundLayer, outer: NDArray[np.int64], inner: NDArray[np.int64], lost: NDArray[np.float64] | None
 ) -> Candidates:
     """Dense, and those of the pairs that save what low-rank options save."""
     dense, keep = site.cost.dense(), np.full(len(outer), True)

@@ -23,10 +23,10 @@ from tenfold.bench.compare.results import Failure, Place, RunResult
 from tenfold.bench.environment import forget_peak, peak_memory
 from tenfold.errors import CheckpointError, TenfoldWarning
 from tenfold.layers.batchnorm import reestimate_
-from tenfold.layers.cost import cost
-from tenfold.methods.contract.method import Goal, Method, plan
+from tenfold.methods.contract.builder import compress
+from tenfold.methods.contract.method import Goal, Method
 from tenfold.methods.dense import Dense
-from tenfold.plans.apply import Report, Result, apply
+from tenfold.plans.apply import Result
 from tenfold.plans.plan import Budget
 from tenfold.plans.serialization import save
 from tenfold.train import (
@@ -206,15 +206,8 @@ def _compressed(setting: Setting, row: Row, trained: nn.Module) -> Result:
     """What the method makes of a trained network, before batch norm is re-estimated."""
     method, example = row.entry.method, setting.example(trained)
     data = setting.calibration(row.seed) if method.needs_data else None
-    given = {"example_inputs": example, "data": data, **setting.selection()}
-    if row.entry.kind != AFTER:
-        return method.finish(trained, row.budget, **given)
-    clock = time.perf_counter()
-    made = plan(trained, method, row.budget, **given)
-    planned = time.perf_counter()
-    small = apply(method.prepare(trained, made), made)
-    seconds = {"plan": planned - clock, "apply": time.perf_counter() - planned}
-    return Result(small, made, Report(cost(trained, example), cost(small, example), seconds))
+    selection = setting.selection()
+    return compress(trained, method, row.budget, example_inputs=example, data=data, norms="keep", **selection)
 
 
 def _mended(

@@ -1,12 +1,12 @@
-"""The contract of a method, and the two verbs that use one: `plan` touches nothing, `compress` builds.
+"""The contract of a method: what its author writes.
 
 A method is a frozen dataclass: its fields *are* its configuration, and run state lives in the model and the optimizer.
 Whatever a method does while a network trains happens inside ``optimizer.step()``, so it works in any loop. The same
-three calls serve every method::
+three calls serve every method; `tenfold.begin` makes them for the user::
 
-    model = method.begin(model)                           # what is trained: a copy, dense or factorised
-    optimizer = method.optimizer(model, lr=0.1)           # a torch Optimizer; or method.attach(model, your_optimizer)
-    result = method.finish(model, budget)                 # the compressed model, its plan, its report
+    model = method.begin(model, goal=goal)                 # what is trained: a copy, dense or factorised
+    optimizer = method.optimizer(model, goal=goal, lr=0.1)   # or method.attach(model, your_optimizer, goal=goal)
+    result = method.finish(model, budget)                  # the compressed model, its plan, its report
 
 A post-training method overrides only `choose`.
 """
@@ -16,28 +16,32 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tenfold.errors import ArgumentError, check, is_count
+from tenfold.errors import ArgumentError, BudgetError, check, is_count, shortened
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.copy_model import duplicate
-from tenfold.layers.cost import Cost, cost
+from tenfold.layers.cost import Cost
 from tenfold.layers.select import Selection
-from tenfold.plans.apply import Report, Result, apply
+from tenfold.plans.apply import Result, build
 from tenfold.plans.plan import Budget, Plan
 from tenfold.plans.problem import Problem, survey
+
+Norms = Literal["auto", "keep", "reestimate"]
+"""What becomes of batch-norm statistics after a compression; see `tenfold.compress`."""
 
 
 @dataclass(frozen=True)
 class Goal:
     """What a method may know of the training ahead: where it leads, and how long it is. All of it may be left out.
 
-    Give `Method.begin` and `Method.optimizer` the same one, and `Method.finish` its budget, inputs and selection.
+    `tenfold.begin` makes it and tells it to everyone; who calls a method's own `begin` and `optimizer` gives both the
+    same one, and `finish` its budget, inputs and selection.
 
     Args:
         budget: what may be kept in the end; methods that choose ranks while training aim at it.
@@ -59,7 +63,8 @@ class Goal:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check types and ranges."""
+        check_budget(self.budget)
         for name in ("steps_per_epoch", "steps"):
             value = getattr(self, name)
             check(value is None or is_count(value), name, "an integer >= 1, or None", value)
@@ -126,10 +131,6 @@ class Method(ABC):
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """What each layer becomes; `plan` has seen to it that all that the method needs is there."""
 
-    def prepare(self, model: nn.Module, plan: Plan) -> nn.Module:
-        """The weights that ``plan`` is to be built on: `finish` asks. ``model`` itself where there is nothing to do."""
-        return model
-
     def plan(self, problem: Problem, budget: Budget | None = None) -> Plan:
         """What each layer becomes. Reads the weights, touches nothing.
 
@@ -142,35 +143,45 @@ class Method(ABC):
             UnsupportedLayer: no layer can be decomposed.
             BudgetError: the budget cannot be reached; the message names what can.
         """
+        check_budget(budget)
         if budget is None and self.needs_budget:
             raise ArgumentError(f"`budget` must be given for {self.name}: e.g. tenfold.Budget(params=0.25).")
         if problem.data is None and self.needs_data:
             raise ArgumentError(f"`data` must be given for {self.name}: calibration batches x or (x, y).")
         if self.needs_layers:
             problem.require_sites()
-        return self.choose(problem, budget)
+        made = self.choose(problem, budget)
+        check(isinstance(made, Plan), "choose", f"a method of {self.name} that returns a Plan", made)
+        over = None if budget is None else budget.exceeded(problem.dense, Cost(made.params, made.macs))
+        if over is not None:
+            raise BudgetError(f"{self.name} does not keep to `budget`: its plan has {over}. Take another method.")
+        return made
 
     def finish(
         self,
         model: nn.Module,
         budget: Budget | None = None,
         *,
-        data: Iterable[Any] | None = None,
         example_inputs: Any = None,
+        data: Iterable[Any] | None = None,
         target_modules: Selection = None,
         exclude_modules: Selection = None,
+        norms: Norms = "auto",
     ) -> Result:
-        """Compress a model trained by this method, or by anything else.
+        """Compress a model trained by this method, or by anything else; see `tenfold.compress`, which asks for it.
 
         Args:
             model: trained; untouched.
             budget: what may be kept.
+            example_inputs: for MACs only; see `tenfold.plan`.
             data: batches ``x`` or ``(x, y)`` to re-estimate batch norm from, and to calibrate a method that needs it;
                 anything that can be gone through twice. None leaves the statistics.
-            example_inputs: for MACs only; see `tenfold.plan`.
             target_modules: see `tenfold.plan`.
             exclude_modules: see `tenfold.plan`.
+            norms: see `tenfold.compress`.
         """
+        check(norms in get_args(Norms), "norms", f"one of {', '.join(get_args(Norms))}", norms)
+        check(norms != "reestimate" or data is not None, "data", 'given for norms="reestimate"', data)
         if self.needs_data and isinstance(data, Iterator):
             kind = type(data).__name__
             raise ArgumentError(f"`data` is gone through twice; got a {kind}. Pass a list of batches or a DataLoader.")
@@ -183,65 +194,41 @@ class Method(ABC):
             exclude_modules=exclude_modules,
         )
         made = self.plan(problem, budget)
-        planned = time.perf_counter()
-        small = apply(self.prepare(problem.model, made), made)
-        applied = time.perf_counter()
-        if data is not None and made.compresses:
-            reestimate_(small, data)
-        seconds = {"plan": planned - clock, "apply": applied - planned, "reestimate": time.perf_counter() - applied}
-        left = {name: layer.reason or "" for name, layer in made.layers.items() if layer.decomposition == "dense"}
-        after = cost(small, example_inputs)
-        return Result(small, made, Report(Cost(problem.dense.params, problem.dense.macs), after, seconds, left))
+        seconds = {"plan": time.perf_counter() - clock}
+        result = build(problem, made, budget)
+        seconds |= result.report.seconds
+        clock = time.perf_counter()
+        if norms != "keep" and data is not None and made.compresses:
+            reestimate_(result.model, data)
+        seconds["reestimate"] = time.perf_counter() - clock
+        return replace(result, report=replace(result.report, seconds=seconds))
 
     def to_dict(self) -> dict[str, Any]:
         """The name and the fields, for JSON."""
         return {"method": self.name} | asdict(self)
 
 
-def plan(
-    model: nn.Module,
-    method: Method,
-    budget: Budget | None = None,
-    *,
-    example_inputs: Any = None,
-    data: Iterable[Any] | None = None,
-    target_modules: Selection = None,
-    exclude_modules: Selection = None,
-) -> Plan:
-    """What each layer of ``model`` would become under ``budget``. Touches nothing.
-
-    For several budgets on one model make the `Problem` once: ``problem = tenfold.survey(model)``, then
-    ``method.plan(problem, budget)`` for each; the spectra are computed once.
-
-    Args:
-        model: any module with finite weights.
-        method: e.g. ``tenfold.ALDS()``.
-        budget: what may be kept; None where the method chooses ranks itself.
-        example_inputs: needed for a budget on MACs, and for MACs in the plan: a tensor, a tuple of positional or a
-            dict of keyword arguments.
-        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
-        target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
-        exclude_modules: never these.
-
-    Raises:
-        BudgetError: the budget cannot be reached; the message names the smallest that can.
-        ArgumentError: a selection that matches nothing, or no inputs for a budget on MACs.
-        UnsupportedLayer: the model has no layer to decompose.
-        TenfoldError: a weight with NaN or infinite entries.
-    """
-    problem = survey(
-        model,
-        example_inputs=example_inputs,
-        data=data,
-        target_modules=target_modules,
-        exclude_modules=exclude_modules,
-    )
-    return method.plan(problem, budget)
+def check_method(method: Any) -> None:
+    """Raise `ArgumentError` for what is no method: a name, a class, a model in its place."""
+    if isinstance(method, Method):
+        return
+    if isinstance(method, type) and issubclass(method, Method):
+        raise ArgumentError(
+            f"`method` must be an instance; got the class {method.__name__}. Make one: {method.__name__}()."
+        )
+    remedy = ""
+    if isinstance(method, str):
+        remedy = f" By name: tenfold.get_method({method!r})."
+    elif isinstance(method, nn.Module):
+        remedy = " The model comes first, then the method: tenfold.plan(model, method, budget)."
+    raise ArgumentError(f"`method` must be a tenfold.Method, e.g. tenfold.ALDS(); got {shortened(method)}.{remedy}")
 
 
-def compress(model: nn.Module, method: Method, budget: Budget | None = None, **options: Any) -> Result:
-    """`plan` and `apply` in one: ``small, plan, report = tenfold.compress(model, tenfold.ALDS(), budget)``.
-
-    Options are those of `Method.finish`: data, example_inputs, target_modules, exclude_modules.
-    """
-    return method.finish(model, budget, **options)
+def check_budget(budget: Any) -> None:
+    """Raise `ArgumentError` for what is no budget."""
+    if budget is None or isinstance(budget, Budget):
+        return
+    remedy = "Pass e.g. tenfold.Budget(params=0.25), which keeps a quarter."
+    if isinstance(budget, (int, float, str)):
+        remedy = f"Say of what: tenfold.Budget(params={budget!r}) or tenfold.Budget(macs={budget!r})."
+    raise ArgumentError(f"`budget` must be a tenfold.Budget, or None; got {shortened(budget)}. {remedy}")

@@ -17,12 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, TenfoldError, TenfoldWarning, check, is_count
+from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.hooks import State, gradient_scale, hook_steps, trained_by
-from tenfold.optim.projection.folded_weight import FoldedWeight
 from tenfold.optim.projection.projector import RENEW, ProjectionResult, ProjectionSettings, project_
 from tenfold.plans.candidates import candidates, refuse, settle, shapes, smallest
 from tenfold.plans.plan import Budget, Plan
@@ -215,7 +215,7 @@ class Projection(Method):
             return problem.leaving({name: "not in `ranks`" for name in names if name not in self.ranks})
         if problem.selected:
             return problem
-        specs = {t.name: t.spec for t in problem.targets if t.spec is not None}
+        specs = {t.name: t.spec for t in problem.found if t.spec is not None}
         first = next((name for name, spec in specs.items() if not spec.linear), None)
         reasons = {name: self.leaves(specs[name], name == first) for name in names}
         left = problem.leaving({name: why for name, why in reasons.items() if why is not None})
@@ -295,8 +295,7 @@ class _Course:
         norms, modules = method.metrics(model), dict(model.named_modules())
         slots = []
         for site, table in zip(problem.sites, tables, strict=True):
-            assert site.target.spec is not None
-            behind = {norms.get(name, "") for name in (site.name, *site.target.aliases)}
+            behind = {norms.get(name, "") for name in site.names}
             norm = modules.get(behind.pop()) if len(behind) == 1 else None  # one metric for all uses, or none
             fold = Fold(site.cost.shape, site.cost.groups, 1, method.fold)
             norm = norm if isinstance(norm, _BatchNorm) else None
@@ -304,7 +303,7 @@ class _Course:
                 rule = f"batch norms of as many channels as their layers ('{site.name}': {fold.shape[0]})"
                 check(norm.num_features == fold.shape[0], "norms", rule, norm.num_features)
             most = fold.full_rank if method.sheds else len(table.rank) - 1
-            slots.append(FoldedWeight(site.name, modules[site.name], site.target.spec, fold, most, norm))
+            slots.append(FoldedWeight(site.name, modules[site.name], site.options, fold, most, norm))
         return cls(method, slots, sites, fixed, frozen_after)
 
     def project_(self, state: State, optimizer: Optimizer | None = None) -> ProjectionResult:

@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 from tenfold.errors import UnsupportedLayer
 from tenfold.layers.find import find
+from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.layers.select import Selection
 from tenfold.linalg.fold import Fold
 from tenfold.optim.hooks import State, gradient_scale, hook_steps
-from tenfold.optim.projection.folded_weight import FoldedWeight
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
+from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.layers.spec import to_kernel
 from tenfold.linalg.projection import Basis, Spectrum, Weighted, full_precision, transfer_scale
 from tenfold.optim.distributed import owners, process
-from tenfold.optim.projection.folded_weight import FoldedWeight
 
 Ranks = Callable[[list[Tensor]], list[int]]
 """Singular values of every slot, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, TenfoldWarning, check
-from tenfold.layers.spec import refuse_wrapped
 from tenfold.layers.tucker_protocol import factorised
+from tenfold.layers.usable import refuse_unusable
 from tenfold.optim.distributed import average_, average_gradients_, shared
 from tenfold.optim.tucker.gradient_capture import Catch
 from tenfold.optim.tucker.resize import Unit, augment_, cut_
@@ -58,7 +58,7 @@ class Integrator(Optimizer):
     """
 
     def __init__(self, inner: Optimizer, model: nn.Module, course: IntegratorSettings) -> None:
-        refuse_wrapped(model)
+        refuse_unusable(model)
         check(not isinstance(inner, torch.optim.LBFGS), "base", "an optimizer without closures of its own", inner)
         self.inner, self.course, self._model = inner, course, model
         self._units = [Unit(name, layer) for name, layer in factorised(model).items() if layer.core.requires_grad]

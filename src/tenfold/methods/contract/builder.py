@@ -1,0 +1,113 @@
+"""The two verbs after training: `plan` touches nothing, `compress` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from tenfold.layers.select import Selection
+from tenfold.layers.usable import refuse_unusable
+from tenfold.methods.contract.method import Method, Norms, check_budget, check_method
+from tenfold.plans.apply import Result
+from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.problem import survey
+
+
+def check_arguments(model: Any, method: Any, budget: Any) -> None:
+    """Refuse what is no model, no method or no budget, in one sentence and before any work.
+
+    Raises:
+        ArgumentError: a name, a class, a number, swapped arguments, a scripted, compiled or wrapped model.
+    """
+    if isinstance(model, Method):
+        check_method(method)  # its sentence tells of swapped arguments
+    refuse_unusable(model)
+    check_method(method)
+    check_budget(budget)
+
+
+def plan(
+    model: nn.Module,
+    method: Method,
+    budget: Budget | None = None,
+    *,
+    example_inputs: Any = None,
+    data: Iterable[Any] | None = None,
+    target_modules: Selection = None,
+    exclude_modules: Selection = None,
+) -> Plan:
+    """What each layer of ``model`` would become under ``budget``. Touches nothing.
+
+    For several budgets on one model make the `Problem` once: ``problem = tenfold.survey(model)``, then
+    ``method.plan(problem, budget)`` for each; the spectra are computed once.
+
+    Args:
+        model: any module with finite weights.
+        method: e.g. ``tenfold.ALDS()``.
+        budget: what may be kept; None where the method chooses ranks itself.
+        example_inputs: needed for a budget on MACs, and for MACs in the plan: a tensor, a tuple of positional or a
+            dict of keyword arguments.
+        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
+        target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
+        exclude_modules: never these.
+
+    Raises:
+        BudgetError: the budget cannot be reached; the message names the smallest that can.
+        ArgumentError: what is no model, method or budget; a selection that matches nothing; or no inputs for a budget
+            on MACs.
+        UnsupportedLayer: the model has no layer to decompose.
+        TenfoldError: a weight with NaN or infinite entries.
+    """
+    check_arguments(model, method, budget)
+    problem = survey(
+        model,
+        example_inputs=example_inputs,
+        data=data,
+        target_modules=target_modules,
+        exclude_modules=exclude_modules,
+    )
+    return method.plan(problem, budget)
+
+
+def compress(
+    model: nn.Module,
+    method: Method,
+    budget: Budget | None = None,
+    *,
+    example_inputs: Any = None,
+    data: Iterable[Any] | None = None,
+    target_modules: Selection = None,
+    exclude_modules: Selection = None,
+    norms: Norms = "auto",
+) -> Result:
+    """`plan`, and what it says built and measured: ``small, plan, report = tenfold.compress(model, ALDS(), budget)``.
+
+    Args:
+        model: see `plan`; it is untouched.
+        method: see `plan`.
+        budget: see `plan`. The model that is built is measured, and one that exceeds it raises.
+        example_inputs: see `plan`.
+        data: batches ``x`` or ``(x, y)``, to calibrate a method that needs them and to re-estimate batch norm from.
+        target_modules: see `plan`.
+        exclude_modules: see `plan`.
+        norms: what becomes of batch-norm statistics: "keep" them, "reestimate" them from ``data``, or "auto":
+            re-estimate where there is data and a layer was compressed.
+
+    Raises:
+        BudgetError: see `plan`; or the built model exceeds the budget, with both numbers.
+        ArgumentError: see `plan`.
+        UnsupportedLayer: see `plan`.
+        TenfoldError: see `plan`.
+    """
+    check_arguments(model, method, budget)
+    return method.finish(
+        model,
+        budget,
+        example_inputs=example_inputs,
+        data=data,
+        target_modules=target_modules,
+        exclude_modules=exclude_modules,
+        norms=norms,
+    )

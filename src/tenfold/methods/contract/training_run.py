@@ -1,0 +1,144 @@
+"""A training run as one object: what is trained toward is said once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tenfold.errors import ArgumentError, shortened
+from tenfold.layers.select import Selection
+from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
+from tenfold.methods.contract.builder import check_arguments
+from tenfold.methods.contract.method import Goal, Method, Norms
+from tenfold.plans.apply import Result
+from tenfold.plans.plan import Budget
+
+
+class TrainingRun:
+    """A model in training by a method, from `begin`: its optimizer is made here, and it is finished here.
+
+    Args:
+        method: that trains.
+        goal: where the training leads, told to all that the method does.
+        model: what is trained, from the method's `begin`.
+    """
+
+    def __init__(self, method: Method, goal: Goal, model: nn.Module) -> None:
+        self.method = method
+        self.goal = goal
+        self.model = model
+        self._optimizer: Optimizer | None = None
+
+    def optimizer(self, base: type[Optimizer] = torch.optim.SGD, **hyper: Any) -> Optimizer:
+        """A torch optimizer that does the method's work inside its ``step``.
+
+        Args:
+            base: the class of the optimizer underneath.
+            hyper: its arguments: ``lr=0.1, momentum=0.9, weight_decay=1e-4``.
+
+        Raises:
+            ArgumentError: no class of optimizers, a second optimizer, or arguments that the method refuses.
+        """
+        if not (isinstance(base, type) and issubclass(base, Optimizer)):
+            remedy = " For an optimizer that there is already call attach." if isinstance(base, Optimizer) else ""
+            raise ArgumentError(
+                f"`base` must be a class of optimizers, e.g. torch.optim.SGD; got {shortened(base)}.{remedy}"
+            )
+        self._refuse_second()
+        self._optimizer = self.method.optimizer(self.model, base=base, goal=self.goal, **hyper)
+        return self._optimizer
+
+    def attach(self, optimizer: Optimizer) -> Optimizer:
+        """The method's work hooked onto an optimizer that there is already; returns that optimizer.
+
+        Args:
+            optimizer: made of the parameters of `model`.
+
+        Raises:
+            ArgumentError: no optimizer, a second one, or a method that is an optimizer of its own.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise ArgumentError(f"`optimizer` must be a torch optimizer; got {shortened(optimizer)}.")
+        self._refuse_second()
+        self._optimizer = self.method.attach(self.model, optimizer, goal=self.goal)
+        return self._optimizer
+
+    def finish(self, data: Iterable[Any] | None = None, *, norms: Norms = "auto") -> Result:
+        """The compressed model, its plan, its report, at any time: the training goes on as if nothing had been asked.
+
+        Budget, example inputs and selections are those that the run began with. Torch's global random numbers are put
+        back too: a loader that shuffles draws from them.
+
+        Args:
+            data: batches ``x`` or ``(x, y)`` for batch norm, and to calibrate a method that needs it.
+            norms: see `tenfold.compress`.
+
+        Raises:
+            BudgetError: the budget cannot be reached.
+        """
+        goal = self.goal
+        with torch.random.fork_rng():
+            return self.method.finish(
+                self.model,
+                goal.budget,
+                example_inputs=goal.example_inputs,
+                data=data,
+                target_modules=goal.target_modules,
+                exclude_modules=goal.exclude_modules,
+                norms=norms,
+            )
+
+    def _refuse_second(self) -> None:
+        if self._optimizer is not None:
+            raise ArgumentError(
+                f"this run has its optimizer, a {type(self._optimizer).__name__}: with a second one {self.method.name} "
+                "would do its work twice. Begin another run for another training."
+            )
+
+
+def begin(
+    model: nn.Module,
+    method: Method,
+    budget: Budget | None = None,
+    *,
+    example_inputs: Any = None,
+    target_modules: Selection = None,
+    exclude_modules: Selection = None,
+    steps_per_epoch: int | None = None,
+    steps: int | None = None,
+) -> TrainingRun:
+    """A training run of ``model`` by ``method``, in any loop; what it leads to is said here, once.
+
+    ::
+
+        run = tenfold.begin(model, tenfold.LRPET(), tenfold.Budget(macs=0.5), example_inputs=x, steps_per_epoch=390)
+        optimizer = run.optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)     # or: run.attach(yours)
+        ...                                                                  # train run.model
+        small, plan, report = run.finish(data=batches)
+
+    Args:
+        model: with its first weights, or trained ones; untouched: ``run.model`` is trained.
+        method: one that trains, e.g. ``tenfold.TRP()``; any other trains a dense model and compresses it in the end.
+        budget: what may be kept in the end; None where the method chooses ranks itself.
+        example_inputs: needed for a budget on MACs; see `tenfold.plan`.
+        target_modules: only these layers; see `tenfold.plan`.
+        exclude_modules: never these.
+        steps_per_epoch: optimizer steps of one epoch, >= 1; for methods that act by epoch.
+        steps: of the whole run, >= 1; for methods that act in a part of it only.
+
+    Raises:
+        ArgumentError: what is no model, method or budget; a number below 1; a selection that matches nothing.
+        BudgetError: a budget that the method knows from the start to be out of reach.
+        UnsupportedLayer: no layer that the method could train.
+    """
+    check_arguments(model, method, budget)
+    refuse_unusable(model)
+    refuse_without_numbers(model)
+    goal = Goal(budget, example_inputs, target_modules, exclude_modules, steps_per_epoch, steps)
+    if budget is not None and "macs" in budget.limits and example_inputs is None:
+        raise ArgumentError("`example_inputs` must be given for a budget on macs: a batch as the model takes it.")
+    return TrainingRun(method, goal, method.begin(model, goal=goal))
