@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.layers.spec import spec_of
 from tenfold.linalg import Fold
-from tenfold.layers.folded_weight import FoldedWeight
 
 LAYERS = {
     "linear": lambda: nn.Linear(7, 9),

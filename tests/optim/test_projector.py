@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from optim.layers import LAYERS, made, norm_of, on_rows_of, polar, projected, slots_of
+from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.optim.distributed import owners
 from tenfold.optim.projection import projector
-from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.optim.projection.projector import ProjectionSettings, project_
 
 NEAR = {"rtol": 1e-7, "atol": 1e-8}

@@ -160,7 +160,7 @@ def _norm_of(model: nn.Module, name: str, norm: str | None, channels: int) -> _B
     there = "nothing" if module is None else f"a {type(module).__name__}"
     there += f" of {module.num_features} channels" if isinstance(module, _BatchNorm) else ""
     raise PlanError(
-        f"'{name}': `norm` must name a batch norm of its {channels} channels; got {norm!r}, where the model has {there}."
+        f"'{name}': `norm` must name a batch norm of its {channels} channels; got {norm!r}, where there is {there}."
     )
 
 
