@@ -20,8 +20,8 @@ def main(epochs: int) -> None:
     train, test = (x[:1400], y[:1400]), (x[1400:], y[1400:])  # the last 397 were written by other people
 
     method = tenfold.SFW(tenfold.balls.SpectralKSupport(k=0.2), width=3.0)
-    model = method.begin(tenfold.build_model("cnn", 10, 1, 8))
-    optimizer = method.optimizer(model, lr=0.5, momentum=0.9)
+    run = tenfold.begin(tenfold.build_model("cnn", 10, 1, 8), method)
+    model, optimizer = run.model, run.optimizer(lr=0.5, momentum=0.9)
     steps = epochs * (len(train[0]) // 64)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)  # the rate has to fall to 0
     model.train()

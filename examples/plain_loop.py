@@ -58,13 +58,13 @@ def main(out: Path, epochs: int, recovery: int) -> None:
         assert torch.equal(loaded.eval()(test[0]), small.eval()(test[0]))
     print("saved and loaded, bit for bit:", out)
 
-    goal = tenfold.Goal(budget=tenfold.Budget(params=0.25), steps_per_epoch=-(-1400 // 64))
     for method in (tenfold.TRP(every=20), tenfold.LRPET(every="epoch")):
         torch.manual_seed(0)
-        model = method.begin(tenfold.build_model("cnn", 10, 1, 8))
-        optimizer = method.attach(model, sgd(model, lr=0.1), goal=goal)  # or method.optimizer(model, lr=0.1, ...)
-        loop(model, optimizer, *train, epochs)
-        small, plan, report = method.finish(model, goal.budget, data=train[0].split(64))
+        model, budget = tenfold.build_model("cnn", 10, 1, 8), tenfold.Budget(params=0.25)
+        run = tenfold.begin(model, method, budget, steps_per_epoch=-(-1400 // 64))
+        optimizer = run.attach(sgd(run.model, lr=0.1))  # or run.optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)
+        loop(run.model, optimizer, *train, epochs)
+        small, plan, report = run.finish(data=train[0].split(64))
         print(f"{method.name:15}", accuracy(small, *test), f"with {report.kept['params']:.1%}, not fine-tuned")
 
 
