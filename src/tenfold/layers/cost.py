@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from tenfold.errors import ArgumentError
 from tenfold.layers.copy_model import duplicate, meta_copy
 from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.usable import refuse_unusable
+from tenfold.layers.weight_reads import weight_reads
 from tenfold.linalg.fold import Fold
 
 Call = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -39,10 +40,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trace:
-    """MACs of a whole forward pass, and how each layer was used in it."""
+    """MACs of a whole forward pass, how each layer was used in it, and whose weight was read by others."""
 
     macs: int
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
+    read: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
     return Cost(count_params(model), None if example_inputs is None else trace(model, example_inputs).macs)
 
 
-def trace(model: nn.Module, example_inputs: Any, names: Iterable[str] = ()) -> Trace:
+def trace(model: nn.Module, example_inputs: Any, names: Sequence[str] = ()) -> Trace:
     """Count the MACs of one forward pass, in eval mode, and record how the layers in ``names`` are used.
 
     The pass runs on a meta copy. A model that looks at values (``.item()``, data-dependent shapes) cannot run there:
@@ -168,7 +170,7 @@ def trace(model: nn.Module, example_inputs: Any, names: Iterable[str] = ()) -> T
             ) from error
 
 
-def _run(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
+def _run(model: nn.Module, inputs: Any, names: Sequence[str]) -> Trace:
     calls: dict[str, Counter[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     handles = []
     for name in names:
@@ -178,16 +180,16 @@ def _run(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
     args, kwargs = call_arguments(inputs)
     model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), weight_reads(model, names) as read, FlopCounterMode(display=False) as counter:
             model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
     seen = {name: tuple((n, *sizes) for sizes, n in used.items()) for name, used in calls.items()}
-    return Trace(counter.get_total_flops() // 2, seen)
+    return Trace(counter.get_total_flops() // 2, seen, frozenset(read))
 
 
-def _run_for_real(model: nn.Module, inputs: Any, names: Iterable[str]) -> Trace:
+def _run_for_real(model: nn.Module, inputs: Any, names: Sequence[str]) -> Trace:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -189,6 +189,10 @@ class Problem:
 
 
 ALLOWED = "the budget allows it"
+READ = (
+    "its weight is read outside its own forward, where factors would be multiplied back each time; "
+    "name it in target_modules to decompose it all the same"
+)
 NO_SAVING = "no decomposition of it saves anything"
 RANK_SAVES_NOTHING = "at the rank that the method gives it nothing would be saved"
 
@@ -229,6 +233,9 @@ def survey(
     traced = None if example_inputs is None else trace(model, example_inputs, list(_modules_of(model, found)))
     dense = Cost(count_params(model), traced.macs if traced else None)
     used = dict(traced.calls) if traced else {}
+    named = set() if target_modules is None or isinstance(target_modules, str) else set(target_modules)
+    if traced:
+        found = [replace(x, reason=x.reason or READ) if traced.read.intersection(x.names) - named else x for x in found]
     if used:
         found = [replace(x, calls=tuple(c for name in x.names for c in used.get(name, ()))) for x in found]
     sites = tuple(layer for layer in found if layer.reason is None)
