@@ -37,17 +37,19 @@ from benchmarks import memory, nets
 from benchmarks.record import ROOT
 from tenfold.layers.cost import layer_cost
 from tenfold.layers.spec import spec_of
-from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_model import to_tucker
 from tenfold.layers.tucker_protocol import factorised
 from tenfold.linalg.multilinear import feasible
 from tenfold.optim.tucker import integrator as integration
 from tenfold.train.models import build_model
 
+Ranks = dict[str, tuple[int, ...]]
+
 NETS = ("resnet18", "vgg16_bn")
 FEWER = (0.5, 0.75, 0.9, 0.95)
 MEMORY = (0.9,)
 BATCH, CYCLE = 128, 10
-COURSES = {
+SETTINGS = {
     "cycle": integration.IntegratorSettings(tau=0.1, every=3, pinned=True),
     "narrow": integration.IntegratorSettings(tau=0.1, every=3, pinned=True, columns=0.25),
     "one_pass": integration.IntegratorSettings(tau=0.1, every=1, pinned=True),
@@ -81,26 +83,26 @@ def line(result: dict[str, Any]) -> str:
         )
     told = [
         f"{name} {result['seconds'][name]:.2f} s ({result['faster'][name]:.2f}x, {result['algebra'][name]:.0%} algebra)"
-        for name in COURSES
+        for name in SETTINGS
     ]
     return f"dense {result['seconds']['dense']:.2f} s; alpha {result['alpha']:.3f}; " + ", ".join(told)
 
 
 def steps(net: str, fewer: float) -> dict[str, Any]:
     """Seconds of a step, dense and by each integrator; how much faster; the share in linear algebra."""
-    alpha, policy = _policy(net, fewer)
+    alpha, ranks = _ranks(net, fewer)
     seconds, algebra = {"dense": _dense(net)}, {}
-    for name, course in COURSES.items():
+    for name, settings in SETTINGS.items():
         clock = _Clock()
         took = []
-        train = _training(net, policy, course, BATCH)
+        train = _training(net, ranks, settings, BATCH)
         with clock:
-            for _ in range(course.every if course.every > 1 else 2):
+            for _ in range(settings.every if settings.every > 1 else 2):
                 clock.spent = 0.0
                 start = time.process_time()
                 train()
                 took.append((time.process_time() - start, clock.spent))
-        if course.every > 1:
+        if settings.every > 1:
             (first, a), (between, _), (last, b) = took
             seconds[name] = (first + (CYCLE - 2) * between + last) / CYCLE
             algebra[name] = (a + b) / CYCLE / seconds[name]
@@ -112,7 +114,7 @@ def steps(net: str, fewer: float) -> dict[str, Any]:
         "fewer": fewer,
         "alpha": round(alpha, 4),
         "seconds": {name: round(s, 3) for name, s in seconds.items()},
-        "faster": {name: round(seconds["dense"] / seconds[name], 3) for name in COURSES},
+        "faster": {name: round(seconds["dense"] / seconds[name], 3) for name in SETTINGS},
         "algebra": {name: round(share, 3) for name, share in algebra.items()},
     }
 
@@ -164,11 +166,11 @@ def _dense(net: str) -> float:
     return time.process_time() - start
 
 
-def _training(net: str, policy: Policy, course: integration.IntegratorSettings, batch: int) -> Callable[[], None]:
-    model = to_tucker(_fresh(net), policy, generator=torch.Generator().manual_seed(nets.SEED)).model
+def _training(net: str, ranks: Ranks, settings: integration.IntegratorSettings, batch: int) -> Callable[[], None]:
+    model = to_tucker(_fresh(net), ranks, generator=torch.Generator().manual_seed(nets.SEED)).model
     bases = {id(basis) for layer in factorised(model).values() for basis in layer.bases}
     inner = torch.optim.SGD([p for p in model.parameters() if id(p) not in bases], lr=1e-3, momentum=0.9)
-    return _step(model, integration.Integrator(inner, model, course), batch, closure=course.twice)
+    return _step(model, integration.Integrator(inner, model, settings), batch, closure=settings.twice)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: int, *, closure: bool) -> Callable[[], None]:
@@ -198,7 +200,7 @@ def _fresh(net: str) -> nn.Module:
         return build_model(net, **nets.NETS[net])
 
 
-def _policy(net: str, fewer: float) -> tuple[float, Policy]:
+def _ranks(net: str, fewer: float) -> tuple[float, Ranks]:
     """The largest alpha that leaves so many fewer weights in convolutions, by bisection, and its ranks."""
     specs = {n: spec_of(m) for n, m in _fresh(net).named_modules() if isinstance(m, nn.Conv2d)}
     costs = {n: layer_cost(spec) for n, spec in specs.items() if spec is not None}
@@ -219,22 +221,22 @@ def _policy(net: str, fewer: float) -> tuple[float, Policy]:
         middle = (low + high) / 2
         low, high = (middle, high) if kept(middle) <= 1 - fewer else (low, middle)
     spatial = {n: r for n, r in ranks(low).items() if math.prod(costs[n].shape[2:]) > 1}
-    return low, Policy(cap=1.0, floor=1, ranks=spatial)
+    return low, spatial
 
 
 def main() -> None:
     """Peak memory of two steps as one JSON object: ``python -m benchmarks.tucker_step NET FEWER BATCH COLUMNS``."""
     net, fewer, batch, columns = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
     torch.set_num_threads(1)
-    policy = _policy(net, fewer)[1] if fewer else None
+    ranks = _ranks(net, fewer)[1] if fewer else None
     nn.functional.conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))  # libraries load at the first call
     before = memory._reset()
-    if policy is None:
+    if ranks is None:
         model = _fresh(net)
         train = _step(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9), batch, closure=False)
     else:
         train = _training(
-            net, policy, integration.IntegratorSettings(tau=0.1, every=2, pinned=True, columns=columns), batch
+            net, ranks, integration.IntegratorSettings(tau=0.1, every=2, pinned=True, columns=columns), batch
         )
     train()
     train()

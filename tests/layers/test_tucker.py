@@ -12,7 +12,7 @@ from tenfold.errors import ArgumentError, PlanError, TenfoldError
 from tenfold.layers import swap
 from tenfold.layers.spec import spec_of
 from tenfold.layers.tucker import TuckerConv, full_ranks
-from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_model import to_tucker
 from tenfold.linalg.tucker import hosvd_bound
 
 
@@ -78,7 +78,7 @@ def test_batch_norms_are_found_and_folded() -> None:
     folded = tenfold.fold_batchnorm(small)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert relative(folded(x), small(x)) < 1e-5
-    trained = to_tucker(net, Policy(ranks={"layer1.0.conv1": 3})).model
+    trained = to_tucker(net, {"layer1.0.conv1": 3}).model
     assert tenfold.norm_after(trained) == tenfold.norm_after(net)
     left = {f.norm: f.reason for f in tenfold.layers.fold_batchnorm.norm_folds(trained)}
     assert "TrainedTucker" in str(left["layer1.0.bn1"])

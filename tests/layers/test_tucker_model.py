@@ -1,6 +1,5 @@
 """A whole model into training form and back: who is converted, from where the numbers come, and what stays tied."""
 
-import itertools
 import math
 from typing import Any
 
@@ -14,7 +13,7 @@ import tenfold
 from tenfold.errors import ArgumentError, PlanError, TenfoldError, UnsupportedLayer
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.tucker import TuckerConv
-from tenfold.layers.tucker_model import Policy, deploy, to_tucker
+from tenfold.layers.tucker_model import deploy, to_tucker
 from tenfold.layers.tucker_protocol import factorised
 from tenfold.layers.tucker_training import TrainedTucker
 
@@ -41,7 +40,7 @@ def defect(layer: Any) -> float:
 
 def test_at_full_rank_the_model_computes_what_it_did(net: nn.Module) -> None:
     before, random = state(net), torch.get_rng_state()
-    made = to_tucker(net, Policy(ranks=full_ranks_of(net)))
+    made = to_tucker(net, full_ranks_of(net))
     assert made.left == {}
     assert relative(made.model(x), net(x)) < 1e-12
     assert torch.equal(torch.get_rng_state(), random)
@@ -49,8 +48,8 @@ def test_at_full_rank_the_model_computes_what_it_did(net: nn.Module) -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_bases_are_orthonormal_and_ranks_those_of_the_policy(net: nn.Module) -> None:
-    made = to_tucker(net, Policy(start=0.25, cap=0.5, floor=3))
+def test_bases_are_orthonormal_and_ranks_the_share_asked_for(net: nn.Module) -> None:
+    made = to_tucker(net, start=0.25, floor=3)
     layers = factorised(made.model)
     assert len(layers) + len(made.left) == len(full_ranks_of(net))
     for name, layer in layers.items():
@@ -76,14 +75,14 @@ def test_tau_bounds_the_error_of_every_layer_and_is_nearly_used() -> None:
                 w = w * (0.7 ** torch.arange(w.shape[mode], dtype=torch.float64)).reshape(size)
             m.weight.copy_(w)
     for tau in (0.05, 0.3):
-        made = to_tucker(net, Policy(start=1.0, cap=1.0, floor=1, ranks={"0": 99, "1": 99, "2": 99}), tau=tau)
+        made = to_tucker(net, {"0": 99, "1": 99, "2": 99}, floor=1, tau=tau)
         errors = [relative(m.weight, net[i].weight) for i, m in enumerate(made.model)]
         assert max(errors) <= tau * (1 + 1e-9)
         assert min(errors) > 0.2 * tau
         assert any(a < b for m in made.model for a, b in zip(m.ranks, m.sizes, strict=False))
-    capped = to_tucker(net, Policy(ranks={"0": 2}), tau=0.0).model[0]
+    capped = to_tucker(net, {"0": 2}, tau=0.0).model[0]
     assert capped.ranks == (2, 2)
-    raised = to_tucker(net, Policy(floor=5, ranks={"0": 9}), tau=0.9).model[0]
+    raised = to_tucker(net, {"0": 9}, floor=5, tau=0.9).model[0]
     assert raised.ranks == (5, 5)
 
 
@@ -91,10 +90,10 @@ def test_tau_bounds_the_error_of_every_layer_and_is_nearly_used() -> None:
 def test_spatial_modes_are_active_only_where_asked_for_and_large(groups: int) -> None:
     net = nn.Sequential(nn.Conv2d(8, 8, 5, groups=groups), nn.Conv2d(8, 8, 3), nn.Linear(8, 8)).double()
     ranks = {"0": 3, "1": 3, "2": 3}
-    made = to_tucker(net, Policy(ranks=ranks, spatial=True)).model
+    made = to_tucker(net, ranks, spatial=True).model
     assert [m.ranks for m in made] == [(3, 3, 3, 3), (3, 3), (3, 3)]
-    assert [m.ranks for m in to_tucker(net, Policy(ranks=ranks)).model] == [(3, 3)] * 3
-    full = to_tucker(net, Policy(ranks={"0": 99}, spatial=True)).model[0]
+    assert [m.ranks for m in to_tucker(net, ranks).model] == [(3, 3)] * 3
+    full = to_tucker(net, {"0": 99}, spatial=True).model[0]
     assert relative(full.weight, net[0].weight) < 1e-13
 
 
@@ -106,7 +105,7 @@ def test_from_scratch_the_core_has_the_energy_of_the_weight_in_expectation() -> 
     energies = {"0": [], "1": []}
     g = torch.Generator().manual_seed(0)
     for _ in range(60):
-        made = to_tucker(net, Policy(ranks={"0": (4, 3), "1": 8}), generator=g).model
+        made = to_tucker(net, {"0": (4, 3), "1": 8}, generator=g).model
         for name, layer in factorised(made).items():
             energies[name].append(float(layer.weight.detach().square().sum()))
             assert defect(layer) < 1e-13
@@ -149,12 +148,11 @@ def test_what_stays_dense_is_listed_with_the_reason() -> None:
     parts = ("depthwise", "of one channel", "no gradient", "nothing would be saved", "an Embedding", "exclude_modules")
     assert all(part in reason for part, reason in zip(parts, made.left.values(), strict=True))
     assert to_tucker(net, target_modules="taken").left["excluded"] == "not in target_modules"
-    assert to_tucker(net, Policy(ranks={"taken": 2})).left["excluded"] == "not in `ranks`"
+    assert to_tucker(net, {"taken": 2}).left["excluded"] == "not in `ranks`"
 
 
 def test_a_first_convolution_is_clamped_to_what_its_kernel_can_have() -> None:
-    policy = Policy(start=1.0, cap=1.0, floor=1, ranks={"0": (64, 64)})
-    assert to_tucker(nn.Sequential(nn.Conv2d(3, 64, 3)), policy).model[0].ranks == (27, 3)
+    assert to_tucker(nn.Sequential(nn.Conv2d(3, 64, 3)), {"0": (64, 64)}).model[0].ranks == (27, 3)
 
 
 @pytest.mark.parametrize("kind", [Twice, OtherBiases, OtherStrides])
@@ -162,7 +160,7 @@ def test_a_first_convolution_is_clamped_to_what_its_kernel_can_have() -> None:
 def test_ties_are_kept_in_training_deployed_and_dense(kind: type[nn.Module], scratch: bool) -> None:
     net, inputs = kind().double(), torch.randn(INPUTS[kind], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0) if scratch else None
-    made = to_tucker(net, Policy(ranks={"a": 2}), generator=generator).model
+    made = to_tucker(net, {"a": 2}, generator=generator).model
     small, dense = deploy(made), tenfold.to_dense(made)
     assert len(factorised(made)) == 1
     assert made.a.core is made.b.core
@@ -191,7 +189,7 @@ def test_deployed_layers_are_plain_and_compute_the_same(net: nn.Module) -> None:
 
 
 def test_a_plan_of_the_trained_ranks_gives_the_same_model(net: nn.Module) -> None:
-    made = to_tucker(net, Policy(start=0.25)).model
+    made = to_tucker(net, start=0.25).model
     problem = tenfold.survey(made)
     layers = factorised(made)
     chosen = []
@@ -216,7 +214,7 @@ def test_a_model_in_training_form_is_not_saved_as_a_compressed_one(net: nn.Modul
 
 def test_a_checkpoint_of_other_ranks_loads_into_a_fresh_model(net: nn.Module) -> None:
     names = list(factorised(to_tucker(net).model))
-    made, fresh = (to_tucker(net, Policy(ranks=dict.fromkeys(names, r))).model for r in (7, 3))
+    made, fresh = (to_tucker(net, dict.fromkeys(names, r)).model for r in (7, 3))
     fresh.load_state_dict(made.state_dict())
     assert torch.equal(fresh(x), made(x))
 
@@ -229,9 +227,9 @@ def test_a_checkpoint_of_other_ranks_loads_into_a_fresh_model(net: nn.Module) ->
     [
         ({"tau": 1.0}, r"`tau` must be in \[0, 1\)"),
         ({"tau": 0.1, "generator": torch.Generator()}, "`tau` must be None from scratch"),
-        ({"policy": Policy(ranks={"conv9": 2})}, "`ranks` must name layers .* got 'conv9'. Nearest"),
-        ({"policy": Policy(ranks={"conv1": (2, 2, 2)})}, "`ranks` must be 2 integers >= 1, or one, for 'conv1'"),
-        ({"policy": Policy(ranks={"conv1": 0})}, "`ranks` must be"),
+        ({"ranks": {"conv9": 2}}, "`ranks` must name layers .* got 'conv9'. Nearest"),
+        ({"ranks": {"conv1": (2, 2, 2)}}, "`ranks` must be 2 integers >= 1, or one, for 'conv1'"),
+        ({"ranks": {"conv1": 0}}, "`ranks` must be"),
     ],
 )
 def test_arguments_out_of_range_are_refused(net: nn.Module, call: Any, message: str) -> None:
@@ -239,10 +237,10 @@ def test_arguments_out_of_range_are_refused(net: nn.Module, call: Any, message: 
         to_tucker(net, **call)
 
 
-@pytest.mark.parametrize(("name", "value"), [*itertools.product(("start", "cap"), (0, 1.5, "a", float("nan")))])
-def test_a_policy_checks_its_shares(name: str, value: Any) -> None:
-    with pytest.raises(ArgumentError, match=f"`{name}` must be"):
-        Policy(**{name: value})
+@pytest.mark.parametrize("value", [0, 1.5, "a", float("nan")])
+def test_the_first_share_is_checked(net: nn.Module, value: Any) -> None:
+    with pytest.raises(ArgumentError, match="`start` must be"):
+        to_tucker(net, start=value)
 
 
 def test_a_layer_that_is_named_is_never_left_dense_silently() -> None:
@@ -251,7 +249,7 @@ def test_a_layer_that_is_named_is_never_left_dense_silently() -> None:
     )
     for name, reason in (("depthwise", "depthwise"), ("table", "an Embedding")):
         with pytest.raises(UnsupportedLayer, match=f"`ranks` names '{name}', which stays dense: .*{reason}"):
-            to_tucker(net, Policy(ranks={name: 2, "fine": 2}))
+            to_tucker(net, {name: 2, "fine": 2})
 
 
 def test_weights_that_are_not_finite_and_wrapped_models_are_refused(net: nn.Module) -> None:
@@ -263,6 +261,6 @@ def test_weights_that_are_not_finite_and_wrapped_models_are_refused(net: nn.Modu
 
 
 def test_an_embedding_tied_to_a_head_stays() -> None:
-    made = to_tucker(Tied(), Policy(ranks={"up": 2})).model
+    made = to_tucker(Tied(), {"up": 2}).model
     assert made.head.weight is made.embed.weight
     assert made.up.core is made.down.core

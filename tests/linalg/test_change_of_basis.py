@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.linalg.change_of_basis import grow, grow_square, leading, tangent_gradient, turn, turn_square
+from tenfold.linalg.change_of_basis import (
+    grow,
+    grow_square,
+    leading,
+    new_directions,
+    tangent_gradient,
+    turn,
+    turn_square,
+)
 from tenfold.linalg.subspace import fresh_directions
 from tenfold.linalg.tucker import Limits, tucker_cut, tucker_full
 
@@ -137,6 +145,55 @@ def test_singular_values_that_are_rounding_errors_are_left_out() -> None:
     found = tangent_gradient(grad_core, core, fresh, noisy)
     assert math.isfinite(float(found.norm()))
     assert float(found.norm()) <= float(g.norm()) * (1 + 1e-6)
+
+
+def rough(smallest: float, mixed: bool) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """A float32 matrix of rank 4 in factors, whose singular values fall to ``smallest``, and a gradient in it."""
+    core = torch.diag(torch.logspace(0, math.log10(smallest), 4, dtype=torch.float64))
+    core = basis(4, 4, 5) @ core @ basis(4, 4, 6).mT if mixed else core
+    return core.float(), [basis(24, 4).float(), basis(20, 4, 1).float()], normal(24, 20, seed=9).float()
+
+
+@pytest.mark.parametrize(("smallest", "mixed"), [(1e-2, True), (1e-5, True), (1e-5, False), (1e-8, False)])
+def test_small_singular_values_cost_no_direction_and_no_length_in_float32(smallest, mixed) -> None:
+    core, bases, g = rough(smallest, mixed)
+    grad_core, grads = gradients(g, core, bases)
+    fresh = new_directions(core, [u[None] for u in bases], grads, (4, 4))
+    assert [f.shape[-1] for f in fresh] == [4, 4]
+    found = tangent_gradient(grad_core, core, fresh, grads)
+    whole = tucker_full(found.double(), [torch.cat([u, f[0]], 1).double() for u, f in zip(bases, fresh, strict=True)])
+    u, v = (x.double() for x in bases)
+    left, right = u @ u.mT @ g.double(), g.double() @ v @ v.mT
+    projected = left + right - u @ u.mT @ right  # on the tangent space of matrices of rank 4
+    torch.testing.assert_close(whole, projected, rtol=0, atol=2e-3 * float(projected.norm()))
+    torch.testing.assert_close(whole.norm(), projected.norm(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-5])
+def test_few_directions_hold_as_much_of_the_gradient_as_so_few_can(smallest, most) -> None:
+    """Chosen by the gradients of the bases, they would be those before the large singular values of the core."""
+    core, bases, g = rough(smallest, True)
+    _, grads = gradients(g, core, bases)
+    fresh = new_directions(core, [u[None] for u in bases], grads, (most, most))
+    (u, v), w = (x.double() for x in bases), g.double()
+    for f, k in zip(fresh, (w @ v - u @ u.mT @ w @ v, w.mT @ u - v @ v.mT @ w.mT @ u), strict=True):
+        possible = torch.linalg.svdvals(k)[:most].square().sum()
+        assert (f[0].double().mT @ k).square().sum() >= 0.999 * possible
+
+
+def test_what_is_known_to_few_digits_is_not_amplified() -> None:
+    """Gradients computed in bfloat16, before a singular value of 1e-5: an inverse makes of them more than there was."""
+    core, bases, g = rough(1e-5, True)
+    parts = [x.bfloat16().requires_grad_() for x in (core, *bases)]
+    found = torch.autograd.grad((tucker_full(parts[0], parts[1:]) * g.bfloat16()).sum(), parts)
+    grad_core, grads = found[0].float(), [x.float()[None] for x in found[1:]]
+    lengths = []
+    for rounding in (None, 2.0**-7):
+        fresh = new_directions(core, [u[None] for u in bases], grads, (4, 4), rounding=rounding)
+        lengths.append(float(tangent_gradient(grad_core, core, fresh, grads, rounding=rounding).norm()))
+    assert lengths[0] > 2 * float(g.norm())
+    assert lengths[1] <= 1.01 * float(g.norm())
 
 
 def test_groups_are_groups_of_tensors() -> None:

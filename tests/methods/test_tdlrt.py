@@ -2,6 +2,8 @@
 
 import copy
 import io
+import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -79,10 +81,10 @@ def test_the_model_that_is_trained_is_factorised_where_that_makes_it_smaller() -
     model = tenfold.TDLRT().begin(net())
     layers = factorised(model)
     assert {name: layer.ranks for name, layer in layers.items()} == {
-        "conv1": (8, 3),
-        "conv2": (12, 8),
-        "point": (12, 12),
-        "head": (5, 5),
+        "conv1": (4, 3),
+        "conv2": (6, 4),
+        "point": (6, 6),
+        "head": (4, 4),
     }
     plain = tenfold.TDLRT().begin(nn.Sequential(net(), nn.Linear(10, 6)))
     assert isinstance(plain[1], nn.Linear)  # with 4 of 6 ranks it would not become smaller
@@ -121,16 +123,16 @@ def test_the_fields_reach_the_integrator(integrator) -> None:
     method = tenfold.TDLRT(tau=0.2, every=7, integrator=integrator, floor=2, multiple=2, columns=0.5, freeze=0.25)
     model = method.begin(net())
     optimizer = method.optimizer(model, base=torch.optim.AdamW, lr=0.1, weight_decay=0.3, goal=tenfold.Goal(steps=50))
-    course = optimizer.course
+    settings = optimizer.settings
     assert isinstance(optimizer, Integrator)
     assert isinstance(optimizer.inner, torch.optim.AdamW)
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
-    assert (course.tau, course.floor, course.multiple, course.columns) == (0.2, 2, 2, 0.5)
-    assert (course.freeze, course.steps) == (38, 50)
-    assert course.every == (1 if integrator == "one_pass" else 7)
-    assert (course.twice, course.pinned) == (integrator == "two_pass", integrator == "fixed")
+    assert (settings.tau, settings.floor, settings.multiple, settings.columns) == (0.2, 2, 2, 0.5)
+    assert (settings.freeze, settings.steps) == (38, 50)
+    assert settings.every == (1 if integrator == "one_pass" else 7)
+    assert (settings.twice, settings.pinned) == (integrator == "two_pass", integrator == "fixed")
     assert method.needs_closure == (integrator == "two_pass")
-    assert method.course().freeze is None
+    assert method.settings().freeze is None
 
 
 def test_attach_says_what_to_do_instead() -> None:
@@ -142,7 +144,7 @@ def test_attach_says_what_to_do_instead() -> None:
 
 
 def test_ranks_stay_in_the_last_part_of_the_run() -> None:
-    method = tenfold.TDLRT(tau=0.3, every=4, freeze=0.5)
+    method = tenfold.TDLRT(tau=0.3, every=4, freeze=0.5, start=0.5)
     model = method.begin(net())
     optimizer = method.optimizer(model, lr=0.05, goal=tenfold.Goal(steps=40))
     train(method, model, optimizer, 20)
@@ -168,6 +170,82 @@ def test_with_a_budget_ahead_ranks_freeze_where_it_allows() -> None:
         assert result.plan.layers[name].rank in (ranks, ranks[0])
     with pytest.raises(tenfold.BudgetError, match="reachable"):
         method.optimizer(method.begin(net()), lr=0.05, goal=tenfold.Goal(steps=9, budget=tenfold.Budget(params=1e-3)))
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("named", [None, {"conv1": (8, 3), "conv2": (20, 16), "point": 20}])
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_a_budget_without_steps_holds_from_the_first_cycle_on(integrator, named, begun) -> None:
+    """Nobody knows when the ranks would freeze; those that "fixed" keeps never do. What is cut late is not trained."""
+    method = tenfold.TDLRT(integrator=integrator, every=3, start=0.5, ranks=named)
+    budget = tenfold.Budget(params=0.4)
+    goal = tenfold.Goal(budget)
+    model = method.begin(net(), goal=goal if begun else None)
+    optimizer = method.optimizer(model, lr=0.05, goal=goal)
+    train(method, model, optimizer, 3)
+    ranks = optimizer.settled
+    assert not begun or ranks == {n: x.ranks for n, x in factorised(method.begin(net(), goal=goal)).items()}
+    train(method, model, optimizer, 6, first=3)
+    assert optimizer.settled == ranks
+    result = method.finish(model, budget)
+    assert result.report.kept["params"] <= 0.4
+    assert result.plan.level == 0  # nothing is lost in the end
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 8, 24])
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_however_short_the_run_the_cut_to_a_budget_is_not_the_last_thing_that_happens(integrator, steps) -> None:
+    method, budget = tenfold.TDLRT(integrator=integrator, every=3, start=0.5), tenfold.Budget(params=0.3)
+    goal = tenfold.Goal(budget, steps=steps)
+    model = method.begin(net(), goal=goal)
+    optimizer = method.optimizer(model, lr=0.05, goal=goal)
+    trace = []
+    for step in range(steps):
+        train(method, model, optimizer, 1, first=step)
+        trace.append(optimizer.settled)
+    assert steps == 1 or trace[-2] == trace[-1]
+    assert not any(bool(layer.augmented) for layer in factorised(model).values())
+    result = method.finish(model, budget)
+    assert result.report.kept["params"] <= 0.3
+    assert result.plan.level == 0
+
+
+def test_a_budget_for_ranks_that_never_freeze_is_refused_before_any_work() -> None:
+    goal = tenfold.Goal(tenfold.Budget(params=0.4), steps=9)
+    for integrator in ("cycle", "one_pass", "two_pass"):
+        method = tenfold.TDLRT(freeze=0, integrator=integrator)
+        for act in (method.begin, partial(method.optimizer, lr=0.1)):
+            with pytest.raises(tenfold.ArgumentError, match="`freeze` must be above 0 with a budget; got 0"):
+                act(method.begin(net()) if act != method.begin else net(), goal=goal)
+    with pytest.raises(tenfold.BudgetError, match="reachable"):
+        tenfold.TDLRT(integrator="fixed").begin(net(), goal=tenfold.Goal(tenfold.Budget(params=1e-3)))
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def deep() -> nn.Module:
+    torch.manual_seed(2)
+    layers: list[nn.Module] = []
+    for inner, outer in itertools.pairwise((3, 16, 16, 24)):
+        layers += [nn.Conv2d(inner, outer, 3, padding=1), nn.BatchNorm2d(outer), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
+
+
+@pytest.mark.parametrize("make", [net, perceptron, deep])
+def test_by_default_ranks_grow_with_the_training_without_a_word(make, recwarn) -> None:
+    method = tenfold.TDLRT()
+    model = method.begin(make())
+    optimizer, seen = method.optimizer(model, lr=0.1, momentum=0.9, goal=tenfold.Goal(steps=50)), []
+    for step in range(0, 50, 10):
+        seen.append(optimizer.settled)
+        train(method, model, optimizer, 10, first=step)
+    seen.append(optimizer.settled)
+    pairs = [(x, y) for a, b in itertools.pairwise(seen) for n in a for x, y in zip(a[n], b[n], strict=True)]
+    assert any(x < y for x, y in pairs)
+    assert not [w for w in recwarn if issubclass(w.category, tenfold.TenfoldWarning)]
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_model import to_tucker
 from tenfold.layers.tucker_protocol import factorised
 from tenfold.layers.tucker_training import reserve_
 from tenfold.optim.tucker.integrator import Integrator
@@ -31,15 +31,15 @@ class Net(nn.Module):
 def net(dtype: torch.dtype = torch.float64, *, static: bool = False) -> nn.Module:
     torch.manual_seed(0)
     ranks = {"conv": (4, 2), "group": (3, 3), "point": 4, "head": 4}
-    model = to_tucker(Net().to(dtype), Policy(ranks=ranks)).model
+    model = to_tucker(Net().to(dtype), ranks).model
     if static:
         reserve_(model, lambda layer: layer.sizes[: layer.modes])
     return model
 
 
-def around(model: nn.Module, course: IntegratorSettings, base=torch.optim.SGD, **hyper) -> Integrator:
+def around(model: nn.Module, settings: IntegratorSettings, base=torch.optim.SGD, **hyper) -> Integrator:
     bases = {id(b) for layer in factorised(model).values() for b in layer.bases}
-    return Integrator(base([p for p in model.parameters() if id(p) not in bases], **hyper), model, course)
+    return Integrator(base([p for p in model.parameters() if id(p) not in bases], **hyper), model, settings)
 
 
 def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

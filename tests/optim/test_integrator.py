@@ -18,8 +18,8 @@ STALLS = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")  # rig
 ONE_PASS, TWO_PASS = IntegratorSettings(0.0, every=1), IntegratorSettings(0.0, twice=True)
 
 
-def named(course: IntegratorSettings) -> str:
-    return "two-pass" if course.twice else f"cycle-{course.every}"
+def named(settings: IntegratorSettings) -> str:
+    return "two-pass" if settings.twice else f"cycle-{settings.every}"
 
 
 def quadratic(shape, seed=11):
@@ -74,19 +74,67 @@ def test_two_pass_equals_the_gradient_projected_on_the_grown_bases(shape, ranks)
     torch.testing.assert_close(model.full.detach(), w - step, rtol=0, atol=1e-13)
 
 
-def test_clipping_sees_the_cores_alone_and_bounds_the_whole_step() -> None:
-    """The step of the bases shrinks with the gradient of the core, whatever scaled that."""
+def test_clipping_sees_all_gradients_and_shortens_the_whole_step() -> None:
+    """Their norm is that of ``(C, U)`` as plain parameters, and does not depend on which basis spans a subspace."""
     shape, ranks = SHAPES[1]
     model, (loss, gradient, _) = kernel(shape, ranks), quadratic(shape)
     w = model.full.detach()
     optimizer = integrator(model, ONE_PASS, lr=0.1)
     loss(model()).backward()
-    assert all(b.grad is None for b in model.bases)
-    norm = model.core.grad.norm()
+    norm = torch.stack([p.grad.square().sum() for p in (model.core, *model.bases)]).sum().sqrt()
+    other = turned(model)
+    loss(other()).backward()
+    torch.testing.assert_close(nn.utils.clip_grad_norm_(other.parameters(), 1.0), norm)
     torch.testing.assert_close(nn.utils.clip_grad_norm_(model.parameters(), float(norm) / 3), norm)
     optimizer.step()
     step = 0.1 / 3 * (projector(kernel(shape, ranks)) @ gradient(w).reshape(-1)).reshape(shape)
     torch.testing.assert_close(model.full.detach(), w - step, rtol=0, atol=1e-6)
+
+
+def test_clipping_one_layer_shortens_its_step_and_no_other() -> None:
+    shape, ranks = SHAPES[1]
+    loss, gradient, _ = quadratic(shape)
+    model = nn.ModuleList([kernel(shape, ranks), kernel(shape, ranks, seed=5)])
+    w = [m.full.detach() for m in model]
+    steps = [(projector(m) @ gradient(x).reshape(-1)).reshape(shape) for m, x in zip(model, w, strict=True)]
+    optimizer = integrator(model, ONE_PASS, lr=0.1)
+    sum(loss(m()) for m in model).backward()
+    norm = float(nn.utils.clip_grad_norm_(model[0].parameters(), 1e-3))
+    optimizer.step()
+    for m, x, step, share in zip(model, w, steps, (1e-3 / norm, 1), strict=True):
+        moved = x - m.full.detach()
+        torch.testing.assert_close(moved, 0.1 * share * step, rtol=1e-4, atol=1e-13)
+
+
+CLEARED = {
+    "optimizer": lambda model, optimizer: optimizer.zero_grad(),
+    "optimizer, kept": lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
+    "module": lambda model, optimizer: model.zero_grad(),
+    "none": lambda model, optimizer: [setattr(p, "grad", None) for p in model.parameters()],
+    "in place": lambda model, optimizer: [p.grad.zero_() for p in model.parameters() if p.grad is not None],
+}
+
+
+@pytest.mark.parametrize("cleared", CLEARED)
+@pytest.mark.parametrize("settings", [IntegratorSettings(0.05, every=3), ONE_PASS], ids=named)
+def test_however_gradients_are_cleared_a_discarded_batch_leaves_nothing(settings, cleared) -> None:
+    """A batch whose loss is not a number, or a thousand times as large, and is thrown away."""
+    shape, ranks = SHAPES[1]
+    loss = quadratic(shape)[0]
+    plain, other = kernel(shape, ranks), kernel(shape, ranks)
+    optimizers = [integrator(m, settings, lr=0.02, momentum=0.9) for m in (plain, other)]
+    run(plain, optimizers[0], lambda m, _: loss(m()), 7)
+    for step in range(7):
+        for discarded in (float("nan"), 1e3):
+            (discarded * loss(other())).backward()
+            CLEARED[cleared](other, optimizers[1])
+        loss(other()).backward()
+        optimizers[1].step()
+        assert optimizers[1].report["steps"] == step + 1
+        CLEARED[cleared](other, optimizers[1])
+    assert plain.ranks == other.ranks
+    assert torch.equal(plain.full, other.full)
+    assert optimizers[1].report["nonfinite"] == 0
 
 
 @pytest.mark.parametrize("twice", [False, True])
@@ -114,18 +162,18 @@ def test_the_loss_falls_as_smoothness_promises_and_the_cut_costs_what_it_may(sha
 @STALLS
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize(
-    "course",
+    "settings",
     [IntegratorSettings(0.05, every=4), IntegratorSettings(0.05, every=1), IntegratorSettings(0.05, twice=True)],
     ids=named,
 )
 @pytest.mark.parametrize(("shape", "ranks"), SHAPES)
-def test_the_basis_does_not_matter_to_sgd_and_heavy_ball(shape, ranks, course, momentum) -> None:
+def test_the_basis_does_not_matter_to_sgd_and_heavy_ball(shape, ranks, settings, momentum) -> None:
     loss = quadratic(shape)[0]
     a = kernel(shape, ranks)
     b = turned(a)
     for model in (a, b):
         hyper = {"lr": 0.02, "momentum": momentum, "weight_decay": 0.01}
-        run(model, integrator(model, course, **hyper), lambda m, _: loss(m()), 12)
+        run(model, integrator(model, settings, **hyper), lambda m, _: loss(m()), 12)
     assert a.ranks == b.ranks
     torch.testing.assert_close(a.full, b.full, rtol=0, atol=1e-10)
 
@@ -152,21 +200,21 @@ def test_weight_decay_of_the_core_is_that_of_the_weight() -> None:
 
 @STALLS
 @pytest.mark.parametrize(
-    "course",
+    "settings",
     [IntegratorSettings(0.1, every=10), IntegratorSettings(0.1, every=1), IntegratorSettings(0.1, twice=True)],
     ids=named,
 )
-def test_bases_stay_orthonormal_through_a_thousand_steps_of_adamw_with_decay(course) -> None:
+def test_bases_stay_orthonormal_through_a_thousand_steps_of_adamw_with_decay(settings) -> None:
     model = kernel((6, 5, 3), (3, 2))
     target = normal(6, 5, 3, seed=4)
-    optimizer = integrator(model, course, base=torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+    optimizer = integrator(model, settings, base=torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     noise = torch.Generator().manual_seed(0)
     worst = 0.0
 
     def loss(m, _):
         return (m() - target - torch.randn(6, 5, 3, dtype=torch.float64, generator=noise)).square().sum()
 
-    for _ in range(100 if course.every == 10 and not course.twice else 4):
+    for _ in range(100 if settings.every == 10 and not settings.twice else 4):
         run(model, optimizer, loss, 10)
         worst = max(worst, orthonormality(model))
     run(model, optimizer, loss, 3)  # in the middle of a cycle, too
@@ -177,13 +225,13 @@ def test_bases_stay_orthonormal_through_a_thousand_steps_of_adamw_with_decay(cou
 # ---- growth
 
 
-@pytest.mark.parametrize("course", [IntegratorSettings(0.0, every=5), IntegratorSettings(0.0, twice=True)], ids=named)
+@pytest.mark.parametrize("settings", [IntegratorSettings(0.0, every=5), IntegratorSettings(0.0, twice=True)], ids=named)
 @pytest.mark.parametrize("inside", [False, True])
-def test_growing_leaves_the_weight_alone_with_a_gradient_of_zero_or_inside_the_span(course, inside) -> None:
+def test_growing_leaves_the_weight_alone_with_a_gradient_of_zero_or_inside_the_span(settings, inside) -> None:
     model = kernel((6, 5, 3), (3, 2))
     w = model.full.detach()
     direction = tucker_full(normal(3, 2, 3, seed=5), [b.detach() for b in model.bases])
-    optimizer = integrator(model, course, lr=0.0)
+    optimizer = integrator(model, settings, lr=0.0)
     run(model, optimizer, lambda m, _: (direction * m()).sum() * float(inside), 1)
     torch.testing.assert_close(model.full.detach(), w, rtol=0, atol=1e-13)
     assert orthonormality(model) <= 1e-13
@@ -196,7 +244,8 @@ def test_in_a_cycle_the_ranks_are_larger_and_after_it_the_cut_ones() -> None:
     for step in range(8):
         run(model, optimizer, toward(target), 1)
         assert bool(model.augmented) == (step % 4 != 3)
-        assert all(b.requires_grad for b in model.bases) == (step % 4 == 3)
+        assert model.constant_bases == (step % 4 != 3)
+        assert all(b.requires_grad and b.grad is None for b in model.bases)
     assert model.ranks != (2, 2)
     settled = model.ranks
     run(model, optimizer, toward(target), 1)
@@ -208,11 +257,11 @@ def test_in_a_cycle_the_ranks_are_larger_and_after_it_the_cut_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "course", [IntegratorSettings(0.01, every=10), IntegratorSettings(0.01, twice=True)], ids=named
+    "settings", [IntegratorSettings(0.01, every=10), IntegratorSettings(0.01, twice=True)], ids=named
 )
-def test_too_large_ranks_come_down_to_the_true_ones(course) -> None:
+def test_too_large_ranks_come_down_to_the_true_ones(settings) -> None:
     model, target = kernel((12, 10, 3, 3), (8, 8)), teacher((12, 10, 3, 3), (3, 2))
-    run(model, integrator(model, course, lr=0.3), toward(target), 50)
+    run(model, integrator(model, settings, lr=0.3), toward(target), 50)
     assert model.ranks == (3, 2)
     torch.testing.assert_close(model.full.detach(), target, rtol=0, atol=0.02 * float(target.norm()))
 
@@ -242,24 +291,24 @@ def spectrum(values, seed: int = 0) -> Kernel:
     return Kernel(torch.diag(s), [basis(8, len(s), seed), basis(7, len(s), seed + 1)])
 
 
-@pytest.mark.parametrize("course", [ONE_PASS, TWO_PASS], ids=named)
-def test_a_tiny_singular_value_moves_nothing_by_more_than_the_gradient(course) -> None:
+@pytest.mark.parametrize("settings", [ONE_PASS, TWO_PASS], ids=named)
+def test_a_tiny_singular_value_moves_nothing_by_more_than_the_gradient(settings) -> None:
     model, (loss, gradient, _) = spectrum([1.0, 0.5, 1e-8]), quadratic((8, 7))
     w = model.full.detach()
-    run(model, integrator(model, course, lr=0.1), lambda m, _: loss(m()), 1)
+    run(model, integrator(model, settings, lr=0.1), lambda m, _: loss(m()), 1)
     assert float((model.full.detach() - w).norm()) <= 0.1 * float(gradient(w).norm()) * (1 + 1e-6)
     s = torch.linalg.svdvals(model.core.detach())
     assert float(s[2]) > 1e-4  # and that it moves is not for want of trying
 
 
 def test_a_start_with_zero_singular_values_moves() -> None:
-    for course in (
+    for settings in (
         IntegratorSettings(0.0, every=1),
         IntegratorSettings(0.0, twice=True),
         IntegratorSettings(0.0, every=4),
     ):
         model, target = spectrum([1.0, 0.0, 0.0]), teacher((8, 7), (3, 3))
-        losses = run(model, integrator(model, course, lr=0.5), toward(target), 40)
+        losses = run(model, integrator(model, settings, lr=0.5), toward(target), 40)
         assert losses[-1] < 1e-6 * losses[0]
 
 
@@ -299,7 +348,7 @@ def factor_descent(factors, product, lr: float) -> Iterator[float]:
 
 
 @pytest.mark.parametrize(
-    "course",
+    "settings",
     [
         IntegratorSettings(0.0, twice=True, pinned=True),
         IntegratorSettings(0.0, every=1, pinned=True),
@@ -307,11 +356,11 @@ def factor_descent(factors, product, lr: float) -> Iterator[float]:
     ],
     ids=named,
 )
-def test_the_condition_of_the_start_does_not_cost_the_integrators_steps(course) -> None:
+def test_the_condition_of_the_start_does_not_cost_the_integrators_steps(settings) -> None:
     needed = []
     for condition in CONDITIONS:
         model = conditioned(condition)
-        losses = run(model, integrator(model, course, lr=0.7), toward(well_conditioned()), 16)
+        losses = run(model, integrator(model, settings, lr=0.7), toward(well_conditioned()), 16)
         needed.append(steps_to_1e_4(losses, 16))
     assert max(needed) <= 12  # 8 to 11, where gradient descent on a full matrix takes 8
     assert max(needed) <= needed[0] + 3
@@ -360,8 +409,8 @@ def test_floor_and_multiple_hold() -> None:
     run(model, integrator(model, IntegratorSettings(0.1, every=5, floor=3), lr=0.5), toward(target), 20)
     assert model.ranks == (3, 3)
     model = kernel((16, 16, 3), (8, 8))
-    course = IntegratorSettings(0.1, every=5, floor=3, multiple=4)
-    run(model, integrator(model, course, lr=0.5), toward(target), 20)
+    settings = IntegratorSettings(0.1, every=5, floor=3, multiple=4)
+    run(model, integrator(model, settings, lr=0.5), toward(target), 20)
     assert model.ranks == (4, 4)
 
 

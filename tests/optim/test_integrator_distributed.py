@@ -11,11 +11,21 @@ import torch
 
 from optim.networks import net
 from optim.toys import run
-from optim.two_processes import COURSES, NETWORKS, digest, loss, start
+from optim.two_processes import NETWORKS, SETTINGS, digest, loss, start
 from tenfold.layers.tucker_protocol import factorised
 
 STALLS = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")
 SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def torchrun(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A script in two processes, which write into the folder."""
+    paths = [str(script.parents[1]), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return subprocess.run(
+        [*command, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +36,12 @@ def launched(tmp_path_factory) -> tuple[Path, dict, str]:
     run(model, optimizer, loss(None), 5)  # in the middle of a cycle of two
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "saved.pt")
     run(model, optimizer, loss(None), 9)
-    paths = [str(SCRIPT.parents[1]), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = torchrun(SCRIPT, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), digest(model, optimizer)
 
 
-@pytest.mark.parametrize("name", COURSES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_after_fifty_cycles_two_processes_are_bitwise_equal(launched, name) -> None:
     """Though one of them has singular vectors with other signs: each layer is factorised once, and sent."""
     _, results, _ = launched
@@ -46,7 +51,7 @@ def test_after_fifty_cycles_two_processes_are_bitwise_equal(launched, name) -> N
 
 
 @STALLS
-@pytest.mark.parametrize("name", COURSES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_with_half_of_the_batch_each_do_what_one_does_with_all_of_it(launched, name) -> None:
     folder, results, _ = launched
     model, optimizer = start(name)
@@ -79,3 +84,26 @@ def test_processes_that_clip_by_norms_of_their_own_stay_bitwise_equal(launched) 
     """Each scales its part of the gradient of a basis as it did that of the core, before they are averaged."""
     first, second = launched[1]["clipped"]["digests"]
     assert first == second
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("refused")
+    done = torchrun(SCRIPT.with_name("two_processes_refused.py"), folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["overflow", "clipped"])
+def test_where_a_scaler_overflows_in_one_process_all_skip_and_go_on_together(refused, name) -> None:
+    first, second = refused[name]["processes"]
+    assert first["moved"] == second["moved"] == [step != 2 for step in range(8)]
+    assert first["steps"] == second["steps"] == 7
+    assert first["digest"] == second["digest"]
+    assert first["scale"] < second["scale"]  # each scaler heeds the overflows of its own process
+    assert refused[name]["nonfinite"] == 0
+
+
+@pytest.mark.parametrize("name", ["sharded", "sharded after"])
+def test_a_sharded_model_is_refused_in_one_sentence_before_the_first_step(refused, name) -> None:
+    assert refused[name].startswith("`model` must not be sharded (fully_shard): the ranks of 'conv'")

@@ -11,7 +11,7 @@ from torch import nn
 from optim.networks import around, batch, net
 from optim.toys import integrator, kernel, normal, orthonormality, run, teacher
 from tenfold.errors import TenfoldWarning
-from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_model import to_tucker
 from tenfold.layers.tucker_protocol import factorised
 from tenfold.optim.tucker.integrator import Integrator
 from tenfold.optim.tucker.settings import IntegratorSettings
@@ -185,9 +185,9 @@ def test_two_passes_see_one_dropout_mask_and_change_running_statistics_once() ->
 
 
 @pytest.mark.parametrize(
-    "course", [IntegratorSettings(0.0, every=1), IntegratorSettings(0.0, twice=True)], ids=["one-pass", "two-pass"]
+    "settings", [IntegratorSettings(0.0, every=1), IntegratorSettings(0.0, twice=True)], ids=["one-pass", "two-pass"]
 )
-def test_a_network_loses_what_its_projected_gradient_promises(course) -> None:
+def test_a_network_loses_what_its_projected_gradient_promises(settings) -> None:
     """``L(W) - L(W+) = lr |step / lr|^2 (1 + O(lr))``, over the dense weights and all else that is trained."""
     model = net().eval()  # no dropout: the same loss twice
     x, y = batch()
@@ -203,7 +203,7 @@ def test_a_network_loses_what_its_projected_gradient_promises(course) -> None:
 
     lr, before = 1e-4, dense()
     first = float(loss(model, 0).detach())
-    run(model, around(model, course, lr=lr), loss, 1)
+    run(model, around(model, settings, lr=lr), loss, 1)
     moved = sum(float(((a - b) / lr).square().sum()) for a, b in zip(dense(), before, strict=True))
     fallen = first - float(loss(model, 0).detach())
     assert moved > 0
@@ -211,11 +211,11 @@ def test_a_network_loses_what_its_projected_gradient_promises(course) -> None:
 
 
 @pytest.mark.parametrize(
-    "course", [IntegratorSettings(0.1, every=4), IntegratorSettings(0.1, twice=True)], ids=["cycle", "two-pass"]
+    "settings", [IntegratorSettings(0.1, every=4), IntegratorSettings(0.1, twice=True)], ids=["cycle", "two-pass"]
 )
-def test_autocast_to_bfloat16_stays_finite(course) -> None:
+def test_autocast_to_bfloat16_stays_finite(settings) -> None:
     model = net(torch.float32)
-    optimizer = around(model, course, base=torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+    optimizer = around(model, settings, base=torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
     def loss(m, step) -> torch.Tensor:
         x, y = batch(step % 3, torch.float32)
@@ -242,7 +242,7 @@ def test_layers_that_share_a_core_are_one() -> None:
             return self.b(torch.tanh(self.a(x)))
 
     torch.manual_seed(0)
-    model = to_tucker(Twice().double(), Policy(ranks={"a": 4})).model
+    model = to_tucker(Twice().double(), {"a": 4}).model
     optimizer = around(model, IntegratorSettings(0.05, every=3), lr=0.1)
     x, y = normal(20, 8), normal(20, 8, seed=1)
     losses = run(model, optimizer, lambda m, _: (m(x) - y).square().mean(), 10)

@@ -18,6 +18,7 @@ class Kernel(nn.Module):
     """``W = C x_i U_i`` as it stands; a matrix where C has two axes and two bases."""
 
     groups, static = 1, False
+    constant_bases, precision = False, torch.float64
 
     def __init__(self, core: Tensor, bases: Sequence[Tensor]) -> None:
         super().__init__()
@@ -40,7 +41,8 @@ class Kernel(nn.Module):
 
     @property
     def full(self) -> Tensor:
-        return tucker_full(self.core, list(self.bases))
+        bases = [u.detach() for u in self.bases] if self.constant_bases else list(self.bases)
+        return tucker_full(self.core, bases)
 
     def forward(self) -> Tensor:
         return self.full
@@ -75,9 +77,9 @@ def turned(model: Kernel, seed: int = 3) -> Kernel:
     return Kernel(core, [u.detach() @ q for u, q in zip(model.bases, rotations, strict=True)])
 
 
-def integrator(model: nn.Module, course: IntegratorSettings, base=torch.optim.SGD, **hyper) -> Integrator:
+def integrator(model: nn.Module, settings: IntegratorSettings, base=torch.optim.SGD, **hyper) -> Integrator:
     bases = {id(b) for m in model.modules() if isinstance(m, Kernel) for b in m.bases}
-    return Integrator(base([p for p in model.parameters() if id(p) not in bases], **hyper), model, course)
+    return Integrator(base([p for p in model.parameters() if id(p) not in bases], **hyper), model, settings)
 
 
 def run(model: nn.Module, optimizer: Integrator, loss, steps: int) -> list[float]:
@@ -91,8 +93,8 @@ def run(model: nn.Module, optimizer: Integrator, loss, steps: int) -> list[float
             value.backward()
             return value
 
-        value = optimizer.step(closure) if optimizer.course.twice else closure()
-        if not optimizer.course.twice:
+        value = optimizer.step(closure) if optimizer.settings.twice else closure()
+        if not optimizer.settings.twice:
             optimizer.step()
         losses.append(float(value.detach()))
     return losses

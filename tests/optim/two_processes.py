@@ -17,7 +17,7 @@ from optim.toys import Kernel, integrator, kernel, normal, run, teacher
 from tenfold.layers.tucker_protocol import factorised
 from tenfold.optim.tucker.settings import IntegratorSettings
 
-COURSES = {
+SETTINGS = {
     "cycle": IntegratorSettings(0.2, every=2),
     "one-pass": IntegratorSettings(0.2, every=1),
     "two-pass": IntegratorSettings(0.2, twice=True),
@@ -33,7 +33,7 @@ NETWORKS = {
 
 def start(name: str) -> tuple[nn.ModuleList, object]:
     model = nn.ModuleList([kernel((6, 5, 3), (3, 2)), kernel((7, 6), (2, 2), 5), kernel((5, 4, 3), (2, 2), 8)])
-    return model, integrator(model, COURSES[name], lr=0.05, momentum=0.9)
+    return model, integrator(model, SETTINGS[name], lr=0.05, momentum=0.9)
 
 
 def loss(half: int | None):
@@ -92,7 +92,7 @@ def networked(name: str, rank: int, *, wrapped: bool, clip: float | None = None)
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             return value
 
-        if optimizer.course.twice:
+        if optimizer.settings.twice:
             optimizer.step(closure)
         else:
             closure()
@@ -117,7 +117,7 @@ def main(folder: Path) -> None:
     results["resumed"] = digest(model, optimizer)
     if rank == 1:
         flip_signs()
-    for name in COURSES:
+    for name in SETTINGS:
         model, optimizer = start(name)
         run(model, optimizer, loss(rank), 50 * (2 if name == "cycle" else 1))
         digests: list = [None, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,75 +27,14 @@ _SPATIAL = 5
 """Kernels from this size on have spatial modes worth cutting."""
 
 
-@dataclass(frozen=True)
-class Policy:
-    """Which layers are trained in Tucker format, and at which ranks they start.
+def active_modes(spec: LayerSpec, spatial: bool) -> int:
+    """How many modes of a kernel get a basis, from the first on: out and in, and those of a large kernel if asked."""
+    return len(spec.shape) if spatial and spec.kernel_size and min(spec.kernel_size) >= _SPATIAL else 2
 
-    Args:
-        start: the first rank of a mode, as a share of its size n, in (0, 1].
-        cap: its highest, as a share of n, in (0, 1]. With 0.5 a doubled basis still fits.
-        floor: its lowest, >= 1; it goes before ``start`` and ``cap``.
-        ranks: the first ranks by layer name, in place of ``start``: an int for all modes or one for each; layers that
-            it does not name stay dense.
-        spatial: whether the spatial modes of kernels of 5 or more are active too.
 
-    Raises:
-        ArgumentError: a value out of range.
-    """
-
-    start: float = 0.5
-    cap: float = 0.5
-    floor: int = 4
-    ranks: Mapping[str, int | tuple[int, ...]] | None = None
-    spatial: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("start", "cap"):
-            value = getattr(self, name)
-            check(is_share(value) and 0 < value <= 1, name, "in (0, 1]", value)
-        check(is_count(self.floor), "floor", "an integer >= 1", self.floor)
-
-    def modes(self, spec: LayerSpec) -> int:
-        """How many modes of the kernel are active, from the first on."""
-        return len(spec.shape) if self.spatial and spec.kernel_size and min(spec.kernel_size) >= _SPATIAL else 2
-
-    def bound(self, spec: LayerSpec, share: float) -> tuple[int, ...]:
-        """``max(floor, share n)`` for every active mode, and no more than a kernel of this shape can have."""
-        return self._possible(spec, [max(self.floor, int(share * n)) for n in _sizes(spec)])
-
-    def first(self, name: str, spec: LayerSpec) -> tuple[int, ...]:
-        """The ranks that a layer starts at.
-
-        Raises:
-            ArgumentError: ranks given for it that are no ranks of it.
-        """
-        if self.ranks is None:
-            start = self.bound(spec, min(self.start, self.cap))
-            return tuple(map(min, start, self.bound(spec, self.cap)))
-        given = self.ranks[name]
-        ranks = [given] * self.modes(spec) if isinstance(given, int) else list(given)
-        fits = len(ranks) == self.modes(spec) and all(map(is_count, ranks))
-        check(fits, "ranks", f"{self.modes(spec)} integers >= 1, or one, for '{name}' {spec.shape}", given)
-        return self._possible(spec, ranks)
-
-    def _possible(self, spec: LayerSpec, ranks: list[int]) -> tuple[int, ...]:
-        sizes, modes = _sizes(spec), self.modes(spec)
-        return feasible(ranks[:modes], sizes[:modes], math.prod(sizes[modes:]))
-
-    def leaves(self, name: str, spec: LayerSpec, weight: Tensor) -> str | None:
-        """Why a layer stays dense; None where it is trained in Tucker format."""
-        if self.ranks is not None and name not in self.ranks:
-            return "not in `ranks`"
-        if not weight.requires_grad:
-            return "frozen: its weight requires no gradient"
-        if min(_sizes(spec)[:2]) == 1:
-            return "depthwise, or of one channel: there is no rank to cut"
-        if self.ranks is None:
-            ranks = self.first(name, spec)
-            if _weights(spec, ranks) >= spec.params:
-                return f"at its first ranks {ranks} nothing would be saved"
-        return None
+def bounded_ranks(spec: LayerSpec, share: float, *, floor: int, spatial: bool) -> tuple[int, ...]:
+    """``max(floor, share n)`` for every active mode of size n, and no more than a kernel of this shape can have."""
+    return _possible(spec, [max(floor, int(share * n)) for n in _sizes(spec)[: active_modes(spec, spatial)]])
 
 
 @dataclass(frozen=True)
@@ -126,14 +65,14 @@ class _Start:
 class _FromWeight:
     """Sequential HOSVD of the weight, to the ranks of the structure or to a tolerance below them."""
 
-    policy: Policy
+    floor: int
     tau: float | None
 
     def __call__(self, old: nn.Module, spec: LayerSpec, structure: Any, /, *, empty: bool) -> TrainedTucker:
         new = TrainedTucker.like(old, spec, structure.rank)
         if not empty:
             kernel = to_kernel(spec, cast("Tensor", old.weight).detach())
-            least = structure.rank if self.tau is None else self.policy.floor
+            least = structure.rank if self.tau is None else self.floor
             limits = Limits(least, structure.rank)
             cut = tensor_cut(kernel, len(structure.rank), self.tau or 0.0, limits=limits, groups=spec.groups)
             new.set_factors(cut.core, *cut.bases)
@@ -157,8 +96,11 @@ class _FromScratch:
 
 def to_tucker(
     model: nn.Module,
-    policy: Policy | None = None,
+    ranks: Mapping[str, int | Sequence[int]] | None = None,
     *,
+    start: float = 0.25,
+    floor: int = 4,
+    spatial: bool = False,
     tau: float | None = None,
     generator: torch.Generator | None = None,
     target_modules: Selection = None,
@@ -172,23 +114,29 @@ def to_tucker(
 
     Args:
         model: a dense model.
-        policy: which layers and which ranks; None: `Policy()`.
-        tau: from weights: lower the first ranks as far as a relative error of tau allows, in [0, 1); None: do not.
+        ranks: the first ranks by layer name: an int for all modes or one for each; layers that it does not name stay
+            dense. None: those of ``start`` and ``floor``, in the layers that become smaller at them.
+        start: the first rank of a mode, as a share of its size n, in (0, 1].
+        floor: the lowest, >= 1; it goes before ``start``.
+        spatial: whether the spatial modes of kernels of 5 or more get a basis too.
+        tau: from weights: lower the first ranks as far as a relative error of tau allows, in [0, 1), but not below
+            ``floor``; None: do not.
         generator: from scratch, with its random numbers; None: from the weights.
         target_modules: see `tenfold.plan`.
         exclude_modules: see `tenfold.plan`.
 
     Raises:
-        ArgumentError: tau out of range or given with a generator; a name in ``policy.ranks`` that is no such layer.
-        UnsupportedLayer: a layer in ``policy.ranks`` that has to stay dense.
+        ArgumentError: a value out of range; tau given with a generator; a name in ``ranks`` that is no such layer.
+        UnsupportedLayer: a layer in ``ranks`` that has to stay dense.
         TenfoldError: a weight with NaN or infinite entries, by name.
     """
-    policy = policy or Policy()
+    check(is_share(start) and 0 < start <= 1, "start", "in (0, 1]", start)
+    check(is_count(floor), "floor", "an integer >= 1", floor)
     check(tau is None or (is_share(tau) and tau < 1), "tau", "in [0, 1), or None", tau)
     check(tau is None or generator is None, "tau", "None from scratch: random bases have no error", tau)
     targets = find(model, target_modules, exclude_modules)
     names = [t.name for t in targets]
-    for name in policy.ranks or ():
+    for name in ranks or ():
         if name not in names:
             raise ArgumentError(
                 f"`ranks` must name layers with a weight of their own; got '{name}'.{near(name, names)}"
@@ -196,18 +144,24 @@ def to_tucker(
     left: dict[str, str] = {}
     structures: dict[str, _Start] = {}
     for target in targets:
-        reason = target.reason
+        reason, first = target.reason, None
         if reason is None and target.spec is not None:
             weight = cast("Tensor", model.get_submodule(target.name).weight)
-            reason = policy.leaves(target.name, target.spec, weight)
+            reason = _why_dense(target.name, target.spec, weight, ranks)
         if reason is None and target.spec is not None:
-            start = _Start(policy.first(target.name, target.spec))
-            structures |= dict.fromkeys((target.name, *target.aliases), start)
-        elif policy.ranks is not None and target.name in policy.ranks:
+            if ranks is not None:
+                first = _given_ranks(target.name, target.spec, ranks[target.name], spatial)
+            else:
+                first = bounded_ranks(target.spec, start, floor=floor, spatial=spatial)
+                if _weights(target.spec, first) >= target.spec.params:
+                    reason = f"at its first ranks {first} nothing would be saved"
+        if reason is None and first is not None:
+            structures |= dict.fromkeys((target.name, *target.aliases), _Start(first))
+        elif ranks is not None and target.name in ranks:
             raise UnsupportedLayer(f"`ranks` names '{target.name}', which stays dense: {reason}.")
         else:
             left[target.name] = str(reason)
-    make = _FromWeight(policy, tau) if generator is None else _FromScratch(generator)
+    make = _FromWeight(floor, tau) if generator is None else _FromScratch(generator)
     return Converted(rebuild(model, structures, make), left)
 
 
@@ -230,6 +184,35 @@ def deploy(model: nn.Module) -> nn.Module:
                 new.tie_bias_(memo.setdefault(id(layer.bias), new.bias))
             memo[id(layer)] = new
     return keep_off_fused_paths_(duplicate(model, memo))
+
+
+def _why_dense(name: str, spec: LayerSpec, weight: Tensor, ranks: Mapping[str, Any] | None) -> str | None:
+    """Why a layer stays dense whatever its ranks; None where it can be trained in Tucker format."""
+    if ranks is not None and name not in ranks:
+        return "not in `ranks`"
+    if not weight.requires_grad:
+        return "frozen: its weight requires no gradient"
+    if min(_sizes(spec)[:2]) == 1:
+        return "depthwise, or of one channel: there is no rank to cut"
+    return None
+
+
+def _given_ranks(name: str, spec: LayerSpec, given: int | Sequence[int], spatial: bool) -> tuple[int, ...]:
+    """What ``ranks`` says of a layer, one for each active mode.
+
+    Raises:
+        ArgumentError: no ranks of such a layer.
+    """
+    modes = active_modes(spec, spatial)
+    ranks = [given] * modes if isinstance(given, int) else list(given)
+    fits = len(ranks) == modes and all(map(is_count, ranks))
+    check(fits, "ranks", f"{modes} integers >= 1, or one, for '{name}' {spec.shape}", given)
+    return _possible(spec, ranks)
+
+
+def _possible(spec: LayerSpec, ranks: Sequence[int]) -> tuple[int, ...]:
+    sizes, modes = _sizes(spec), len(ranks)
+    return feasible(ranks, sizes[:modes], math.prod(sizes[modes:]))
 
 
 def _sizes(spec: LayerSpec) -> tuple[int, ...]:

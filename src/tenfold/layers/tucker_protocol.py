@@ -31,11 +31,15 @@ class Factorised(Protocol):
     """A module whose kernel is a Tucker tensor.
 
     ``core`` and ``bases`` are Parameters that live as long as the module: whoever changes a rank calls `set_factors`.
-    Loading a state of other ranks resizes them first. The bases may have ``requires_grad`` switched on and off, where
-    the layer is not static; nothing but an integrator changes them.
+    Loading a state of other ranks resizes them first. Nothing but an integrator changes the bases.
     """
 
     groups: int
+    constant_bases: bool
+    """The forward pass takes the bases for constants: their gradients are zero and cost nothing. A static layer does
+    not look at it."""
+    precision: torch.dtype
+    """The type that the last forward pass multiplied in: under autocast a coarser one than that of the parameters."""
     augmented: Tensor
     """A bool buffer ``()``, saved with the rest: the ranks have grown, and the cut that follows has not been made."""
 
@@ -56,7 +60,7 @@ class Factorised(Protocol):
 
     @property
     def static(self) -> bool:
-        """Whether the parameters keep their shapes, zero beyond the ranks, and always require gradients."""
+        """Whether the parameters keep their shapes, zero beyond the ranks, and gradients of the bases are computed."""
         ...
 
     def set_factors(self, core: Tensor, *bases: Tensor) -> None:

@@ -10,13 +10,16 @@ than what is stored: a static layer compiles once.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.optim.swa_utils import AveragedModel
 
-from tenfold.errors import check
+from tenfold.errors import ArgumentError, check
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.functional import compute, pointwise
 from tenfold.layers.matrix import LowRank, low_rank_class
@@ -27,6 +30,7 @@ from tenfold.linalg.change_of_basis import grow
 from tenfold.linalg.multilinear import feasible
 
 _WORTH = 0.8
+_ALIVE: weakref.WeakSet[TrainedTucker] = weakref.WeakSet()
 
 
 class TrainedTucker(Decomposed):
@@ -59,6 +63,8 @@ class TrainedTucker(Decomposed):
         self.bias = nn.Parameter(torch.empty(spec.out_channels)) if spec.bias else None
         self.register_buffer("augmented", torch.tensor(False))
         self.register_buffer("present", None)
+        self.constant_bases, self.precision = False, self.core.dtype
+        _ALIVE.add(self)
 
     @classmethod
     def like(cls, layer: nn.Module, spec: LayerSpec, ranks: Sequence[int]) -> Self:
@@ -109,7 +115,8 @@ class TrainedTucker(Decomposed):
     @property
     def kernel(self) -> Tensor:
         """See `Decomposed.kernel`."""
-        return grouped_full(self.core, self.bases, self.groups)
+        core, *bases = self._seen
+        return grouped_full(core, bases, self.groups)
 
     @property
     def merged(self) -> bool:
@@ -188,6 +195,8 @@ class TrainedTucker(Decomposed):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As the dense layer; ``output_size`` as in `torch.nn.ConvTranspose2d`."""
+        kind = x.device.type
+        self.precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.core.dtype
         return (self._merge if self.merged else self._chain)(x, output_size)
 
     def _merge(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -195,10 +204,10 @@ class TrainedTucker(Decomposed):
 
     def _chain(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert self.groups == 1
-        outer, inner = self.bases[:2]
+        core, outer, inner, *spatial = self._seen
         if self.spec.linear:
-            return nn.functional.linear((x @ inner) @ self.core.mT, outer, self.bias)
-        axes, core = len(self.spec.kernel_size), self._channel_core()
+            return nn.functional.linear((x @ inner) @ core.mT, outer, self.bias)
+        axes, core = len(self.spec.kernel_size), grouped_full(core, spatial, self.groups, first=2)
         if self._pointwise:  # a stride drops positions before they cost anything
             encoder = inner.mT.reshape(-1, len(inner), *self.spec.kernel_size)
             middle = pointwise(axes, compute(self.spec, x, encoder), core.flatten(1))
@@ -228,9 +237,20 @@ class TrainedTucker(Decomposed):
     def _core_shape(self, ranks: Sequence[int]) -> tuple[int, ...]:
         return (self.spec.groups * ranks[0], *ranks[1:], *self.sizes[len(ranks) :])
 
-    def _channel_core(self) -> Tensor:
-        """The core with the spatial bases multiplied in: ``(g r_out, r_in, *k)``."""
-        return grouped_full(self.core, self.bases[2:], self.groups, first=2)
+    @property
+    def _seen(self) -> tuple[Tensor, ...]:
+        """Core and bases as the forward pass uses them; constant bases stay in the graph, with a gradient of zero.
+
+        So they are to their users what parameters are: `torch.autograd.grad` finds them in every step of a cycle.
+        """
+        if self.static or not self.constant_bases:
+            return self.factors
+        nothing = [basis[:0].sum() for basis in self.bases]
+        return (self.core + sum(nothing), *(basis.detach() for basis in self.bases))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _ALIVE.add(self)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the ranks of what is loaded first, where neither is static."""
@@ -241,6 +261,27 @@ class TrainedTucker(Decomposed):
         if whole and self.present is None and f"{prefix}present" not in state_dict:
             self._resize_(ranks)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def basis_ids() -> set[int]:
+    """Identities of the bases of all layers in training that there are: nothing may step them but an integrator."""
+    return {id(basis) for layer in _ALIVE for basis in layer.bases}
+
+
+def _refuse_averages(owner: nn.Module, _: str, module: nn.Module | None) -> None:
+    """Raise where torch's averages of weights are made of factors: their mean is not the mean of what they stand for.
+
+    They would also end in a clash of shapes, as soon as a rank changes.
+    """
+    if isinstance(owner, AveragedModel) and module and any(isinstance(m, TrainedTucker) for m in module.modules()):
+        raise ArgumentError(
+            "`model` must not have layers in Tucker format, whose averaged factors are no average of weights. Average "
+            "the dense equivalents: averaged = AveragedModel(tenfold.to_dense(model)), and "
+            "averaged.update_parameters(tenfold.to_dense(model))."
+        )
+
+
+register_module_module_registration_hook(_refuse_averages)
 
 
 def reserve_(model: nn.Module, capacity: Callable[[TrainedTucker], Sequence[int]]) -> None:

@@ -11,11 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenfold.linalg.svd import like, truncated_svd, working
+from tenfold.linalg.subspace import NOISE, fresh_directions
+from tenfold.linalg.svd import left_basis, like, working
 from tenfold.linalg.tucker import batch_product, batch_unfold, stacked
-
-AMPLIFIED = 100
-"""How often rounding errors may be amplified to a whole, by an inverse: singular values below are taken for zero."""
 
 
 def grow(core: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: int = 1) -> Tensor:
@@ -66,11 +64,48 @@ def turn_square(v: Float[Tensor, "rows *rest"], turns: Sequence[Tensor]) -> Tens
     return turn(v, [p.square() for p in turns])
 
 
+def new_directions(
+    core: Float[Tensor, "rows *rest"],
+    bases: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    most: Sequence[int],
+    *,
+    rounding: float | None = None,
+) -> list[Tensor]:
+    """Directions outside each basis in which the Riemannian gradient at ``W = C x_i U_i`` is largest.
+
+    With ``Mat_i(C) = P s Q^T`` the gradient of the basis is ``grad_{U_i} = K Q s P^T``, where ``K`` is the gradient of
+    the paper's K step: directions that stand before a small singular value are small in it, and drown in its rounding
+    errors. ``grad_{U_i} P s^+ = K Q`` has them at their true size. Of its part outside ``U_i`` the leading left
+    singular vectors are taken; see `tenfold.linalg.subspace.fresh_directions`.
+
+    Args:
+        core: C.
+        bases: ``U_i (g, n_i, r_i)``, orthonormal columns.
+        grads: gradients in them, ``(g, n_i, r_i)``, finite.
+        most: how many directions, at most, for each mode.
+        rounding: relative rounding error of ``grads``; None: the eps of their dtype.
+
+    Returns:
+        ``(g, n_i, p_i)`` of each mode, in the dtype of the bases.
+
+    Source: Zangrando et al. 2024 (arXiv 2305.19059), the K step. [D] in gradients of the factors.
+    """
+    found = []
+    for mode, (u, g, count) in enumerate(zip(bases, grads, most, strict=True)):
+        p, s, error = _resolved(core, mode, g, rounding)
+        inverse = torch.where(s > 0, 1 / s, 0)
+        found.append(fresh_directions(u, working(g) @ p * inverse[..., None, :], count, noise=error * inverse))
+    return [like(f, u) for f, u in zip(found, bases, strict=True)]
+
+
 def tangent_gradient(
     grad_core: Float[Tensor, "rows *rest"],
     core: Float[Tensor, "rows *rest"],
     fresh: Sequence[Tensor],
     grads: Sequence[Tensor],
+    *,
+    rounding: float | None = None,
 ) -> Tensor:
     """The Riemannian gradient ``P_T(G)`` at ``W = C x_i U_i``, in the coordinates of the bases ``[U_i | fresh_i]``.
 
@@ -80,13 +115,15 @@ def tangent_gradient(
 
     all other blocks zero. ``grad_{U_i} = Mat_i(G x_{j != i} U_j^T) Mat_i(C)^T``, so the pseudo-inverse takes back what
     the core did to it, and small singular values of the core make nothing large: the block is an orthogonal projection
-    of G. Singular values that are rounding errors, below ``100 eps s_1``, are left out rather than inverted.
+    of G. What stands before a singular value so small that rounding errors make up a tenth of it is left out rather
+    than inverted.
 
     Args:
         grad_core: gradient in the core.
         core: C.
         fresh: the new directions ``(g, n_i, p_i)`` of each mode; orthogonal to the old basis.
         grads: gradients in the old bases, ``(g, n_i, r_i)``.
+        rounding: as in `new_directions`.
 
     Returns:
         ``(g (r_1 + p_1), r_2 + p_2, ..., *rest)``, in the dtype of ``grad_core``.
@@ -100,13 +137,26 @@ def tangent_gradient(
     new = grow(grad_core, [r + f.shape[-1] for r, f in zip(ranks, fresh, strict=True)], groups)
     view = stacked(new, groups)
     for mode, (f, g) in enumerate(zip(fresh, grads, strict=True)):
-        unfolded = batch_unfold(old, mode)
-        p, s, q = truncated_svd(unfolded, min(unfolded.shape[-2:]), driver="svd")
-        cutoff = min(AMPLIFIED * torch.finfo(g.dtype).eps, 0.1) * s[..., :1]
-        inverse = torch.where(s > cutoff, 1 / s, 0)[..., None, :]
-        rows = (working(f).mT @ working(g) @ p * inverse) @ q.mT
+        p, s, error = _resolved(core, mode, g, rounding)
+        part = working(f).mT @ working(g) @ p
+        known = torch.linalg.vector_norm(part, dim=-2) > NOISE * error
+        inverse = torch.where(known & (s > 0), 1 / s.square(), 0)
+        rows = (part * inverse[..., None, :]) @ (p.mT @ batch_unfold(old, mode))
         block = [slice(0, n) for n in leading.shape]
         block[1 + mode] = slice(ranks[mode], None)
         shape = view[tuple(block)].movedim(1 + mode, 1).shape
         view[tuple(block)] = like(rows.reshape(shape).movedim(1, 1 + mode), grad_core)
     return new
+
+
+def _resolved(core: Tensor, mode: int, grad: Tensor, rounding: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """``P (g, r, q)`` and ``s (g, q)`` of ``Mat_i(C) = P s Q^T``, and how long the rounding error of ``grad P`` is.
+
+    A singular value that is a rounding error of the factorisation, which is made in float64, is zero. Each column of a
+    gradient of a basis belongs to a row of the core, and is as accurate, relative to its own length.
+    """
+    p, s = left_basis(batch_unfold(stacked(core.detach(), len(grad)), mode), driver="svd")
+    s = torch.where(s > torch.finfo(s.dtype).eps * s[..., :1], s, 0)
+    relative = torch.finfo(grad.dtype).eps if rounding is None else rounding
+    lengths = torch.linalg.vector_norm(working(grad), dim=-2)
+    return p, s, relative * (p.mT.square() @ lengths.square()[..., None])[..., 0].sqrt()

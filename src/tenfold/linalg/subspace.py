@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tenfold.errors import check
-from tenfold.linalg.svd import left_basis, like, tail_rank, truncated_svd, working
+from tenfold.linalg.svd import left_basis, like, singular_values, tail_rank, truncated_svd, working
 
 NOISE = 10
 """Directions below so many eps of what they were computed from are rounding errors."""
@@ -33,7 +33,11 @@ def orthonormalise(
 
 
 def fresh_directions(
-    u: Float[Tensor, "*batch n r"], x: Float[Tensor, "*batch n q"], most: int | None = None
+    u: Float[Tensor, "*batch n r"],
+    x: Float[Tensor, "*batch n q"],
+    most: int | None = None,
+    *,
+    noise: Float[Tensor, "*batch q"] | None = None,
 ) -> Float[Tensor, "*batch n p"]:
     """An orthonormal basis of the part of ``x`` outside the span of ``u``: ``span [u | result] = span [u | x]``.
 
@@ -45,6 +49,8 @@ def fresh_directions(
         u: orthonormal columns.
         x: finite; for a basis, the gradient in it.
         most: columns of the result, at most; None: as many as there are.
+        noise: length of the rounding error in each column of ``x``, where columns are known to different accuracy;
+            None: ``eps |x|`` for the matrix as a whole.
 
     Returns:
         p columns, orthogonal to u and to each other, in the dtype of u; ``p <= min(q, n - r, most)``. In a batch, as
@@ -53,11 +59,18 @@ def fresh_directions(
     Source: Ceruti, Kusch, Lubich 2022 (arXiv 2104.05247), the augmentation of the rank-adaptive integrator.
     """
     basis, outside = working(u), working(x)
-    noise = NOISE * torch.finfo(x.dtype).eps * torch.linalg.matrix_norm(outside)
+    whole = torch.linalg.matrix_norm(outside)
     for _ in range(2):
         outside = outside - basis @ (basis.mT @ outside)
-    directions, s = left_basis(outside, driver="svd")
-    real = (s > noise[..., None]).sum(-1)
+    if noise is None:
+        directions, s = left_basis(outside, driver="svd")
+        real = (s > NOISE * torch.finfo(x.dtype).eps * whole[..., None]).sum(-1)
+    else:
+        each = working(noise)
+        known = torch.linalg.vector_norm(outside, dim=-2) > NOISE * each
+        outside = torch.where(known[..., None, :], outside, 0)
+        real = (singular_values(outside / torch.where(known, each, 1)[..., None, :], driver="svd") > NOISE).sum(-1)
+        directions, s = left_basis(outside, driver="svd")
     count = min(int(real.max()), u.shape[-2] - u.shape[-1], s.shape[-1] if most is None else most)
     # The QR makes them orthogonal to u to the last digit, and completes the basis where they are noise.
     q = orthonormalise(torch.cat([basis, directions[..., :count]], -1))[0]

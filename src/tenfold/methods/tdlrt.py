@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_share
 from tenfold.layers.find import FoundLayer
-from tenfold.layers.tucker_model import Policy, to_tucker
+from tenfold.layers.tucker_model import Converted, bounded_ranks, to_tucker
 from tenfold.layers.tucker_protocol import Factorised, factorised
 from tenfold.layers.tucker_training import TrainedTucker, reserve_
 from tenfold.linalg.multilinear import feasible
@@ -68,7 +68,8 @@ class TDLRT(Method):
         floor: the smallest rank, >= 1; goes before ``start`` and ``cap``.
         multiple: ranks are rounded up to a multiple of it, >= 1; 8 suits many kernels of hardware.
         columns: directions by which a basis grows at most, as a share of its rank, in (0, 1].
-        freeze: the last share of the steps in which the ranks stay, in [0, 1); needs ``goal.steps``.
+        freeze: the last share of the steps in which the ranks stay, in [0, 1); needs ``goal.steps``. Above 0 where
+            there is a budget too: the ranks freeze at those that it allows, and are trained there.
         scratch: start from random orthonormal bases, in place of those of the given weights.
         spatial: cut the spatial modes of kernels of 5 or more too.
         static: store the factors at the largest size that they may take, that of the capped ranks grown once, padded
@@ -87,8 +88,8 @@ class TDLRT(Method):
     every: int = 10
     integrator: Literal["cycle", "two_pass", "one_pass", "fixed"] = "cycle"
     ranks: Mapping[str, Any] | None = None
-    start: float = 0.5
-    cap: float = 0.5
+    start: float = 0.25
+    cap: float = 1.0
     floor: int = 4
     multiple: int = 1
     columns: float = 1.0
@@ -125,29 +126,26 @@ class TDLRT(Method):
         """A copy in Tucker format. Layers that this would not make smaller, and frozen ones, stay dense.
 
         So do those that the selection of ``goal`` leaves out. With ``scratch`` torch's global generator is drawn from
-        once.
+        once. Where ``goal`` has a budget, and ranks do not move ("fixed") or nobody knows when they would freeze (no
+        ``goal.steps``), the first ranks are those that the budget allows.
 
         Raises:
             UnsupportedLayer: no layer can be trained in Tucker format; the message says why.
-            ArgumentError: ``ranks`` do not fit the model.
+            ArgumentError: ``ranks`` do not fit the model, or ``freeze`` of zero with a budget.
+            BudgetError: the budget cannot be reached.
         """
-        policy = Policy(self.start, self.cap, self.floor, self.ranks, self.spatial)
-        generator = None
-        if self.scratch:
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         goal = goal or Goal()
-        made = to_tucker(
-            model,
-            policy,
-            generator=generator,
-            target_modules=goal.target_modules,
-            exclude_modules=goal.exclude_modules,
-        )
+        self._refuse_endless(goal)
+        seed = int(torch.randint(2**62, ())) if self.scratch else None
+        made = self._converted(model, self.ranks, goal, seed)
         if not factorised(made.model):
             reasons = "; ".join(f"'{name}': {why}" for name, why in made.left.items())
             raise UnsupportedLayer(f"`model` has no layer to train in Tucker format: {reasons or 'none has a weight'}.")
+        if goal.budget is not None and self._settled_from_the_start(goal):
+            own = {name: layer.ranks for name, layer in factorised(made.model).items()}
+            made = self._converted(model, own | self._aim(made.model, goal), goal, seed)
         if self.static:
-            reserve_(made.model, partial(self._room, policy))
+            reserve_(made.model, self._room)
         return made.model
 
     def optimizer(
@@ -164,21 +162,25 @@ class TDLRT(Method):
             model: from `begin`, not wrapped.
             base: the optimizer underneath.
             goal: ``steps`` of the whole run: the ranks freeze toward its end, and its last step ends a cycle. With a
-                ``budget`` they freeze at ranks that it allows, and what is left of the run trains them there.
+                ``budget`` they freeze at ranks that it allows, and what is left of the run trains them there; without
+                ``steps``, or "fixed", at the end of the first cycle, if `begin` has not been told.
             hyper: arguments of ``base``.
 
         Raises:
-            ArgumentError: a model that is not from `begin`.
+            ArgumentError: a model that is not from `begin`, or is sharded; ``freeze`` of zero with a budget.
             BudgetError: the budget cannot be reached.
         """
         bases = {id(basis) for layer in factorised(model).values() for basis in layer.bases}
         inner = base((p for p in model.parameters() if p.requires_grad and id(p) not in bases), **hyper)
-        course = self.course(goal)
-        if goal is not None and goal.budget is not None and course.freeze is not None:
+        settings = self.settings(goal)
+        if goal is not None and goal.budget is not None:
+            self._refuse_endless(goal)
             aim = partial(self._aim, model, goal)
-            aim()  # what cannot be reached is said now
-            course = replace(course, aim=aim)
-        return Integrator(inner, model, course)
+            wanted = aim()  # what cannot be reached is said now
+            begun = all(factorised(model)[name].ranks == ranks for name, ranks in wanted.items())
+            if not (begun and self._settled_from_the_start(goal)):  # `begin` has been told, and chose these
+                settings = replace(settings, aim=aim)
+        return Integrator(inner, model, settings)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """Refused: an optimizer that is there already holds the bases, or will be saved without their cycle.
@@ -191,9 +193,13 @@ class TDLRT(Method):
             "method.optimizer(model, base=torch.optim.AdamW, lr=...) instead."
         )
 
-    def course(self, goal: Goal | None = None) -> IntegratorSettings:
+    def settings(self, goal: Goal | None = None) -> IntegratorSettings:
         """What the integrator is told."""
-        steps = None if goal is None else goal.steps
+        goal = goal or Goal()
+        freeze = None if goal.steps is None or not self.freeze else math.ceil((1 - self.freeze) * goal.steps)
+        if goal.budget is not None:  # what is cut last is trained for a step at least
+            freeze = 0 if goal.steps is None or freeze is None or self._settled_from_the_start(goal) else freeze
+            freeze = min(freeze, max(0, (goal.steps or 1) - 1))
         return IntegratorSettings(
             tau=self.tau,
             every=1 if self.integrator == "one_pass" else self.every,
@@ -203,17 +209,21 @@ class TDLRT(Method):
             floor=self.floor,
             cap=self.cap,
             multiple=self.multiple,
-            freeze=None if steps is None or not self.freeze else math.ceil((1 - self.freeze) * steps),
-            steps=steps,
+            freeze=freeze,
+            steps=goal.steps,
         )
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The ranks that were trained; within a budget, the least common error beyond them."""
         layers = {} if problem.given is None else factorised(problem.given)
-        tables = [
-            _trained(site, layers[site.name], table) if site.name in layers else table
-            for site, table in zip(problem.sites, tucker_candidates(problem), strict=True)
-        ]
+        tables = list(tucker_candidates(problem))
+        if layers:  # what was trained dense stays so: a cut of it would never have been trained
+            tables = [
+                _trained(site, layers[site.name], table)
+                if site.name in layers
+                else _rows(table, np.arange(len(table.error)) == 0)
+                for site, table in zip(problem.sites, tables, strict=True)
+            ]
         if budget is None:
             choice, level = [self._own(table, layers) for table in tables], None
         else:
@@ -222,9 +232,33 @@ class TDLRT(Method):
         why = RANK_SAVES_NOTHING
         return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
 
-    def _room(self, policy: Policy, layer: TrainedTucker) -> list[int]:
+    def _settled_from_the_start(self, goal: Goal) -> bool:
+        """Whether a budget decides the first ranks already: nobody knows when they would freeze, or they never move."""
+        return self.integrator == "fixed" or goal.steps is None
+
+    def _refuse_endless(self, goal: Goal) -> None:
+        """Raise `ArgumentError` where ranks that follow tau to the last step could keep no budget."""
+        endless = goal.budget is not None and not self.freeze and not self._settled_from_the_start(goal)
+        rule, remedy = "above 0 with a budget", "What is cut to the budget has to be trained: 0.2 keeps a fifth for it."
+        check(not endless, "freeze", rule, self.freeze, remedy)
+
+    def _converted(self, model: nn.Module, ranks: Mapping[str, Any] | None, goal: Goal, seed: int | None) -> Converted:
+        """The model in Tucker format, at these ranks or at those of the fields."""
+        return to_tucker(
+            model,
+            ranks,
+            start=min(self.start, self.cap),
+            floor=self.floor,
+            spatial=self.spatial,
+            generator=None if seed is None else torch.Generator().manual_seed(seed),
+            target_modules=goal.target_modules,
+            exclude_modules=goal.exclude_modules,
+        )
+
+    def _room(self, layer: TrainedTucker) -> list[int]:
         """The largest ranks of a layer in the course of a run: those of a cut, grown once."""
-        most = layer.ranks if self.integrator == "fixed" else map(max, layer.ranks, policy.bound(layer.spec, self.cap))
+        bound = bounded_ranks(layer.spec, self.cap, floor=self.floor, spatial=self.spatial)
+        most = layer.ranks if self.integrator == "fixed" else map(max, layer.ranks, bound)
         return [min(r + more(r, self.columns), n) for r, n in zip(most, layer.sizes, strict=False)]
 
     def _aim(self, model: nn.Module, goal: Goal) -> dict[str, tuple[int, ...]]:

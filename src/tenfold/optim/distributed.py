@@ -85,6 +85,15 @@ def average_gradients_(parameters: Sequence[nn.Parameter]) -> None:
     average_([p.grad for p in used if p.grad is not None])
 
 
+def any_process(mine: bool) -> bool:
+    """Whether it is so in any of the processes."""
+    if process()[1] == 1:
+        return mine
+    said = torch.tensor(mine, dtype=torch.int32, device=_device())
+    distributed.all_reduce(said, distributed.ReduceOp.MAX)
+    return bool(said)
+
+
 def _device() -> torch.device:
     """Where messages go: gloo takes CPU tensors, nccl those of the current device."""
     return (

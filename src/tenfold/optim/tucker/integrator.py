@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, TenfoldWarning, check
-from tenfold.layers.tucker_protocol import factorised
+from tenfold.layers.tucker_protocol import Factorised, factorised
 from tenfold.layers.usable import refuse_unusable
-from tenfold.optim.distributed import average_, average_gradients_, shared
-from tenfold.optim.tucker.gradient_capture import Catch
-from tenfold.optim.tucker.resize import Unit, augment_, cut_
+from tenfold.optim.distributed import any_process, average_gradients_, process, shared
+from tenfold.optim.tucker.refusals import refuse_bases, refuse_open_cycle, refuse_other_ranks, refuse_sharded
+from tenfold.optim.tucker.resize import augment_, cut_, fresh_norm
 from tenfold.optim.tucker.rng import RandomState
 from tenfold.optim.tucker.settings import IntegratorSettings
 
@@ -37,47 +37,45 @@ PATIENCE = 10
 class Integrator(Optimizer):
     """An optimizer around ``inner`` that moves the bases and ranks of ``model``'s layers in Tucker format.
 
-    Hyper-parameters are those of ``inner``, whose groups these are: schedulers work as usual. Steps count when they
-    happen, so those that a gradient scaler skips do not, and accumulated gradients make one step. Gradients of bases
-    are taken out of ``.grad`` as they come: clipping does not see them. Where processes train together, each with its
+    Hyper-parameters are those of ``inner``, whose groups these are: schedulers work as usual. Each basis is in the
+    group of its core, so that scalers, clipping and ``zero_grad`` see its gradient, which is its ``.grad``; it is taken
+    away before ``inner`` steps, which therefore never moves a basis. Steps count when they happen, so those that a
+    gradient scaler skips do not, and accumulated gradients make one step. Where processes train together, each with its
     part of the batch, gradients are averaged here, and the model must not be wrapped: its parameters change shape.
-    Where all its layers are static, they do not, and always require gradients: a wrapper may stand around ``model``.
+    Where all its layers are static, they do not: a wrapper may stand around ``model``.
 
     Args:
         inner: any of torch's optimizers that takes plain steps, over all trained parameters but the bases.
         model: what is trained.
-        course: how.
+        settings: tolerance, cycle, and limits of the ranks.
 
     Raises:
-        ArgumentError: a wrapped model; no layer in Tucker format; an inner optimizer that holds a basis, or misses a
-            core, or needs a closure of its own.
+        ArgumentError: a wrapped or sharded model; no layer in Tucker format; an inner optimizer that holds a basis, or
+            misses a core, or needs a closure of its own.
 
     Source: Zangrando et al. 2024 (arXiv 2305.19059), TDLRT; Ceruti, Kusch, Lubich (arXiv 2304.05660), the parallel
     step. Deviations: the gradients of the factors serve in place of a K step and of an inverse; after the growth, the
     cores may take several steps of any optimizer (``every``), whose state is brought from basis to basis.
     """
 
-    def __init__(self, inner: Optimizer, model: nn.Module, course: IntegratorSettings) -> None:
+    def __init__(self, inner: Optimizer, model: nn.Module, settings: IntegratorSettings) -> None:
         refuse_unusable(model)
         check(not isinstance(inner, torch.optim.LBFGS), "base", "an optimizer without closures of its own", inner)
-        self.inner, self.course, self._model = inner, course, model
-        self._units = [Unit(name, layer) for name, layer in factorised(model).items() if layer.core.requires_grad]
-        self._catch = Catch([u.layer.core for u in self._units], [b for u in self._units for b in u.layer.bases])
+        self.inner, self.settings, self._model = inner, settings, model
+        self._stamps: dict[str, int] = {}
+        self._layers = {name: layer for name, layer in factorised(model).items() if layer.core.requires_grad}
+        check(bool(self._layers), "model", "one with layers in Tucker format: from method.begin(model)", type(model))
+        cores = {id(layer.core) for layer in self._layers.values()}
+        self._twins = [m for m in model.modules() if isinstance(m, Factorised) and id(m.core) in cores]
+        self._take_bases()
         super().__init__(inner.param_groups, inner.defaults)
         self._follow()
-        held = {id(p) for group in inner.param_groups for p in group["params"]}
-        check(bool(self._units), "model", "one with layers in Tucker format: from method.begin(model)", type(model))
-        for unit in self._units:
-            if id(unit.layer.core) not in held or any(id(b) in held for b in unit.layer.bases):
-                raise ArgumentError(
-                    f"`inner` must hold the core of '{unit.name}' and none of its bases. "
-                    "Make it by method.optimizer(model, base=...)."
-                )
         self.param_groups[0].setdefault(STATE, _fresh())
         self._listen()
 
     # ---- what an optimizer is asked
 
+    @torch.compiler.disable
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step of the inner optimizer, and what the cycle has to do before and after it.
@@ -90,69 +88,73 @@ class Integrator(Optimizer):
             the loss that the closure gave first; None without one.
 
         Raises:
-            ArgumentError: no closure where one is needed.
+            ArgumentError: no closure where one is needed; a model that was sharded, or loaded without its optimizer.
         """
-        twice = self.course.twice
+        twice, state = self.settings.twice, self._state
         known = closure is not None or not twice
         check(known, "closure", "given: the two-pass integrator computes gradients twice", closure)
-        state = self._state
+        self._refuse_what_has_changed()
         before = RandomState.of(self._model) if twice else None
         loss = None if closure is None else torch.enable_grad()(closure)()
-        if state["position"] == 0:
-            self._catch.scale_()  # by what this process did to its own gradients, so before they are averaged
+        if self._overflow():
+            return loss
         self._average()
         if state["position"] == 0:
             grown = self._open()
             if grown and before is not None and closure is not None:
                 self._again(closure, before)
             self._measure(grown)
+        for basis in self._bases():
+            basis.grad = None  # used by now, or zero: the inner optimizer leaves alone what has no gradient
         self.inner.step()
-        self._catch.forget()
         state["steps"] += 1
         state["position"] += 1
-        if state["position"] >= (1 if twice else self.course.every) or state["steps"] == self.course.steps:
+        ends = state["steps"] in (self.settings.steps, self.settings.freeze)
+        if ends or state["position"] >= (1 if twice else self.settings.every):
             self.settle_()
         self._listen()
         return loss
 
     def settle_(self) -> None:
         """End the cycle now: cut what has grown. For a model that is to be used as it is, in the middle of a run."""
-        state = self._state
-        open_ = [unit for unit in self._units if bool(unit.layer.augmented)]
-        good = [unit for unit in open_ if bool(torch.isfinite(unit.layer.core.detach().sum()))]
+        state, settings = self._state, self.settings
+        open_ = {name: layer for name, layer in self._layers.items() if bool(layer.augmented)}
+        good = {name: layer for name, layer in open_.items() if _finite(layer.core.detach())}
         state["nonfinite"] += len(open_) - len(good)
-        frozen = self.course.pinned or (self.course.freeze is not None and state["steps"] >= self.course.freeze)
-        norms = {unit.name: float(unit.layer.core.detach().double().norm()) for unit in good}
+        frozen = settings.pinned or (settings.freeze is not None and state["steps"] >= settings.freeze)
+        norms = {name: float(layer.core.detach().double().norm()) for name, layer in good.items()}
         fresh = {
-            unit.name: unit.fresh_norm(unit.layer.core, state["settled"][unit.name])
-            for unit in good
-            if unit.name in state["settled"]
+            name: fresh_norm(layer, layer.core, state["settled"][name])
+            for name, layer in good.items()
+            if name in state["settled"]
         }
-        if frozen and not self.course.pinned and self.course.aim is not None and not state["aimed"]:
+        if frozen and settings.aim is not None and not state["aimed"]:
             state["aimed"] = True
-            state["settled"] |= self._aim(self.course.aim)
-        pins = [state["settled"].get(unit.name) if frozen else None for unit in good]
-        limits = [self.course.limits(unit, pin) for unit, pin in zip(good, pins, strict=True)]
-        for name, result in cut_(good, limits, self.course.tau, self.inner).items():
+            state["settled"] |= self._aim(settings.aim)
+        limits = {
+            name: settings.limits(layer, state["settled"].get(name) if frozen else None) for name, layer in good.items()
+        }
+        for name, result in cut_(good, limits, settings.tau, self.inner).items():
             state["error"][name] = result.error
             if result.overridden and not frozen:
                 state["overridden"][name] = state["overridden"].get(name, 0) + 1
         for name, norm in fresh.items():
-            state["growth"][name] = norm / max(self.course.tau * norms[name], 1e-300)
+            state["growth"][name] = norm / max(settings.tau * norms[name], 1e-300)
         state["position"] = 0
+        self._note_ranks()
         self._look(good, frozen)
         self._listen()
 
     @property
     def ranks(self) -> dict[str, tuple[int, ...]]:
         """Of each layer by name, as they are now; in the middle of a cycle larger than before and after."""
-        return {unit.name: unit.layer.ranks for unit in self._units}
+        return {name: layer.ranks for name, layer in self._layers.items()}
 
     @property
     def settled(self) -> dict[str, tuple[int, ...]]:
         """Of each layer by name, between cycles: in the middle of one those from before it."""
         before = self._state["settled"]
-        return {u.name: tuple(before[u.name]) if bool(u.layer.augmented) else u.layer.ranks for u in self._units}
+        return {n: tuple(before[n]) if bool(x.augmented) else x.ranks for n, x in self._layers.items()}
 
     @property
     def report(self) -> dict[str, Any]:
@@ -166,16 +168,22 @@ class Integrator(Optimizer):
         return {k: self._state[k] for k in ("steps", "nonfinite", "error", "overridden", "growth", "share")}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, those of the bases too."""
+        """See `torch.optim.Optimizer.zero_grad`."""
         self.inner.zero_grad(set_to_none)
-        self._catch.forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """See `torch.optim.Optimizer.add_param_group`."""
-        if self.__dict__.get("_ready"):
-            self.inner.add_param_group(param_group)
-        else:
+        """See `torch.optim.Optimizer.add_param_group`.
+
+        Raises:
+            ArgumentError: a group with bases of another model.
+        """
+        if not self.__dict__.get("_ready"):
             super().add_param_group(param_group)
+            return
+        given = param_group["params"]
+        param_group = {**param_group, "params": [given] if isinstance(given, Tensor) else list(given)}
+        refuse_bases(param_group["params"])
+        self.inner.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, whose first group holds the position in the cycle and the counts."""
@@ -185,31 +193,38 @@ class Integrator(Optimizer):
         """Go on from a state; load the model's own first or after, which resizes its layers."""
         self.inner.load_state_dict(state_dict)
         self._follow()
-        self.param_groups[0].setdefault(STATE, _fresh())
+        self.param_groups[0][STATE] = _fresh() | self.param_groups[0].get(STATE, {})
+        self._stamps.clear()
         self._listen()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it, for `copy.deepcopy` and pickle; the model and the inner optimizer go along."""
+        own = ("inner", "settings", "_model", "_layers", "_twins", "_ready")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}, "_stamps": {}}
 
     # ---- the cycle
 
-    def _open(self) -> list[Unit]:
-        """Let the bases grow; the units that did."""
-        state = self._state
-        average_(self._catch.all())
-        grads, grown = {}, []
-        for unit in self._units:
-            found = [self._catch.of(basis) for basis in unit.layer.bases]
-            mine = [g[:, :r] for g, r in zip(found, unit.layer.ranks, strict=True) if g is not None]
-            if len(mine) < len(found) or bool(unit.layer.augmented):
+    def _open(self) -> dict[str, Factorised]:
+        """Let the bases grow; the layers that did."""
+        state, grads, grown = self._state, {}, {}
+        for name, layer in self._layers.items():
+            found = [basis.grad for basis in layer.bases]
+            mine = [g.detach()[:, :r] for g, r in zip(found, layer.ranks, strict=True) if g is not None]
+            if bool(layer.augmented):
+                if self.settings.pinned and name not in state["settled"]:
+                    refuse_open_cycle(name)
                 continue
-            if not math.isfinite(sum(float(g.sum()) for g in mine)) or not _finite(unit.layer.core.grad):
+            if len(mine) < len(found):
+                continue
+            if not math.isfinite(sum(float(g.sum()) for g in mine)) or not _finite(layer.core.grad):
                 state["nonfinite"] += 1
                 continue
-            grads[unit.name] = mine
-            grown.append(unit)
-        for unit in grown:
-            state["settled"][unit.name] = list(unit.layer.ranks)
-            state["first"].setdefault(unit.name, list(unit.layer.ranks))
-        tangent = not self.course.twice
-        augment_(grown, grads, self.inner, columns=self.course.columns, tangent=tangent)
+            grads[name], grown[name] = mine, layer
+        for name, layer in grown.items():
+            state["settled"][name] = list(layer.ranks)
+            state["first"].setdefault(name, list(layer.ranks))
+        augment_(grown, grads, self.inner, columns=self.settings.columns, tangent=not self.settings.twice)
+        self._note_ranks()
         return grown
 
     def _aim(self, aim: Callable[[], Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
@@ -217,10 +232,10 @@ class Integrator(Optimizer):
 
         def found() -> list[Tensor]:
             wanted = aim()
-            return [torch.tensor([*wanted.get(u.name, ())], dtype=torch.float64) for u in self._units]
+            return [torch.tensor([*wanted.get(name, ())], dtype=torch.float64) for name in self._layers]
 
         ranks = shared([found], [1])[0]
-        return {u.name: [int(r) for r in x.tolist()] for u, x in zip(self._units, ranks, strict=True) if len(x)}
+        return {name: [int(r) for r in x.tolist()] for name, x in zip(self._layers, ranks, strict=True) if len(x)}
 
     def _again(self, closure: Callable[[], Any], before: RandomState) -> None:
         """The gradient in the larger space, with the random numbers of the first, and no second look at the data."""
@@ -232,21 +247,20 @@ class Integrator(Optimizer):
             buffer.copy_(old)
         self._average()
 
-    def _measure(self, grown: Sequence[Unit]) -> None:
+    def _measure(self, grown: Mapping[str, Factorised]) -> None:
         """How much of the gradient lies in the new directions."""
-        for unit in grown:
-            grad = unit.layer.core.grad
+        for name, layer in grown.items():
+            grad = layer.core.grad
             if grad is not None:
                 whole = float(grad.detach().double().norm())
-                fresh = unit.fresh_norm(grad, self._state["settled"][unit.name])
-                self._state["share"][unit.name] = (fresh / whole) ** 2 if whole > 0 else 0.0
+                fresh = fresh_norm(layer, grad, self._state["settled"][name])
+                self._state["share"][name] = (fresh / whole) ** 2 if whole > 0 else 0.0
 
-    def _look(self, units: Sequence[Unit], frozen: bool) -> None:
+    def _look(self, layers: Mapping[str, Factorised], frozen: bool) -> None:
         """Warn, once, where limits override the tolerance, and where ranks are too small and cannot grow."""
         state = self._state
-        for unit in units:
-            name = unit.name
-            stuck = list(unit.layer.ranks) == state["first"].get(name) and state["growth"].get(name, 1) < 1
+        for name, layer in layers.items():
+            stuck = list(layer.ranks) == state["first"].get(name) and state["growth"].get(name, 1) < 1
             stuck = stuck and not frozen and state["share"].get(name, 0) > 0.5
             state["stalled"][name] = state["stalled"].get(name, 0) + 1 if stuck else 0
         stalled = [name for name, count in state["stalled"].items() if count >= PATIENCE]
@@ -264,30 +278,91 @@ class Integrator(Optimizer):
             name = next(iter(state["overridden"]))
             warnings.warn(
                 f"`cap` overrides `tau`: the cut of '{name}' erred by {state['error'][name]:.3g} of its weight, with "
-                f"`tau` {self.course.tau:.3g}. Raise `cap` if it is to hold.",
+                f"`tau` {self.settings.tau:.3g}. Raise `cap` if it is to hold.",
                 TenfoldWarning,
                 stacklevel=3,
             )
 
     # ---- gradients
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a scaler leaves it to `step` to skip: several processes have to agree on it."""
+        return process()[1] > 1
+
+    def _overflow(self) -> bool:
+        """Whether a scaler found an overflow in any process; otherwise gradients are as without a scaler from here on.
+
+        A scaler that leaves this to us sets two attributes for the time of the step.
+        """
+        found = getattr(self, "found_inf", None)
+        if found is None:
+            return False
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            inverse = scale.double().reciprocal().float()
+            for p in self._parameters():
+                if p.grad is not None:
+                    p.grad.mul_(inverse.to(p.grad.device))
+        return any_process(bool(found))
+
     def _average(self) -> None:
-        average_gradients_([p for group in self.param_groups for p in group["params"]])
+        unused = set() if self._state["position"] == 0 else {id(basis) for basis in self._bases()}
+        average_gradients_([p for p in self._parameters() if id(p) not in unused])
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _bases(self) -> list[nn.Parameter]:
+        return [basis for layer in self._layers.values() for basis in layer.bases]
 
     def _listen(self) -> None:
         """Ask for gradients of the bases where the next step uses them."""
         self._ask(self._state["position"] == 0)
 
     def _ask(self, wanted: bool) -> None:
-        for unit in self._units:
-            for basis in unit.layer.bases:
-                basis.requires_grad_(wanted or unit.layer.static)
+        for layer in self._twins:
+            layer.constant_bases = not wanted
 
     # ---- state
 
     @property
     def _state(self) -> dict[str, Any]:
         return self.param_groups[0][STATE]
+
+    def _take_bases(self) -> None:
+        """Have each basis in the group of its core.
+
+        Raises:
+            ArgumentError: an inner optimizer that holds a basis, or misses a core; sharded layers.
+        """
+        held = [p for group in self.inner.param_groups for p in group["params"]]
+        known = {id(p) for p in held}
+        for name, layer in self._layers.items():
+            if id(layer.core) not in known or any(id(b) in known for b in layer.bases):
+                raise ArgumentError(
+                    f"`inner` must hold the core of '{name}' and none of its bases. "
+                    "Make it by method.optimizer(model, base=...)."
+                )
+        refuse_bases(held)
+        refuse_sharded(self._layers, held)
+        for layer in self._layers.values():
+            group = next(g for g in self.inner.param_groups if any(p is layer.core for p in g["params"]))
+            group["params"].extend(layer.bases)
+
+    def _refuse_what_has_changed(self) -> None:
+        """Raise `ArgumentError` where the model is no longer the one that this optimizer has left."""
+        refuse_sharded(self._layers, self._parameters())
+        for name, layer in self._layers.items():
+            known, stamp = self._state["sizes"].get(name), layer.augmented._version
+            if known is not None and (not layer.static or self._stamps.get(name) != stamp):
+                refuse_other_ranks(name, layer, known, self.inner, self.settings.pinned)
+                self._stamps[name] = stamp
+
+    def _note_ranks(self) -> None:
+        """Write down the ranks. Whoever loads a state writes the buffers of a layer, which their version tells."""
+        self._state["sizes"] = {name: list(layer.ranks) for name, layer in self._layers.items()}
+        self._stamps = {name: layer.augmented._version for name, layer in self._layers.items()}
 
     def _follow(self) -> None:
         """Have the groups and the state of the inner optimizer, which it replaces at loading."""
@@ -296,9 +371,9 @@ class Integrator(Optimizer):
 
 
 def _fresh() -> dict[str, Any]:
-    by_layer = ("settled", "first", "error", "overridden", "growth", "share", "stalled")
+    by_layer = ("settled", "sizes", "first", "error", "overridden", "growth", "share", "stalled")
     return {"steps": 0, "position": 0, "nonfinite": 0, "said": [], "aimed": False} | {key: {} for key in by_layer}
 
 
-def _finite(grad: Tensor | None) -> bool:
-    return grad is None or bool(torch.isfinite(grad.sum()))
+def _finite(x: Tensor | None) -> bool:
+    return x is None or bool(torch.isfinite(x.sum()))

@@ -15,8 +15,15 @@ from torch.optim import Optimizer
 
 from tenfold.errors import TenfoldWarning
 from tenfold.layers.tucker_protocol import Factorised, active
-from tenfold.linalg.change_of_basis import grow, grow_square, leading, tangent_gradient, turn, turn_square
-from tenfold.linalg.subspace import fresh_directions
+from tenfold.linalg.change_of_basis import (
+    grow,
+    grow_square,
+    leading,
+    new_directions,
+    tangent_gradient,
+    turn,
+    turn_square,
+)
 from tenfold.linalg.svd import like
 from tenfold.linalg.tucker import Limits, stacked, tucker_cut
 from tenfold.optim.distributed import shared
@@ -25,55 +32,19 @@ SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "ex
 """What torch's optimizers call state that is positive and goes with the square of a coordinate."""
 CENTRES = ("grad_avg",)
 """A mean that is subtracted from a mean square: it is forgotten at a cut, where the difference might turn negative."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One layer in Tucker format.
-
-    Args:
-        name: of the module.
-        layer: the module.
-    """
-
-    name: str
-    layer: Factorised
-
-    @property
-    def core(self) -> Tensor:
-        """``C`` without padding, detached."""
-        return active(self.layer)[0].detach()
-
-    @property
-    def bases(self) -> list[Tensor]:
-        """``U_i (g n_i, r_i)`` without padding, detached."""
-        return [basis.detach() for basis in active(self.layer)[1:]]
-
-    @property
-    def work(self) -> float:
-        """An estimate, for sharing out."""
-        return float(sum(len(u) * u.shape[1] ** 2 for u in self.bases) + self.core.numel())
-
-    def padded(self, x: Tensor) -> Tensor:
-        """``x``, shaped like the core, as the layer stores its core."""
-        return grow(x, [basis.shape[1] for basis in self.layer.bases], self.layer.groups)
-
-    def most(self, columns: float) -> list[int]:
-        """How many columns each basis may get: see `more`, and no more than a static layer has room for."""
-        pairs = list(zip(self.layer.bases, self.layer.ranks, strict=True))
-        free = [basis.shape[1] - r if self.layer.static else len(basis) for basis, r in pairs]
-        return [min(more(r, columns), n) for (_, r), n in zip(pairs, free, strict=True)]
-
-    def fresh_norm(self, x: Tensor, ranks: Sequence[int]) -> float:
-        """Frobenius norm of ``x``, shaped like the core, outside its leading block of these ranks."""
-        outside = stacked(x.detach().double(), self.layer.groups).clone()
-        outside[(slice(None), *(slice(0, r) for r in ranks))] = 0
-        return float(outside.norm())
+_TF32 = 2.0**-10
 
 
 def more(rank: int, columns: float) -> int:
     """By how many columns a basis of this rank grows at most, where ``columns`` is a share of them."""
     return max(1, int(columns * rank))
+
+
+def fresh_norm(layer: Factorised, x: Tensor, ranks: Sequence[int]) -> float:
+    """Frobenius norm of ``x``, shaped like the core of ``layer``, outside its leading block of these ranks."""
+    outside = stacked(x.detach().double(), layer.groups).clone()
+    outside[(slice(None), *(slice(0, r) for r in ranks))] = 0
+    return float(outside.norm())
 
 
 @dataclass(frozen=True)
@@ -86,17 +57,17 @@ class Result:
 
 @torch.no_grad()
 def augment_(
-    units: Sequence[Unit],
+    layers: Mapping[str, Factorised],
     grads: Mapping[str, Sequence[Tensor]],
     optimizer: Optimizer,
     *,
     columns: float,
     tangent: bool,
 ) -> None:
-    """Let the bases of every unit grow by the directions of their gradients; the weights stay as they are.
+    """Let the bases of every layer grow by directions of their gradients; the weights stay as they are.
 
     Args:
-        units: what grows.
+        layers: what grows, by name.
         grads: of the bases without padding, by name; finite.
         optimizer: what it remembers of the cores is padded.
         columns: new ones of a basis per old one, at most.
@@ -104,55 +75,60 @@ def augment_(
             Riemannian gradient. Otherwise there is no gradient left.
     """
 
-    def fresh(unit: Unit) -> list[Tensor]:
-        groups, parts = unit.layer.groups, zip(unit.bases, grads[unit.name], unit.most(columns), strict=True)
-        return [fresh_directions(stacked(u, groups), stacked(g, groups), most) for u, g, most in parts]
+    def fresh(name: str, layer: Factorised) -> list[Tensor]:
+        core, *bases = _factors(layer)
+        own, split = ([stacked(x, layer.groups) for x in each] for each in (grads[name], bases))
+        return new_directions(core, split, own, _most(layer, columns), rounding=_rounding(layer))
 
-    found = shared([lambda unit=unit: fresh(unit) for unit in units], [unit.work for unit in units])
-    for unit, made in zip(units, found, strict=True):
-        layer, groups, core, bases, gradient = unit.layer, unit.layer.groups, unit.core, unit.bases, None
+    tasks = [lambda name=name, layer=layer: fresh(name, layer) for name, layer in layers.items()]
+    found = shared(tasks, [_work(layer) for layer in layers.values()])
+    for (name, layer), made in zip(layers.items(), found, strict=True):
+        groups, (core, *bases), gradient = layer.groups, _factors(layer), None
         new = [like(f, u) for f, u in zip(made, bases, strict=True)]
         ranks = [r + f.shape[-1] for r, f in zip(layer.ranks, new, strict=True)]
         if tangent and layer.core.grad is not None:
-            own = [stacked(g, groups) for g in grads[unit.name]]
-            gradient = tangent_gradient(leading(layer.core.grad, layer.ranks, groups), core, new, own)
+            own, known = [stacked(g, groups) for g in grads[name]], leading(layer.core.grad, layer.ranks, groups)
+            gradient = tangent_gradient(known, core, new, own, rounding=_rounding(layer))
         _change_(
-            unit,
+            layer,
             optimizer,
             grow(core, ranks, groups),
             [torch.cat([u, f.flatten(0, 1)], -1) for u, f in zip(bases, new, strict=True)],
             lambda m, ranks=ranks, groups=groups: grow(m, ranks, groups),
             lambda v, ranks=ranks, groups=groups: grow_square(v, ranks, groups),
         )
-        layer.core.grad = None if gradient is None else unit.padded(gradient)
+        layer.core.grad = None if gradient is None else _padded(layer, gradient)
         layer.augmented.fill_(True)
 
 
 @torch.no_grad()
-def cut_(units: Sequence[Unit], limits: Sequence[Limits], tau: float, optimizer: Optimizer) -> dict[str, Result]:
-    """Cut the ranks of every unit to ``tau`` within its limits; see `tenfold.linalg.tucker.tucker_cut`.
+def cut_(
+    layers: Mapping[str, Factorised], limits: Mapping[str, Limits], tau: float, optimizer: Optimizer
+) -> dict[str, Result]:
+    """Cut the ranks of every layer to ``tau`` within its limits; see `tenfold.linalg.tucker.tucker_cut`.
 
     The new bases are turned toward the old ones, so that what the optimizer remembers entry by entry stays good.
 
     Args:
-        units: with finite cores.
+        layers: by name, with finite cores.
         limits: of each.
         tau: relative tolerance of each weight.
         optimizer: what it remembers of the cores is brought into the new bases.
     """
 
-    def cut(unit: Unit, limit: Limits) -> list[Tensor]:
-        made = tucker_cut(unit.core, unit.bases, tau, limits=limit, groups=unit.layer.groups, aligned=True)
+    def cut(layer: Factorised, limit: Limits) -> list[Tensor]:
+        core, *bases = _factors(layer)
+        made = tucker_cut(core, bases, tau, limits=limit, groups=layer.groups, aligned=True)
         about = torch.tensor([made.error, float(made.overridden)], dtype=torch.float64, device=made.core.device)
         return [about, made.core, *made.bases, *made.turns]
 
-    tasks = [lambda unit=unit, limit=limit: cut(unit, limit) for unit, limit in zip(units, limits, strict=True)]
+    tasks = [lambda layer=layer, limit=limits[name]: cut(layer, limit) for name, layer in layers.items()]
+    made = shared(tasks, [_work(layer) for layer in layers.values()])
     results = {}
-    for unit, (about, core, *rest) in zip(units, shared(tasks, [unit.work for unit in units]), strict=True):
-        layer = unit.layer
+    for (name, layer), (about, core, *rest) in zip(layers.items(), made, strict=True):
         bases, turns = rest[: len(layer.bases)], [x.to(layer.core.device) for x in rest[len(layer.bases) :]]
         _change_(
-            unit,
+            layer,
             optimizer,
             core,
             bases,
@@ -161,12 +137,12 @@ def cut_(units: Sequence[Unit], limits: Sequence[Limits], tau: float, optimizer:
             forget=CENTRES,
         )
         layer.augmented.fill_(False)
-        results[unit.name] = Result(float(about[0]), bool(about[1]))
+        results[name] = Result(float(about[0]), bool(about[1]))
     return results
 
 
 def _change_(
-    unit: Unit,
+    layer: Factorised,
     optimizer: Optimizer,
     core: Tensor,
     bases: Sequence[Tensor],
@@ -174,9 +150,16 @@ def _change_(
     square: Callable[[Tensor], Tensor],
     forget: Sequence[str] = (),
 ) -> None:
-    """Give a unit new factors, and bring into their coordinates what an optimizer remembers of the core."""
-    layer, before, shape = unit.layer, unit.layer.ranks, unit.layer.core.shape
+    """Give a layer new factors, and bring into their coordinates what an optimizer remembers of the core.
+
+    Gradients, which are in the old ones, are dropped.
+    """
+    before, shape = layer.ranks, layer.core.shape
     layer.set_factors(core, *bases)
+    for factor in (layer.core, *layer.bases):
+        factor.grad = None
+    for basis in layer.bases:
+        optimizer.state.pop(basis, None)  # some optimizers make state of a parameter that they never step
     state = optimizer.state.get(layer.core, {})
     for key, value in list(state.items()):
         if not isinstance(value, Tensor) or value.ndim == 0:
@@ -191,4 +174,35 @@ def _change_(
             optimizer.state.pop(layer.core)
             return
         new = (square if key in SQUARES else moment)(leading(value, before, layer.groups))
-        state[key] = torch.zeros_like(layer.core) if key in forget else unit.padded(new)
+        state[key] = torch.zeros_like(layer.core) if key in forget else _padded(layer, new)
+
+
+def _factors(layer: Factorised) -> tuple[Tensor, ...]:
+    """Core and bases without padding, detached."""
+    return tuple(factor.detach() for factor in active(layer))
+
+
+def _work(layer: Factorised) -> float:
+    """An estimate of what a factorisation costs, for sharing out."""
+    core, *bases = _factors(layer)
+    return float(sum(len(u) * u.shape[1] ** 2 for u in bases) + core.numel())
+
+
+def _padded(layer: Factorised, x: Tensor) -> Tensor:
+    """``x``, shaped like the core, as the layer stores its core."""
+    return grow(x, [basis.shape[1] for basis in layer.bases], layer.groups)
+
+
+def _most(layer: Factorised, columns: float) -> list[int]:
+    """How many columns each basis may get: see `more`, and no more than a static layer has room for."""
+    pairs = list(zip(layer.bases, layer.ranks, strict=True))
+    free = [basis.shape[1] - r if layer.static else len(basis) for basis, r in pairs]
+    return [min(more(r, columns), n) for (_, r), n in zip(pairs, free, strict=True)]
+
+
+def _rounding(layer: Factorised) -> float:
+    """Relative rounding error of gradients: of the type that the layer multiplied in, or of TF32 on a GPU."""
+    rounding = torch.finfo(layer.precision).eps
+    if layer.core.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+        return max(rounding, _TF32)
+    return max(rounding, torch.finfo(layer.core.dtype).eps)

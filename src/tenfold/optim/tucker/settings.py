@@ -1,17 +1,17 @@
-"""How bases and ranks go along in a training in Tucker format."""
+"""The settings of a training in Tucker format: tolerance, cycle, and limits of the ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tenfold.layers.tucker_protocol import Factorised
 from tenfold.linalg.tucker import Limits
-from tenfold.optim.tucker.resize import Unit
 
 
 @dataclass(frozen=True)
 class IntegratorSettings:
-    """How ranks and bases go along.
+    """Tolerance, cycle, and limits of the ranks.
 
     Args:
         tau: relative tolerance of each cut, in [0, 1).
@@ -22,7 +22,7 @@ class IntegratorSettings:
         floor: ranks are never cut below, >= 1.
         cap: ranks are always cut to this share of the size of their mode, in (0, 1].
         multiple: ranks are rounded up to a multiple, >= 1.
-        freeze: steps after which ranks stay as they are; None: never.
+        freeze: steps after which ranks stay as they are, 0: from the first; a cut is made there. None: never.
         steps: of the whole run: the last one ends its cycle; None: not known.
         aim: says, as the ranks freeze, which ones they are to be, by layer name; None: those that they are.
     """
@@ -39,9 +39,9 @@ class IntegratorSettings:
     steps: int | None = None
     aim: Callable[[], Mapping[str, Sequence[int]]] | None = None
 
-    def limits(self, unit: Unit, pinned: Sequence[int] | None) -> Limits:
-        """Of the ranks of a unit."""
+    def limits(self, layer: Factorised, pinned: Sequence[int] | None) -> Limits:
+        """Of the ranks of a layer at a cut."""
         if pinned is not None:
             return Limits(tuple(pinned), tuple(pinned))
-        sizes = [len(basis) // unit.layer.groups for basis in unit.layer.bases]
+        sizes = [len(basis) // layer.groups for basis in layer.bases]
         return Limits(self.floor, [max(1, self.floor, int(self.cap * n)) for n in sizes], self.multiple)
