@@ -145,7 +145,9 @@ def test_a_users_own_network_is_found_by_its_path(tenfold, tmp_path, monkeypatch
     made = json.loads(tenfold("train", *words, "--out", tmp_path / "run").stdout)
     assert [s["stage"] for s in made["stages"]] == ["trained", "compressed"]
     assert made["cost"]["share"]["params"] <= 0.5
-    again = tenfold("compress", tmp_path / "run", "--budget", "params=0.3", "--out", tmp_path / "b", "--json")
+    again = tenfold(
+        "compress", tmp_path / "run", "--trust", "--budget", "params=0.3", "--out", tmp_path / "b", "--json"
+    )
     stages = [s["stage"] for s in json.loads(again.stdout)["stages"]]
     assert stages == ["before", "right after compression"]  # it has no batch norm
 

@@ -22,10 +22,10 @@ def test_the_guard_takes_the_smallest_probe_that_is_enough(tenfold, runs):
     guard, stages = made["guard"], {s["stage"]: s["validation"]["accuracy"] for s in made["stages"]}
     assert guard["least"] == pytest.approx(stages["before"] - 0.3)
     enough = [p for p in guard["probes"] if p["enough"]]
-    assert all((p["accuracy"] >= guard["least"]) == p["enough"] for p in guard["probes"])
+    assert all((p["score"] >= guard["least"]) == p["enough"] for p in guard["probes"])
     taken = min(enough, key=lambda p: p["budget"])
     assert made["cost"]["share"]["params"] == pytest.approx(taken["kept"])
-    assert stages["batch norm re-estimated"] == taken["accuracy"]  # what was measured is what is saved
+    assert stages["batch norm re-estimated"] == taken["score"]  # what was measured is what is saved
     assert json.loads((runs / "c" / "run.json").read_text())["guard"] == -30
     table = tenfold(*words, "--force").stdout
     for word in ("Guard -30 points", "Budget", "Enough"):

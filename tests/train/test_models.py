@@ -349,7 +349,7 @@ def test_a_users_own_network(own, factory, shape):
     [
         ("own_net:missing", "missing"),
         ("no_such_module:f", "no_such_module"),
-        (":f", "Empty module name"),
+        (":f", "module.path:NAME"),
         ("own_net:needy", "depth"),
         ("own_net:wrong", "returned int"),
     ],

@@ -1,12 +1,13 @@
 """The guard: the smallest budget at which a model still is as good as it has to be.
 
 Bisection over the share of the parameters that is kept. Each probe plans, builds and measures a model; the spectra are
-computed once for all. Accuracy need not fall with the budget everywhere, so bisection finds *a* border between enough
+computed once for all. A score need not fall with the budget everywhere, so bisection finds *a* border between enough
 and too little, and what is returned is the smallest probe that was found to be enough, not a proven optimum.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,13 +27,13 @@ class Probe:
     Args:
         budget: share of the parameters that might be kept, in (0, 1).
         kept: share that was.
-        accuracy: as it was measured.
+        score: as it was measured.
         enough: whether that is what it has to be.
     """
 
     budget: float
     kept: float
-    accuracy: float
+    score: float
     enough: bool
 
 
@@ -43,7 +44,7 @@ class Guarded:
     Args:
         probe: the smallest that is enough.
         plan: what it was built from.
-        model: as `accuracy` left it.
+        model: as `score` left it.
         probes: all of them, in the order that they were tried in.
     """
 
@@ -56,13 +57,13 @@ class Guarded:
 def smallest_budget(
     problem: Problem,
     method: Method,
-    accuracy: Callable[[nn.Module], float],
+    score: Callable[[nn.Module], float],
     least: float,
     *,
     resolution: float = 0.01,
     report: Callable[[Probe], None] = lambda _: None,
 ) -> Guarded:
-    """The smallest share of the parameters at which ``method`` keeps ``accuracy`` at ``least`` or above, by bisection.
+    """The smallest share of the parameters at which ``method`` keeps ``score`` at ``least`` or above, by bisection.
 
     The search begins at the smallest budget that the method can reach, and ends when the border is known to within
     ``resolution``: about ``log2(1 / resolution)`` probes. A border above ``1 - resolution`` counts as none.
@@ -70,9 +71,9 @@ def smallest_budget(
     Args:
         problem: from `tenfold.survey`; the spectra are computed at the first probe and kept.
         method: one that takes a budget.
-        accuracy: of a model, in [0, 1], on held-out data that is not the test set; it may change the model, and
-            re-estimate its batch norm first.
-        least: what the accuracy has to be, in [0, 1].
+        score: of a model, higher is better: e.g. its accuracy on held-out data that is not the test set; it may change
+            the model, and re-estimate its batch norm first.
+        least: what the score has to be, a finite number.
         resolution: of the share, in [0.0001, 0.5].
         report: called after each probe.
 
@@ -80,7 +81,7 @@ def smallest_budget(
         ArgumentError: a number out of its range.
         TenfoldError: no budget was enough; the message says what the best did.
     """
-    check(0 <= least <= 1, "least", "in [0, 1]", least)
+    check(math.isfinite(least), "least", "a finite number", least)
     check(0.0001 <= resolution <= 0.5, "resolution", "in [0.0001, 0.5]", resolution)
     probes: list[Probe] = []
     best: tuple[Probe, Plan, nn.Module] | None = None
@@ -91,7 +92,7 @@ def smallest_budget(
         nonlocal best
         plan = method.plan(problem, Budget(params=limit))
         small = build(problem, plan, Budget(params=limit)).model
-        reached = accuracy(small)
+        reached = score(small)
         probe = Probe(limit / dense, plan.params / dense, reached, reached >= least)
         probes.append(probe)
         report(probe)
@@ -105,12 +106,10 @@ def smallest_budget(
             middle = (low + high) // 2
             low, high = (low, middle) if enough(middle) else (middle, high)
     if best is None:
-        tried = max(probes, key=lambda probe: probe.accuracy, default=None)
-        shown = (
-            "" if tried is None else f" The best, at {tried.budget:.1%} of the parameters, has {tried.accuracy:.2%}."
-        )
+        tried = max(probes, key=lambda probe: probe.score, default=None)
+        shown = "" if tried is None else f" The best, at {tried.budget:.1%} of the parameters, has {tried.score:.4g}."
         raise TenfoldError(
-            f"no budget below 100 % keeps the accuracy at {least:.2%} or above with {method.name}.{shown} "
+            f"no budget below 100 % keeps the score at {least:.4g} or above with {method.name}.{shown} "
             f"Let it fall further, or take another method or fewer layers."
         )
     return Guarded(*best, tuple(probes))
@@ -119,6 +118,6 @@ def smallest_budget(
 def _reachable(problem: Problem, method: Method) -> int:
     """The fewest parameters that the method can reach; a method that keeps to no budget reaches all of them."""
     try:
-        return method.plan(problem, Budget(params=2)).params
+        return method.plan(problem, Budget(params=2)).params  # fewer than any network has
     except BudgetError as error:
         return int(error.smallest.get("params", problem.dense.params))

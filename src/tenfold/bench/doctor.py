@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from tenfold.bench.latency import milliseconds
+from tenfold.bench.latency import batch_size, milliseconds
 from tenfold.errors import TenfoldError, check
+from tenfold.layers.cost import call_arguments
 from tenfold.layers.find import FoundLayer
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.select import Selection
@@ -121,7 +123,7 @@ class Diagnosis:
 
 def diagnose(
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     *,
     fold: str = "channel",
     rungs: int = 6,
@@ -135,7 +137,7 @@ def diagnose(
 
     Args:
         model: any module; a factorised one is multiplied back to dense first.
-        x: a batch, on the device of the model.
+        x: a batch, on the device of the model: a tensor, a tuple of positional or a dict of keyword arguments.
         fold: see `tenfold.linalg.fold`.
         rungs: ranks that each layer is timed at, >= 2.
         rounds: turns of each measurement, of which the median counts, >= 3.
@@ -152,7 +154,7 @@ def diagnose(
     check(rungs >= 2, "rungs", ">= 2", rungs)
     check(rounds >= 3, "rounds", ">= 3", rounds)
     problem = survey(model, example_inputs=x, target_modules=target_modules, exclude_modules=exclude_modules)
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=_gpus(x)):
         whole = milliseconds({"model": problem.model}, x, threads=threads, rounds=rounds)["model"]
         uses = _shapes(problem, x)
         sites = {site.name: site for site in problem.sites}
@@ -167,10 +169,14 @@ def diagnose(
                 found.append(Examined(target.name, kernel, target.params, reason=target.reason))
     whole_or_sum = max(whole, sum(layer.ms or 0.0 for layer in found))
     shared = (layer if layer.ms is None else replace(layer, share=layer.ms / whole_or_sum) for layer in found)
-    return Diagnosis(whole, len(x), threads, fold, tuple(shared))
+    return Diagnosis(whole, batch_size(x), threads, fold, tuple(shared))
 
 
-def _shapes(problem: Problem, x: Tensor) -> dict[str, Counter[tuple[Shape, torch.dtype]]]:
+def _gpus(inputs: Any) -> list[torch.device]:
+    return list({leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_cuda})
+
+
+def _shapes(problem: Problem, x: Any) -> dict[str, Counter[tuple[Shape, torch.dtype]]]:
     """How often each site's weight meets inputs of which shape and type in one forward pass."""
     uses: dict[str, Counter[tuple[Shape, torch.dtype]]] = {}
     handles = []
@@ -183,6 +189,7 @@ def _shapes(problem: Problem, x: Tensor) -> dict[str, Counter[tuple[Shape, torch
 
         return record
 
+    args, kwargs = call_arguments(x)
     try:
         for site in problem.sites:
             seen = uses.setdefault(site.name, Counter())
@@ -190,7 +197,7 @@ def _shapes(problem: Problem, x: Tensor) -> dict[str, Counter[tuple[Shape, torch
             handles += [m.register_forward_pre_hook(recorder(seen), with_kwargs=True) for m in modules.values()]
         problem.model.eval()
         with torch.no_grad():
-            problem.model(x)
+            problem.model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tenfold.errors import TenfoldError, check
 from tenfold.files import atomic_file
+from tenfold.layers.cost import call_arguments
 from tenfold.layers.usable import refuse_unusable
 
 FORMATS = ("onnx", "torch-export")
@@ -88,7 +89,7 @@ def export(
     check(tolerance > 0, "tolerance", "> 0", tolerance)
     refuse_unusable(model)
     runtime = _runtime() if format == "onnx" else None
-    args, kwargs = _arguments(_batch(example_inputs, _CAPTURED, None))
+    args, kwargs = call_arguments(resized(example_inputs, _CAPTURED, None))
     axes = tuple(_axes(value) for value in args), {key: _axes(value) for key, value in kwargs.items()}
     with _eval(model, reference or model), torch.no_grad(), _silence():
         if format == "onnx":
@@ -129,7 +130,7 @@ def _session(runtime: Any, content: bytes) -> _Run:
     names = [value.name for value in session.get_inputs()]
 
     def run(inputs: Any) -> list[Tensor]:
-        args, kwargs = _arguments(inputs)
+        args, kwargs = call_arguments(inputs)
         tensors = [t.cpu().numpy() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         return [torch.as_tensor(y) for y in session.run(None, dict(zip(names, tensors, strict=True)))]
 
@@ -140,7 +141,7 @@ def _open(content: bytes) -> _Run:
     module = torch.export.load(io.BytesIO(content)).module()
 
     def run(inputs: Any) -> list[Tensor]:
-        args, kwargs = _arguments(inputs)
+        args, kwargs = call_arguments(inputs)
         return _tensors(module(*args, **kwargs))
 
     return run
@@ -150,8 +151,8 @@ def _check(run: _Run, model: nn.Module, inputs: Any, tolerance: float) -> tuple[
     """The largest differences by batch size, and the largest output."""
     generator, found, largest = torch.Generator().manual_seed(0), {}, 0.0
     for n in BATCHES:
-        x = _batch(inputs, n, generator)
-        args, kwargs = _arguments(x)
+        x = resized(inputs, n, generator)
+        args, kwargs = call_arguments(x)
         expected = _tensors(model(*args, **kwargs))
         with _captured("the file's own run"):
             got = run(x)
@@ -169,8 +170,12 @@ def _check(run: _Run, model: nn.Module, inputs: Any, tolerance: float) -> tuple[
     return found, largest
 
 
-def _batch(inputs: Any, n: int, generator: torch.Generator | None) -> Any:
-    """``inputs`` with batches of ``n``: repeated without a generator; with one, random numbers, or rows at random."""
+def resized(inputs: Any, n: int, generator: torch.Generator | None) -> Any:
+    """``inputs`` with batches of ``n``: repeated without a generator; with one, random numbers, or rows at random.
+
+    Raises:
+        ArgumentError: a tensor among them whose first axis is no batch.
+    """
 
     def resize(x: Tensor) -> Tensor:
         check(x.ndim > 0 and len(x) > 0, "example_inputs", "tensors whose first axis is the batch", tuple(x.shape))
@@ -190,12 +195,6 @@ def _axes(value: Any) -> Any:
 def _flat(axes: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """As torch wants it: a tuple, or a dict by name where there are keywords."""
     return axes[1] or axes[0]
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -11,11 +11,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tenfold.errors import check
+from tenfold.layers.cost import call_arguments
 
 _WARMUP = 3
 _TURN = 0.005
@@ -48,7 +51,7 @@ class Comparison:
 def compare(
     dense: nn.Module,
     small: nn.Module,
-    x: Tensor,
+    x: Any,
     *,
     threads: int = 1,
     rounds: int = 30,
@@ -59,7 +62,7 @@ def compare(
     Args:
         dense: on the device of ``x``; its mode is put back after.
         small: the same.
-        x: a batch.
+        x: a batch: a tensor, a tuple of positional or a dict of keyword arguments.
         threads: that torch may use on the CPU, >= 1.
         rounds: pairs of turns, >= 3.
         clock: seconds. ``time.thread_time``, for one thread on a CPU, leaves out what other programs take from it.
@@ -72,17 +75,17 @@ def compare(
     ratios = [first / second for first, second in zip(a, b, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     before, after = statistics.median(a) * 1e3, statistics.median(b) * 1e3
-    return Comparison(len(x), threads, rounds, before, after, middle, (low, high))
+    return Comparison(batch_size(x), threads, rounds, before, after, middle, (low, high))
 
 
-def milliseconds(models: Mapping[str, nn.Module], x: Tensor, *, threads: int = 1, rounds: int = 30) -> dict[str, float]:
+def milliseconds(models: Mapping[str, nn.Module], x: Any, *, threads: int = 1, rounds: int = 30) -> dict[str, float]:
     """Median milliseconds of a forward pass of each model, all measured in turns; arguments as in `compare`."""
     turns = zip(*_turns(tuple(models.values()), x, threads, rounds), strict=True)
     return {name: statistics.median(times) * 1e3 for name, times in zip(models, turns, strict=True)}
 
 
 def _turns(
-    models: tuple[nn.Module, ...], x: Tensor, threads: int, rounds: int, clock: Callable[[], float] = time.perf_counter
+    models: tuple[nn.Module, ...], x: Any, threads: int, rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[tuple[float, ...]]:
     """Seconds of a forward pass of each model, round by round."""
     check(threads >= 1, "threads", ">= 1", threads)
@@ -94,13 +97,21 @@ def _turns(
         return [tuple(_turn(model, x, n, clock) for model, n in pairs) for _ in range(rounds)]
 
 
-def _turn(model: nn.Module, x: Tensor, calls: int, clock: Callable[[], float]) -> float:
+def batch_size(inputs: Any) -> int:
+    """Length of the first axis of the first tensor; 1 where there is none."""
+    first = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
+    return len(first) if first is not None and first.ndim else 1
+
+
+def _turn(model: nn.Module, x: Any, calls: int, clock: Callable[[], float]) -> float:
     """Seconds of one forward pass, averaged over ``calls`` in a row."""
-    _wait(x.device)
+    args, kwargs = call_arguments(x)
+    device = next((leaf.device for leaf in tree_leaves(x) if isinstance(leaf, Tensor)), torch.device("cpu"))
+    _wait(device)
     start = clock()
     for _ in range(calls):
-        model(x)
-    _wait(x.device)
+        model(*args, **kwargs)
+    _wait(device)
     return (clock() - start) / calls
 
 

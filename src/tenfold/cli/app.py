@@ -46,6 +46,6 @@ for _module in (train, compress, plan, evaluate, compare, report, bench, doctor,
 
 
 def main() -> None:
-    """Entry point. The folder at hand is searched last, so that ``--model my_file:make`` finds a user's own network."""
+    """Entry point. The folder at hand is searched last, so that ``--model my_module:make`` finds a user's own."""
     sys.path.append(str(Path.cwd()))
     app()

@@ -9,9 +9,11 @@ import torch
 import typer
 
 from tenfold.bench.latency import Comparison, compare
-from tenfold.cli import runs, tables
+from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.options import DataRoot, RunFolder, with_default
+from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.opening import open_network
+from tenfold.cli.options import with_default
 from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError
 from tenfold.layers.cost import cost
@@ -27,35 +29,36 @@ _SHORT = 0.8
 
 
 @verb
+@takes_network
 def command(
-    run: RunFolder,
     *,
+    named: Named,
     batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help=with_default("Images in a batch; repeatable.", "1 and 32"))
+        list[int] | None,
+        typer.Option(min=1, help=with_default("Inputs in a batch; repeatable.", "1 and 32; the first of --inputs")),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 1,
     rounds: Annotated[int, typer.Option(min=3, help="Pairs of measurements; the median counts.")] = 30,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    data_root: DataRoot = None,
 ) -> Outcome:
     """Measure a compressed run against its dense equivalent: interleaved, medians, beside what the MACs promise."""
     where = place(device)
-    opened = runs.open_run(run, data_root)
+    opened = open_network(named, needs=["inputs"], reason="to be timed")
     if not structure_of(opened.model):
-        raise ArgumentError(f"'{run}' has no compressed layer to measure: run tenfold compress {run} first.")
+        raise ArgumentError(f"'{named}' has no compressed layer to measure: run tenfold compress {named.words} first.")
     small = opened.model.to(where)
     dense = to_dense(small)
-    sizes = batch_size or [1, 32]
-    steps, found = Steps([f"batches of {n}" for n in sizes]), []
-    for n in sizes:
-        x = torch.randn(n, *opened.example.shape[1:]).to(where)
+    sizes = batch_size or ([1, 32] if opened.inputs is None else [None])
+    inputs = [opened.batch(n) for n in sizes]
+    steps, found = Steps(["measuring" if n is None else f"batches of {n}" for n in sizes]), []
+    for x in inputs:
         with steps.step():
             found.append(compare(dense, small, x, threads=threads, rounds=rounds))
-    before, after = cost(dense, opened.example.to(where)), cost(small, opened.example.to(where))
+    before, after = cost(dense, opened.example), cost(small, opened.example)
     predicted = (before.macs or 0) / max(after.macs or 0, 1)
     body: dict[str, Any] = {
         "command": NAME,
-        "run": str(run),
+        "run": str(named),
         "device": str(where),
         "threads": threads,
         "torch": torch.__version__,
@@ -65,7 +68,7 @@ def command(
     }
     shown: list[Any] = [_table(found, predicted, f"{where}, {threads} thread(s)"), tables.costs(before, after)]
     if min(row.speedup for row in found) < _SHORT * predicted:
-        shown.append(f"Slower than its MACs promise. Layer by layer: tenfold doctor {run}")
+        shown.append(f"Slower than its MACs promise. Layer by layer: tenfold doctor {named.words}")
     return Outcome(body, shown)
 
 

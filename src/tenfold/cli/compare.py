@@ -24,6 +24,7 @@ from tenfold.cli.option_names import renamed
 from tenfold.cli.options import DataRoot, Exclude, Target, recipe_options, with_default
 from tenfold.errors import ArgumentError, DataError, TenfoldError
 from tenfold.methods import methods as known_methods
+from tenfold.own_code import absolute
 from tenfold.plans.plan import Budget
 from tenfold.train import Recipe
 
@@ -58,7 +59,8 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Methods with commas between, or all; fields behind colons: trp:energy=0.95. Dense is always there.",
+            help="Methods with commas between, or all; FILE.py:CLASS is one of your own; fields behind colons: "
+            "trp:energy=0.95. Dense is always there.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -71,7 +73,8 @@ def command(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help=with_default("digits, fashion-mnist, ...", "digits"), rich_help_panel=_WHAT)
+        str | None,
+        typer.Option(help=with_default("digits, npz:FILE, ... or FILE.py:FUNCTION.", "digits"), rich_help_panel=_WHAT),
     ] = None,
     data_root: DataRoot = None,
     examples: Annotated[
@@ -80,7 +83,7 @@ def command(
     model: Annotated[
         str | None,
         typer.Option(
-            help=with_default("cnn, resnet20, ... or module.path:factory.", "cnn"),
+            help=with_default("cnn, resnet20, ... or FILE.py:FACTORY.", "cnn"),
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -136,8 +139,8 @@ def _inline(name: str, typed: dict[str, Any], recipe: dict[str, Any]) -> Experim
     words = sorted(known_methods()) if given["methods"] == ALL else given["methods"].split(",")
     return Experiment(
         name=name,
-        data=DataChoice(given["data"], None, typed["examples"]),
-        model=given["model"],
+        data=DataChoice(absolute(given["data"]), None, typed["examples"]),
+        model=absolute(given["model"]),
         methods=tuple(_method(word) for word in words),
         budgets=tuple(_budget(word) for word in given["budgets"].split(",")),
         seeds=_seeds(given["seed"]),
@@ -149,7 +152,9 @@ def _inline(name: str, typed: dict[str, Any], recipe: dict[str, Any]) -> Experim
 
 
 def _method(word: str) -> Entry:
-    name, *fields = word.strip().split(":")
+    parts = word.strip().split(":")
+    fields = [part for part in parts if "=" in part]
+    name = ":".join(parts[: len(parts) - len(fields)])
     with renamed(method="--methods"):
         return Entry(parse.method(name, fields))
 

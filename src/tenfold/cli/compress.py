@@ -6,24 +6,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
-from tenfold.cli import parse, runs, tables
+from tenfold.cli import figures, parse, runs, tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.compression import CompressionOutcome, PlanSource, way_to, work
-from tenfold.cli.options import (
-    DataRoot,
-    Exclude,
-    Fields,
-    Force,
-    Limits,
-    MaybeMethod,
-    Out,
-    RunFolder,
-    Target,
-    recipe_options,
-)
-from tenfold.errors import check
+from tenfold.cli.compression import CompressionOutcome, PlanSource, needed, way_to, work
+from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.opening import Opened, open_network, settings_of
+from tenfold.cli.options import Exclude, Fields, Force, Limits, MaybeMethod, Out, Target, recipe_options
+from tenfold.errors import ArgumentError, check
 from tenfold.train import Recipe
 from tenfold.train.engine import engine
 
@@ -35,6 +27,9 @@ EXAMPLES = (
     "tenfold compress runs/a --budget params=0.2 --exclude linear --finetune 5 --distill 0.5 --out runs/d\n\n"
     "tenfold compress runs/a --guard -1.0 --out runs/e\n\n"
     "tenfold plan runs/a --budget params=0.25 --out plan.json; tenfold compress runs/a --plan plan.json --out runs/f"
+    "\n\n"
+    "tenfold compress --model net.py:make --weights w.pt --inputs net.py:batches --score net.py:score "
+    "--budget macs=0.5 --out runs/g"
 )
 Guard = Annotated[
     float | None,
@@ -42,7 +37,8 @@ Guard = Annotated[
         metavar="POINTS",
         help="In place of --budget: -1.0 finds, by bisection, the smallest share of the parameters at which the "
         "validation accuracy, batch norm re-estimated and before any recovery, is at most one point below the "
-        "run's. Accuracy may go up and down with the budget: the smallest probe that is enough is taken.",
+        "run's; of a --score, a point is 0.01. Accuracy may go up and down with the budget: the smallest probe that is "
+        "enough is taken.",
         rich_help_panel="Compression",
     ),
 ]
@@ -74,10 +70,11 @@ _RECOVERY = [f for f in Recipe.__dataclass_fields__ if f not in _FIXED]
 
 
 @verb
+@takes_network
 @recipe_options(_RECOVERY, panel="Recovery", shown="as in training", plain=_TEACHING)
 def command(
-    run: RunFolder,
     *,
+    named: Named,
     out: Out,
     method: MaybeMethod = None,
     fields: Fields = None,
@@ -88,14 +85,13 @@ def command(
     target: Target = None,
     exclude: Exclude = None,
     finetune: Finetune = 0,
-    data_root: DataRoot = None,
     force: Force = False,
     recipe: dict[str, Any],
 ) -> Outcome:
-    """Compress a trained run: within a --budget, as far as a --guard allows, or by a --plan. --finetune recovers.
+    """Compress a run, or a network of your own: within a --budget, as far as a --guard allows, or by a --plan.
 
-    Accuracy is shown right after compression, after batch norm is re-estimated on training data, and after recovery.
-    With --distill the run itself teaches the recovery.
+    Accuracy, or the --score, is shown right after compression, after batch norm is re-estimated on training data or
+    --inputs, and after the recovery that --finetune asks for. With --distill the run itself teaches the recovery.
     """
     way = way_to(
         method=method,
@@ -106,9 +102,14 @@ def command(
         plan=plan,
         selecting=bool(target or exclude),
     )
-    runs.check_out(out, force=force, source=run)
-    recovery = _recovery(runs.recipe_of(runs.read_settings(run)), finetune, recipe)
-    source = runs.open_run(run, data_root)
+    runs.check_out(out, force=force, source=named.run)
+    base = settings_of(named)
+    if not base.data:
+        _refuse_training(finetune, recipe)
+    recovery = _recovery(runs.recipe_of(base), finetune, recipe)
+    needs, reason = needed(way)
+    torch.manual_seed(recovery.seed)
+    source = open_network(named, needs=needs, reason=reason)
     settings = replace(
         source.settings,
         command=NAME,
@@ -116,7 +117,7 @@ def command(
         budget={} if way.budget is None else way.budget.limits,
         target=parse.selection(target or ()),
         exclude=parse.selection(exclude or ()),
-        source=str(run),
+        source=None if named.run is None else str(named.run),
         finetune=finetune,
         recovery=asdict(recovery) if finetune else {},
         guard=guard,
@@ -125,7 +126,17 @@ def command(
     done = work(source, way, settings, recovery)
     body = _results(out, settings, way, done)
     runs.write_run(out, settings, done.model, done.result.plan, body)
-    return Outcome(body, _shown(out, settings, way, done))
+    return Outcome(body, _shown(out, source, way, done))
+
+
+def _refuse_training(finetune: int, recipe: dict[str, Any]) -> None:
+    """Refuse what trains, or says how to, where there is no data set."""
+    given = ["finetune"] if finetune else [name for name in recipe if name != "seed"]
+    if given:
+        raise ArgumentError(
+            f"`--{given[0].replace('_', '-')}` must come with a data set, whose labels the recovery "
+            f"learns: give --data, or train what comes out in a loop of your own."
+        )
 
 
 def _recovery(recipe: Recipe, epochs: int, changes: dict[str, Any]) -> Recipe:
@@ -150,6 +161,8 @@ def _results(out: Path, settings: runs.Settings, way: PlanSource, done: Compress
         "command": NAME,
         "run": str(out),
         "source": settings.source,
+        "network": {"model": settings.network, "weights": settings.weights, "inputs": settings.inputs}
+        | {"score": settings.score},
         "method": settings.method,
         "budget": settings.budget,
         "guard": None if way.guard is None else guarded | {"probes": [asdict(probe) for probe in done.probes]},
@@ -164,13 +177,16 @@ def _results(out: Path, settings: runs.Settings, way: PlanSource, done: Compress
     }
 
 
-def _shown(out: Path, settings: runs.Settings, way: PlanSource, done: CompressionOutcome) -> list[Any]:
-    report, title = done.result.report, f"{settings.network} on {settings.data['name']}: accuracy"
-    shown = [] if done.least is None else [tables.probes(done.probes, done.least, way.guard or 0.0)]
-    return [
-        *shown,
-        tables.plan(done.result.plan),
-        tables.stages(title, done.stages),
-        tables.costs(report.dense, report.small),
-        f"Saved in {out}. Next: tenfold bench {out}",
-    ]
+def _shown(out: Path, source: Opened, way: PlanSource, done: CompressionOutcome) -> list[Any]:
+    report, own = done.result.report, source.score is not None
+    shown: list[Any] = (
+        [] if done.least is None else [figures.probes(done.probes, done.least, way.guard or 0.0, own=own)]
+    )
+    shown += [tables.plan(done.result.plan), *figures.stages(source.title, done.stages)]
+    shown.append(tables.costs(report.dense, report.small))
+    if not done.stages:
+        shown.append("How good it is was not measured: --score FILE.py:FUNCTION says.")
+    if done.kept_norms:
+        shown.append("Batch norm keeps the statistics of the dense network: --inputs FILE.py:NAME re-estimates them.")
+    trust = " --trust" if runs.own_code(source.settings) else ""
+    return [*shown, f"Saved in {out}. Next: tenfold bench {out}{trust}"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold.bench.budget_search import Probe, smallest_budget
 from tenfold.cli import parse, runs
-from tenfold.cli.progress import Stage, Steps, score
+from tenfold.cli.figures import Stage
+from tenfold.cli.opening import Opened
+from tenfold.cli.option_names import renamed
+from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.layers.batchnorm import reestimate_
-from tenfold.layers.cost import Cost, cost
-from tenfold.methods.contract.builder import plan as make_plan
 from tenfold.methods.contract.method import Method
+from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
-from tenfold.plans.apply import Report, Result, apply
+from tenfold.plans.apply import Result, build
 from tenfold.plans.plan import Budget, Plan
-from tenfold.plans.problem import survey
+from tenfold.plans.problem import Problem, survey
 from tenfold.train import Epoch, Recipe, evaluate, fit
-from tenfold.train.calibration import calibration
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class PlanSource:
 
 @dataclass(frozen=True)
 class CompressionOutcome:
-    """What the work left: the figures of each stage, the result, the model in the end, the recovery, the search."""
+    """What the work left: the figures of each stage, the result, the model in the end, the recovery, the search.
+
+    ``kept_norms``: whether there is batch norm with the statistics of before, for want of inputs.
+    """
 
     stages: list[Stage]
     result: Result
@@ -59,6 +63,7 @@ class CompressionOutcome:
     seconds: float
     probes: Sequence[Probe]
     least: float | None
+    kept_norms: bool
 
 
 def way_to(
@@ -88,11 +93,11 @@ def way_to(
     made, limits = parse.method(method or "alds", fields), parse.budget(budget)
     if guard is None:
         parse.require_budget(made, limits)
-        return PlanSource(made.to_dict(), made, limits)
+        return PlanSource(record(made), made, limits)
     check(not budget, "--guard", "given without --budget, which it finds", list(budget))
     check(-100 < guard <= 0, "--guard", "points of accuracy to lose, in (-100, 0]", guard, "-1.0 allows one point.")
     check(0.0001 <= resolution <= 0.5, "--resolution", "in [0.0001, 0.5]", resolution)
-    return PlanSource(made.to_dict(), made, None, guard, resolution)
+    return PlanSource(record(made), made, None, guard, resolution)
 
 
 def _read(file: Path) -> Plan:
@@ -106,94 +111,105 @@ def _read(file: Path) -> Plan:
         raise PlanError(f"`--plan` must be a plan; in '{file}', {error}") from error
 
 
-def work(source: runs.Run, way: PlanSource, settings: runs.Settings, recovery: Recipe) -> CompressionOutcome:
-    """Plan, build, re-estimate batch norm, recover; and measure after each."""
-    data, epochs = source.data, settings.finetune
-    norms = any(isinstance(module, _BatchNorm) for module in source.model.modules())
+def needed(way: PlanSource) -> tuple[list[str], str]:
+    """What of a network of one's own the way cannot do without, "inputs" or "score", and why."""
+    if way.guard is not None:
+        return (["inputs"] if _calibrates(way) else []) + ["score"], "for --guard"
+    if _calibrates(way):
+        return ["inputs"], f"for {way.record['method']}, which looks at data"
+    costs = [name for name in (way.budget.limits if way.budget is not None else {}) if name != "params"]
+    return (["inputs"], f"for a budget on {costs[0]}") if costs else ([], "")
+
+
+def work(source: Opened, way: PlanSource, settings: runs.Settings, recovery: Recipe) -> CompressionOutcome:
+    """Plan, build, re-estimate batch norm, recover; and measure after each where there is something to measure by."""
+    epochs, batches = settings.finetune, source.calibration(recovery)
+    has_norms = any(isinstance(module, _BatchNorm) for module in source.model.modules())
+    norms = has_norms and batches is not None
     titles = ["evaluating before", "searching" if way.guard is not None else "compressing", "evaluating"]
     titles += ["re-estimating batch norm", "evaluating"] if norms else []
-    steps = Steps(titles + (["recovering", "evaluating"] if epochs else []))
+    steps, stages = Steps(titles + (["recovering", "evaluating"] if epochs else [])), []
 
-    def renew(model: nn.Module) -> None:
-        reestimate_(model, calibration(data, recovery))
+    def measure(name: str, model: nn.Module) -> None:
+        with steps.step():
+            found = source.measure(name, model)
+        if found is not None:
+            stages.append(found)
 
-    with steps.step():
-        stages = [score("before", source.model, data)]
-    before, least, probes = stages[0].validation.accuracy, None, ()
+    measure("before", source.model)
+    least, probes = None, ()
     with steps.step():
         clock = time.perf_counter()
+        problem = survey(source.model, **_given(source, way, settings, recovery))
         if way.guard is not None:
-            least = max(before + way.guard / 100, 0.0)
-            plan, probes = _search(source, way, settings, recovery, least, renew, steps)
+            least = stages[0].value + way.guard / 100
+            plan, probes = _search(source, problem, way, recovery, least, steps)
         else:
-            plan = way.plan or _planned(source, way, settings, recovery)
-        result = _build(source, plan, time.perf_counter() - clock)
-    model, history, seconds = result.model, [], 0.0
-    with steps.step():
-        stages.append(score("right after compression", model, data))
+            plan = way.plan or _chosen(problem, way)
+        seconds = {"plan": time.perf_counter() - clock}
+        result = build(problem, plan, way.budget)
+        result = replace(result, report=replace(result.report, seconds=seconds | result.report.seconds))
+    model, history, recovering = result.model, [], 0.0
+    measure("right after compression", model)
     if norms:
         with steps.step():
-            renew(model)
-        with steps.step():
-            stages.append(score("batch norm re-estimated", model, data))
+            _renew(source, recovery, model)
+        measure("batch norm re-estimated", model)
     if epochs:
+        assert source.data is not None
         with steps.step(shows_itself=True):
-            fitted = fit(model, Dense(), data, recovery, teacher=source.model if recovery.distill else None)
-        model, history, seconds = fitted.model, fitted.history, fitted.seconds
-        with steps.step():
-            stages.append(score(f"recovered ({epochs} epoch{'s' * (epochs > 1)})", model, data))
-    return CompressionOutcome(stages, result, model, history, seconds, probes, least)
+            fitted = fit(model, Dense(), source.data, recovery, teacher=source.model if recovery.distill else None)
+        model, history, recovering = fitted.model, fitted.history, fitted.seconds
+        measure(f"recovered ({epochs} epoch{'s' * (epochs > 1)})", model)
+    return CompressionOutcome(stages, result, model, history, recovering, probes, least, has_norms and not norms)
 
 
-def _planned(source: runs.Run, way: PlanSource, settings: runs.Settings, recipe: Recipe) -> Plan:
+def _calibrates(way: PlanSource) -> bool:
+    return way.method is not None and way.method.needs_data
+
+
+def _chosen(problem: Problem, way: PlanSource) -> Plan:
     assert way.method is not None
-    return make_plan(source.model, way.method, way.budget, **_given(source, way, settings, recipe))
+    return way.method.plan(problem, way.budget)
 
 
 def _search(
-    source: runs.Run,
-    way: PlanSource,
-    settings: runs.Settings,
-    recipe: Recipe,
-    least: float,
-    renew: Callable[[nn.Module], None],
-    steps: Steps,
+    source: Opened, problem: Problem, way: PlanSource, recipe: Recipe, least: float, steps: Steps
 ) -> tuple[Plan, Sequence[Probe]]:
     """The guard: every probe is measured on the validation set, never the test set, its batch norm re-estimated."""
     assert way.method is not None
 
-    def accuracy(model: nn.Module) -> float:
-        renew(model)
-        return evaluate(model, source.data.validation).accuracy
+    def value(model: nn.Module) -> float:
+        _renew(source, recipe, model)
+        if source.score is None and source.data is not None:
+            return evaluate(model, source.data.validation).accuracy
+        found = source.measure("probe", model)
+        assert found is not None
+        return found.value
 
     def report(probe: Probe) -> None:
         verdict = "enough" if probe.enough else "too little"
-        steps.say(f"{probe.budget:.1%} of the parameters: {probe.accuracy:.2%}, {verdict}")
+        steps.say(f"{probe.budget:.1%} of the parameters: {probe.score:.4g}, {verdict}")
 
-    problem = survey(source.model, **_given(source, way, settings, recipe))
     problem.require_sites()
     rounding = 1e-9
-    floor = max(least - rounding, 0.0)
-    found = smallest_budget(problem, way.method, accuracy, floor, resolution=way.resolution, report=report)
+    found = smallest_budget(problem, way.method, value, least - rounding, resolution=way.resolution, report=report)
     return found.plan, found.probes
 
 
-def _given(source: runs.Run, way: PlanSource, settings: runs.Settings, recipe: Recipe) -> dict[str, Any]:
+def _renew(source: Opened, recipe: Recipe, model: nn.Module) -> None:
+    """Re-estimate batch norm, where there is something to do it from."""
+    batches = source.calibration(recipe)
+    if batches is not None:
+        with renamed(data="--inputs" if source.inputs is not None else "--data"):
+            reestimate_(model, batches)
+
+
+def _given(source: Opened, way: PlanSource, settings: runs.Settings, recipe: Recipe) -> dict[str, Any]:
     """What surveys take: the example, the selection, and training data for the methods that need it."""
-    needed = way.method is not None and way.method.needs_data
     return {
         "example_inputs": source.example,
-        "data": calibration(source.data, recipe) if needed else None,
+        "data": source.calibration(recipe) if _calibrates(way) else None,
         "target_modules": settings.target,
         "exclude_modules": settings.exclude,
     }
-
-
-def _build(source: runs.Run, plan: Plan, seconds: float) -> Result:
-    """The model, and what came of it."""
-    clock = time.perf_counter()
-    small = apply(source.model, plan)
-    spent = {"plan": seconds, "apply": time.perf_counter() - clock}
-    dense = cost(runs.dense(source), source.example)
-    left = {name: layer.reason or "" for name, layer in plan.layers.items() if layer.decomposition == "dense"}
-    return Result(small, plan, Report(Cost(dense.params, dense.macs), cost(small, source.example), spent, left))

@@ -10,10 +10,12 @@ import typer
 from rich.text import Text
 
 from tenfold.bench.doctor import BLOCK, Diagnosis, Examined, Timing, diagnose
-from tenfold.cli import parse, runs, tables
+from tenfold.cli import parse, tables
 from tenfold.cli.bench import place
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.options import DataRoot, Exclude, RunFolder, Target
+from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.opening import open_network
+from tenfold.cli.options import Exclude, Target, with_default
 from tenfold.cli.progress import Steps
 
 NAME = "doctor"
@@ -26,10 +28,14 @@ EXAMPLES = (
 
 
 @verb
+@takes_network
 def command(
-    run: RunFolder,
     *,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in the batch.")] = 1,
+    named: Named,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help=with_default("Inputs in the batch.", "1; the first of --inputs")),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 1,
     fold: Annotated[str, typer.Option(help="Of the factor pairs: channel, spatial, spatial-t or input.")] = "channel",
     rungs: Annotated[int, typer.Option(min=2, help="Ranks that each layer is timed at.")] = 6,
@@ -37,19 +43,19 @@ def command(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     target: Target = None,
     exclude: Exclude = None,
-    data_root: DataRoot = None,
 ) -> Outcome:
     """Say which layers of a run can pay here: break-even ranks by parameters, MACs and time, and reasons.
 
     Every layer is timed in turns with factor pairs in its place, on inputs of the sizes that it sees.
     """
     where = place(device)
-    opened = runs.open_run(run, data_root)
-    x = torch.randn(batch_size, *opened.example.shape[1:]).to(where)
+    opened = open_network(named, needs=["inputs"], reason="to time the layers")
+    model = opened.model.to(where)
+    x = opened.batch(batch_size)
     steps = Steps(["measuring"])
     with steps.step():
         found = diagnose(
-            opened.model.to(where),
+            model,
             x,
             fold=fold,
             rungs=rungs,
@@ -61,13 +67,13 @@ def command(
         )
     body: dict[str, Any] = {
         "command": NAME,
-        "run": str(run),
+        "run": str(named),
         "device": str(where),
         "torch": torch.__version__,
         "block": BLOCK,
         "reachable": found.reachable,
     } | asdict(found)
-    return Outcome(body, _shown(found, f"{where}, batch {batch_size}, {threads} thread(s)"))
+    return Outcome(body, _shown(found, f"{where}, batch {found.batch}, {threads} thread(s)"))
 
 
 def _shown(found: Diagnosis, where: str) -> list[Any]:

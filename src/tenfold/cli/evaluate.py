@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from tenfold.cli import runs, tables
+from tenfold.cli import figures, tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.options import DataRoot, RunFolder
-from tenfold.cli.progress import Steps, score
-from tenfold.layers.cost import Cost, cost
+from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.opening import open_network
+from tenfold.cli.progress import Steps
+from tenfold.layers.cost import cost
 
 NAME = "eval"
-EXAMPLES = "Examples:\n\ntenfold eval runs/b\n\ntenfold eval runs/b --json"
+EXAMPLES = (
+    "Examples:\n\ntenfold eval runs/b\n\ntenfold eval runs/b --json\n\n"
+    "tenfold eval --model net.py:make --weights w.pt --score net.py:score"
+)
 
 
 @verb
-def command(run: RunFolder, *, data_root: DataRoot = None) -> Outcome:
-    """Evaluate a run on the validation and test sets, and count its parameters and MACs."""
-    opened = runs.open_run(run, data_root)
+@takes_network
+def command(*, named: Named) -> Outcome:
+    """Evaluate a run, on the validation and test sets or by its score, and count its parameters and MACs."""
+    opened = open_network(named, needs=["score"])
     with Steps(["evaluating"]).step():
-        row = score(f"{opened.settings.network} on {opened.data.name}", opened.model, opened.data)
-    dense, small = Cost(opened.plan.dense_params, opened.plan.dense_macs), cost(opened.model, opened.example)
+        row = opened.measure(opened.title, opened.model)
+    assert row is not None
+    dense, small = opened.dense_cost, cost(opened.model, opened.example)
     body = {
         "command": NAME,
-        "run": str(run),
+        "run": str(named),
         "model": opened.settings.network,
-        "data": opened.settings.data,
-        "method": opened.settings.method,
+        "data": opened.settings.data or None,
+        "method": opened.settings.method or None,
         "cost": tables.cost_dict(dense, small),
     } | row.to_dict()
-    return Outcome(body, [tables.stages(f"Accuracy of {run}", [row]), tables.costs(dense, small)])
+    return Outcome(body, [*figures.stages(str(named), [row]), tables.costs(dense, small)])

@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch.utils._pytree import tree_map_only
 
 from tenfold.bench.export import Exported, export
-from tenfold.cli import runs, tables
+from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.options import DataRoot, Force, RunFolder, check_file, with_default
+from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.opening import open_network
+from tenfold.cli.options import Force, check_file, with_default
 from tenfold.cli.progress import Steps
 from tenfold.layers.cost import count_params
 from tenfold.layers.fold_batchnorm import NormFold, fold_batchnorm, norm_folds
@@ -27,9 +30,10 @@ Opset = Annotated[int | None, typer.Option(min=1, help=with_default("Of the ONNX
 
 
 @verb
+@takes_network
 def command(
-    run: RunFolder,
     *,
+    named: Named,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the file goes.", show_default=False)],
     format: Annotated[
         str, typer.Option(help="onnx, or torch-export: an archive for torch.export.load and AOTInductor.")
@@ -43,17 +47,17 @@ def command(
         float,
         typer.Option(help="Largest difference to the run's outputs; relative to the largest where that is above 1."),
     ] = 1e-4,
-    data_root: DataRoot = None,
     force: Force = False,
 ) -> Outcome:
-    r"""Write a run as ONNX or torch.export, any batch size, checked against the run on random images.
+    r"""Write a run as ONNX or torch.export, any batch size, checked against the run on random inputs.
 
-    The inputs are images as the run's data set normalises them: (x - mean) / std. A file whose outputs differ is not
-    left behind. ONNX needs: pip install 'tenfold\[export]'.
+    The first axis of every input is the batch. With a data set, inputs are images as it normalises them:
+    (x - mean) / std. A file whose outputs differ is not left behind. ONNX needs: pip install 'tenfold\[export]'.
     """
     check_file(out, force=force)
-    opened = runs.open_run(run, data_root)
-    model, example = opened.model.cpu(), opened.example.cpu()
+    opened = open_network(named, needs=["inputs"], reason="to trace the network with")
+    model = opened.model.cpu()
+    example = opened.example
     folds: list[NormFold] = []
     with Steps(["exporting"]).step():
         shipped = model
@@ -61,17 +65,18 @@ def command(
             folds = norm_folds(model, example_inputs=example)
             shipped = fold_batchnorm(model, example_inputs=example)
         made = export(shipped, example, out, format=format, opset=opset, tolerance=tolerance, reference=model)
-    train = opened.data.train
+    train = None if opened.data is None else opened.data.train
+    shapes = tree_map_only(torch.Tensor, lambda t: ["batch", *t.shape[1:]], example)
     body: dict[str, Any] = {
         "command": NAME,
-        "run": str(run),
+        "run": str(named),
         "file": str(out),
         "format": made.format,
         "opset": made.opset,
         "bytes": made.bytes,
         "params": count_params(shipped),
         "torch": torch.__version__,
-        "input": {"shape": ["batch", *example.shape[1:]], "mean": list(train.mean), "std": list(train.std)},
+        "input": {"shape": shapes} | ({} if train is None else {"mean": list(train.mean), "std": list(train.std)}),
         "folded": [fold.norm for fold in folds if fold.reason is None],
         "not_folded": {fold.norm: fold.reason for fold in folds if fold.reason is not None},
         "check": {
@@ -88,7 +93,7 @@ def _shown(made: Exported, body: dict[str, Any], folds: list[NormFold]) -> list[
     table = tables.table(("Batch", "Largest difference", "Largest output"))
     for n, gap in made.difference.items():
         table.add_row(str(n), f"{gap:.2e}", f"{made.magnitude:.3g}")
-    shown: list[Any] = [tables.titled(f"Checked in {runner} against torch, random images", table)]
+    shown: list[Any] = [tables.titled(f"Checked in {runner} against torch, random inputs", table)]
     if folds:
         shown.append(f"Batch norms folded: {len(body['folded'])} of {len(folds)}")
         shown += [f"Not folded, {name}: {reason}" for name, reason in body["not_folded"].items()]

@@ -25,9 +25,7 @@ def with_default(text: str, default: str) -> str:
     return f"{escape(text)} [dim]{escape(f'[default: {default}]')}[/dim]"
 
 
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A folder that tenfold train or compress wrote.", show_default=False)
-]
+METHODS = "`tenfold methods` lists them; FILE.py:CLASS is one of your own."
 Out = Annotated[
     Path, typer.Option("--out", metavar="FOLDER", help="Where the run goes: a new folder.", show_default=False)
 ]
@@ -36,12 +34,10 @@ DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", metavar="FOLDER", help="Where the data set's files are, if not in the usual places."),
 ]
-MethodName = Annotated[
-    str, typer.Option("--method", help="`tenfold methods` lists them.", rich_help_panel="Compression")
-]
+MethodName = Annotated[str, typer.Option("--method", help=METHODS, rich_help_panel="Compression")]
 MaybeMethod = Annotated[
     str | None,
-    typer.Option("--method", help=with_default("`tenfold methods` lists them.", "alds"), rich_help_panel="Compression"),
+    typer.Option("--method", help=with_default(METHODS, "alds"), rich_help_panel="Compression"),
 ]
 Fields = Annotated[
     list[str] | None,
@@ -58,7 +54,7 @@ Limits = Annotated[
     typer.Option(
         "--budget",
         metavar="COST=VALUE",
-        help="What may be kept of the whole model: params=0.25 a quarter, params=70000 so many; macs=0.5; repeatable.",
+        help="What may be kept of the whole model: params=0.25 or 25% a quarter, params=70000 so many; repeatable.",
         rich_help_panel="Compression",
         show_default=False,
     ),

@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.methods import build_method, methods
+from tenfold.methods import build_method, method_class
 from tenfold.methods.contract.method import Method
 from tenfold.plans.plan import Budget
 
@@ -18,33 +18,39 @@ _REGEX = re.compile(r"[][*+?(){}|^$\\]")
 
 def budget(texts: Sequence[str]) -> Budget | None:
     """``["params=0.25", "macs=0.5"]`` as one `Budget`; None for none. With a point a fraction, without one a number."""
-    limits: dict[str, float | int] = {}
+    limits: dict[str, Any] = {}
     known = [f.name for f in fields(Budget)]
     for text in texts:
-        name, equals, value = text.partition("=")
+        name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or name not in known:
             wanted = " or ".join(f"{n}=VALUE" for n in known)
             raise ArgumentError(f"`--budget` must be {wanted}; got {text!r}. E.g. --budget params=0.25.")
         if name in limits:
             raise ArgumentError(f"`--budget` must limit {name} once; got it again as {text!r}.")
         try:
-            limits[name] = int(value.replace("_", "")) if re.fullmatch(r"[\d_]+", value) else float(value)
+            limits[name] = _limit(value)
         except ValueError as error:
             raise ArgumentError(
-                f"`--budget {name}` must be a number; got {value!r}. 0.25 keeps a quarter, 250000 keeps so many."
+                f"`--budget {name}` must be a number; got {value!r}. 0.25 or 25% keeps a quarter, 250000 so many."
             ) from error
     return Budget(**limits) if limits else None
 
 
+def _limit(text: str) -> float | int | str:
+    """A whole number as an int, ``25%`` as it is, which is what a budget takes; anything else as a float."""
+    if re.fullmatch(r"[\d_]+", text):
+        return int(text.replace("_", ""))
+    return text if text.endswith("%") else float(text)
+
+
 def method(name: str, settings: Sequence[str]) -> Method:
-    """The method called ``name`` with its fields from ``["measure=fro", ...]``.
+    """The method called ``name``, or a user's own, with its fields from ``["measure=fro", ...]``.
 
     Raises:
         ArgumentError: no such method or field, or a value that is not of the field's type or out of its range.
     """
     given = dict(_pair(text) for text in settings)
-    known = methods()
-    hints = get_type_hints(known[name]) if name in known else {}
+    hints = get_type_hints(method_class(name))
     values = {}
     for field, text in given.items():
         try:  # an unknown field is left for build_method to refuse: it names those that there are
@@ -65,7 +71,7 @@ def require_budget(made: Method, limits: Budget | None) -> None:
 
 
 def recorded_method(record: dict[str, Any]) -> Method:
-    """The method of a `Method.to_dict` that went through JSON."""
+    """The method of a `record` that went through JSON. A user's own is imported: ask for the user's word before."""
     fields_ = {key: value for key, value in record.items() if key != "method"}
     try:
         return build_method(str(record.get("method")), **fields_)

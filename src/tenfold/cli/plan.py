@@ -9,20 +9,24 @@ import typer
 
 from tenfold.cli import parse, runs, tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.options import DataRoot, Exclude, Fields, Force, Limits, MethodName, RunFolder, Target, check_file
+from tenfold.cli.compression import PlanSource, needed
+from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.opening import open_network
+from tenfold.cli.options import Exclude, Fields, Force, Limits, MethodName, Target, check_file
 from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError
 from tenfold.files import atomic_file
 from tenfold.layers.cost import Cost
 from tenfold.methods.contract.builder import plan as make_plan
-from tenfold.train.calibration import calibration
+from tenfold.methods.contract.own import record
 
 NAME = "plan"
 EXAMPLES = (
     "Examples:\n\n"
     "tenfold plan runs/a --method alds --budget params=0.25\n\n"
     "tenfold plan runs/a --method svd --set fold=spatial --budget macs=0.5 --exclude linear\n\n"
-    "tenfold plan runs/a --budget params=0.25 --out plan.json"
+    "tenfold plan runs/a --budget params=0.25 --out plan.json\n\n"
+    "tenfold plan --model net.py:make --weights w.safetensors --inputs net.py:batches --budget macs=0.5"
 )
 OutFile = Annotated[
     Path | None,
@@ -31,19 +35,19 @@ OutFile = Annotated[
 
 
 @verb
+@takes_network
 def command(
-    run: RunFolder,
     *,
+    named: Named,
     method: MethodName = "alds",
     fields: Fields = None,
     budget: Limits = None,
     target: Target = None,
     exclude: Exclude = None,
-    data_root: DataRoot = None,
     out: OutFile = None,
     force: Force = False,
 ) -> Outcome:
-    """Show what each layer of a run would become under a budget. A dry run: nothing is written, but for --out."""
+    """Show what each layer of a run or network would become. A dry run: nothing is written, but for --out."""
     made, limits = parse.method(method, fields or ()), parse.budget(budget or ())
     parse.require_budget(made, limits)
     if out is not None:
@@ -52,14 +56,15 @@ def command(
             raise ArgumentError(
                 f"`--out` cannot hold a plan by {made.name}: its factors come from data. Compress at once."
             )
-    source = runs.open_run(run, data_root)
+    needs, reason = needed(PlanSource(record(made), made, limits))
+    source = open_network(named, needs=needs, reason=reason)
     with Steps(["planning"]).step():
         planned = make_plan(
             source.model,
             made,
             limits,
             example_inputs=source.example,
-            data=calibration(source.data, runs.recipe_of(source.settings)) if made.needs_data else None,
+            data=source.calibration(runs.recipe_of(source.settings)) if made.needs_data else None,
             target_modules=parse.selection(target or ()),
             exclude_modules=parse.selection(exclude or ()),
         )
@@ -69,8 +74,8 @@ def command(
     dense, small = Cost(planned.dense_params, planned.dense_macs), Cost(planned.params, planned.macs)
     body = {
         "command": NAME,
-        "run": str(run),
-        "method": made.to_dict(),
+        "run": str(named),
+        "method": record(made),
         "budget": planned.budget,
         "cost": tables.cost_dict(dense, small),
         "plan": tables.plan_dict(planned),
@@ -78,5 +83,5 @@ def command(
     }
     shown: list[Any] = [tables.plan(planned), tables.costs(dense, small)]
     if out is not None:
-        shown.append(f"Written to {out}. Next: tenfold compress {run} --plan {out} --out FOLDER")
+        shown.append(f"Written to {out}. Next: tenfold compress {named.words} --plan {out} --out FOLDER")
     return Outcome(body, shown)

@@ -1,42 +1,12 @@
-"""The figures of a run, stage by stage, and the bar that shows which stage it is at."""
+"""The bar that shows which step of a verb is at work."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import nn
-
-from tenfold.train import Data, Score, evaluate
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How good a model is at one stage. Nothing is ever chosen by the test figures.
-
-    Args:
-        name: e.g. "after compression".
-        validation: on the held-out part of the training set.
-        test: on the test set.
-    """
-
-    name: str
-    validation: Score
-    test: Score
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; a loss that is not finite becomes null."""
-        return {"stage": self.name, "validation": _plain(self.validation), "test": _plain(self.test)}
-
-
-def score(name: str, model: nn.Module, data: Data) -> Stage:
-    """Evaluate ``model`` on the validation and test sets."""
-    return Stage(name, evaluate(model, data.validation), evaluate(model, data.test))
 
 
 class Steps:
@@ -74,7 +44,3 @@ class Steps:
     def say(self, text: str) -> None:
         """How far the step is."""
         self._bar.update(self._task, description=text)
-
-
-def _plain(score: Score) -> dict[str, float | None]:
-    return {"loss": score.loss if math.isfinite(score.loss) else None, "accuracy": score.accuracy}

@@ -24,12 +24,15 @@ import torch
 from torch import nn
 
 from tenfold.cli.option_names import renamed
-from tenfold.errors import ArgumentError, CheckpointError, DataError
+from tenfold.errors import ArgumentError, CheckpointError
 from tenfold.files import atomic_folder, write_json
-from tenfold.layers.swap import structure_of, to_dense
 from tenfold.plans.plan import Plan
-from tenfold.plans.serialization import load, read_plan, save
+from tenfold.plans.serialization import save
 from tenfold.train import Data, Recipe, build_model, load_data
+from tenfold.train.data import data_names
+from tenfold.train.models.external import EXTERNAL
+from tenfold.train.models.own import own_network
+from tenfold.validation import construct
 
 FORMAT = "tenfold-run/1"
 RUN, RESULTS, MODEL, CHECKPOINT = "run.json", "results.json", "model", "checkpoint"
@@ -41,18 +44,22 @@ class Settings:
 
     Args:
         command: "train" or "compress".
-        data: name, root (a folder or None) and checksum of the data set.
+        data: name, root (a folder or None) and checksum of the data set; empty for a network without one.
         network: as `build_model` takes it.
         method: `Method.to_dict`.
         budget: limits by name; empty for none.
         recipe: of the training that the run descends from; recovery rewinds its schedule.
         target: as `tenfold.plan` takes it.
         exclude: as `tenfold.plan` takes it.
-        source: the run that was compressed; None for a training.
+        source: the run that was compressed; None for a training, or a network that came without a run.
         finetune: epochs of recovery.
         recovery: the recipe of the recovery; empty where there was none.
         guard: points of accuracy that might be lost; None where a budget or a plan was given.
         plan: file of the plan that was built as written; None where it was made here.
+        inputs: reference to the user's batches; None without any.
+        score: reference to the user's function of a model; None without one.
+        weights: of a network that came without a run: ``file`` (None: as the factory made it) and ``checksum``,
+            SHA-256 over the names, types and bytes of its state before it was compressed.
     """
 
     command: str
@@ -68,6 +75,9 @@ class Settings:
     recovery: dict[str, Any] = field(default_factory=dict)
     guard: float | None = None
     plan: str | None = None
+    inputs: str | None = None
+    score: str | None = None
+    weights: dict[str, Any] = field(default_factory=dict)
     tenfold: str = field(default_factory=lambda: version("tenfold"))
     torch: str = torch.__version__
 
@@ -77,20 +87,12 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A complete run, in memory: its settings, data, plan, and the model as it was saved."""
+class _DataRecord:
+    """The keys and types of `Settings.data`."""
 
-    folder: Path
-    settings: Settings
-    data: Data
-    plan: Plan
-    model: nn.Module
-
-    @property
-    def example(self) -> torch.Tensor:
-        """One image of zeros, on the model's device: MACs are counted for it."""
-        device = next(self.model.parameters()).device
-        return torch.zeros(1, self.data.channels, self.data.size, self.data.size, device=device)
+    name: str
+    root: str | None
+    checksum: str
 
 
 def read_settings(folder: Path) -> Settings:
@@ -108,53 +110,41 @@ def read_settings(folder: Path) -> Settings:
         found = body.pop("format", None)
         if found != FORMAT:
             raise CheckpointError(f"'{file}' has format {found!r}, not {FORMAT!r}: pass the folder of the whole run.")
-        settings = Settings(**body)
-        parts = (settings.data, settings.method, settings.budget, settings.recipe)
-        if not all(isinstance(part, dict) for part in parts) or not {"name", "root", "checksum"} <= set(settings.data):
-            raise ValueError("a part of it is missing or of another type")
+        settings = construct(Settings, body, "the record", ArgumentError)
+        if settings.data:
+            construct(_DataRecord, settings.data, "its 'data'", ArgumentError)
         return settings
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"'{file}' is damaged or truncated: {error}. Train or compress again.") from error
+        why = str(error).replace("`", "'").rstrip(".")  # keys of a file, not options
+        raise CheckpointError(f"'{file}' is damaged or truncated: {why}. Train or compress again.") from error
 
 
-def open_run(folder: Path, data_root: Path | None = None) -> Run:
-    """The complete run in ``folder``: data and model as they were.
-
-    Raises:
-        CheckpointError: no run, an unfinished or a damaged one.
-        DataError: the data set is missing, or another than the run was made with.
-        PlanError: a plan for another model.
-    """
-    settings = read_settings(folder)
-    if not (folder / MODEL).is_dir():
-        resume = f"Go on with: tenfold train --out {folder} --resume."
-        raise CheckpointError(f"the training in '{folder}' is not finished. {resume}")
-    plan = read_plan(folder / MODEL)
-    data = open_data(settings, data_root)
-    model = load(folder / MODEL, network(settings, data))
-    return Run(folder, settings, data, plan, model.to(device()).eval())
-
-
-def dense(run: Run) -> nn.Module:
-    """The run's model with every factorised layer multiplied back."""
-    return to_dense(run.model) if structure_of(run.model) else run.model
-
-
-def network(settings: Settings, data: Data) -> nn.Module:
-    """The run's network for ``data``, with fresh weights from torch's global generator."""
+def network(settings: Settings, data: Data | None) -> nn.Module:
+    """The run's network for ``data``, with fresh weights from torch's global generator; without data, a user's."""
     with renamed(name="--model"):
+        if data is None:
+            return own_network(settings.network)
         return build_model(settings.network, data.classes, data.channels, data.size)
 
 
-def open_data(settings: Settings, data_root: Path | None = None) -> Data:
-    """The data set of a run, from ``data_root`` or where it was then; refused if its contents are others."""
-    data = read_data(settings.data["name"], data_root or settings.data["root"])
-    if data.checksum != settings.data["checksum"]:
-        raise DataError(
-            f"the data set '{data.name}' found here has other contents than the one the run was made with: its "
-            f"figures would not compare. Point `--data-root` at the same files."
-        )
-    return data
+def is_own_network(name: str) -> bool:
+    """Whether a network's name is a reference to code of the user's."""
+    library, colon, _ = name.partition(":")
+    return bool(colon) and library not in EXTERNAL
+
+
+def own_code(settings: Settings) -> dict[str, str]:
+    """What a run names that is no part of tenfold: references to code, by the option that names such."""
+    method, data = str(settings.method.get("method", "")), str(settings.data.get("name", ""))
+    files = {known.partition(":")[0] for known in data_names() if ":" in known}
+    own = {
+        "model": settings.network if is_own_network(settings.network) else None,
+        "inputs": settings.inputs,
+        "score": settings.score,
+        "data": data if ":" in data and data.partition(":")[0] not in files else None,
+        "method": method if ":" in method else None,
+    }
+    return {option: reference for option, reference in own.items() if reference is not None}
 
 
 def read_data(name: str, root: Path | str | None) -> Data:

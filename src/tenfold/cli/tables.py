@@ -10,8 +10,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tenfold.bench.budget_search import Probe
-from tenfold.cli.progress import Stage
 from tenfold.layers.cost import Cost
 from tenfold.plans.plan import LayerPlan, Plan
 
@@ -41,24 +39,6 @@ def described(method: str, rows: Sequence[dict[str, Any]]) -> list[Group]:
         cells = ("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
         made.add_row(*cells)
     return [titled(f"{method}, while training", made)]
-
-
-def stages(title: str, rows: Sequence[Stage]) -> Group:
-    """Accuracy on validation and test, stage by stage."""
-    made = table(("Accuracy", "Validation", "Test"))
-    for row in rows:
-        made.add_row(row.name, f"{row.validation.accuracy:.2%}", f"{row.test.accuracy:.2%}")
-    return titled(title, made)
-
-
-def probes(tried: Sequence[Probe], least: float, points: float) -> Group:
-    """What the guard tried, in the order that it tried it in."""
-    made = table(("Budget", "Kept", "Validation", "Enough"), left=0)
-    for probe in tried:
-        made.add_row(
-            f"{probe.budget:.1%}", f"{probe.kept:.1%}", f"{probe.accuracy:.2%}", "yes" if probe.enough else "no"
-        )
-    return titled(f"Guard {points:g} points: validation accuracy, batch norm re-estimated, at least {least:.2%}", made)
 
 
 def costs(dense: Cost, small: Cost) -> Group:

@@ -11,16 +11,32 @@ import torch
 import typer
 from torch import nn
 
-from tenfold.cli import parse, runs, tables
+from tenfold.cli import figures, parse, runs, tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.options import DataRoot, Exclude, Fields, Force, Limits, Out, Target, recipe_options, with_default
-from tenfold.cli.progress import Stage, Steps, score
+from tenfold.cli.figures import Stage, accuracy
+from tenfold.cli.network_options import Trust
+from tenfold.cli.opening import require_word
+from tenfold.cli.options import (
+    METHODS,
+    DataRoot,
+    Exclude,
+    Fields,
+    Force,
+    Limits,
+    Out,
+    Target,
+    recipe_options,
+    with_default,
+)
+from tenfold.cli.progress import Steps
 from tenfold.errors import CheckpointError
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost
 from tenfold.layers.swap import structure_of
 from tenfold.methods.contract.builder import plan as make_plan
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.methods.contract.own import record
+from tenfold.own_code import absolute
 from tenfold.plans.apply import Result
 from tenfold.plans.plan import Budget
 from tenfold.train import Fit, Recipe, fit
@@ -32,7 +48,7 @@ EXAMPLES = (
     "Examples:\n\n"
     "tenfold train --data digits --model cnn --epochs 10 --out runs/a\n\n"
     "tenfold train --data fashion-mnist --model resnet20 --schedule multistep --milestones 15,20 --out runs/b\n\n"
-    "tenfold train --data digits --model my_file:make_net --method alds --budget params=0.25 --out runs/c\n\n"
+    "tenfold train --data digits --model my_file.py:make_net --method alds --budget params=0.25 --out runs/c\n\n"
     "tenfold train --out runs/b --resume"
 )
 _DEFAULTS: dict[str, Any] = {"data": "digits", "network": "cnn", "method": "dense"}
@@ -44,14 +60,16 @@ _RECIPE = [name for name in Recipe.__dataclass_fields__ if name not in ("total",
 def command(
     *,
     out: Out,
-    data: Annotated[str | None, typer.Option(help=with_default("digits, fashion-mnist, ...", "digits"))] = None,
+    data: Annotated[
+        str | None, typer.Option(help=with_default("digits, npz:FILE, ... or FILE.py:FUNCTION.", "digits"))
+    ] = None,
     data_root: DataRoot = None,
     model: Annotated[
-        str | None, typer.Option(help=with_default("cnn, lenet5, resnet20, ... or module.path:factory.", "cnn"))
+        str | None, typer.Option(help=with_default("cnn, lenet5, resnet20, ... or FILE.py:FACTORY.", "cnn"))
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help=with_default("`tenfold methods` lists them.", "dense"), rich_help_panel="Compression"),
+        typer.Option(help=with_default(METHODS, "dense"), rich_help_panel="Compression"),
     ] = None,
     fields: Fields = None,
     budget: Limits = None,
@@ -60,6 +78,7 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last whole epoch; what is not given is as it was.")
     ] = False,
+    trust: Trust = False,
     force: Force = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars to FOLDER/tensorboard.")] = False,
     recipe: dict[str, Any],
@@ -68,8 +87,13 @@ def command(
 
     The folder gets a checkpoint after every epoch: after Ctrl-C, --resume goes on from there.
     """
+    model, data = (None if name is None else absolute(name) for name in (model, data))
+    old = runs.read_settings(out) if resume else None
+    if old is not None:
+        typed = {"model": model, "data": data, "method": None if method is None else absolute(method)}
+        require_word(old, out, typed, trust=trust)
     settings = _settings(
-        runs.read_settings(out) if resume else None,
+        old,
         recipe,
         data={"name": data, "root": None if data_root is None else str(data_root.resolve())},
         network=model,
@@ -124,7 +148,7 @@ def _settings(old: runs.Settings | None, recipe: dict[str, Any], **given: Any) -
         command=NAME,
         data={"name": _DEFAULTS["data"], "root": None},
         network=_DEFAULTS["network"],
-        method=parse.method(_DEFAULTS["method"], ()).to_dict(),
+        method=record(parse.method(_DEFAULTS["method"], ())),
         budget={},
         recipe={},
     )
@@ -133,7 +157,7 @@ def _settings(old: runs.Settings | None, recipe: dict[str, Any], **given: Any) -
     changes = {key: given[key] for key in ("network", "target", "exclude") if given[key] is not None}
     name, fields = given["method"]
     if name is not None or fields:
-        changes["method"] = parse.method(name or base.method["method"], fields).to_dict()
+        changes["method"] = record(parse.method(name or base.method["method"], fields))
     if given["budget"] is not None:
         changes["budget"] = given["budget"].limits
     data = base.data | {key: value for key, value in given["data"].items() if value is not None}
@@ -181,10 +205,10 @@ def _finish(job: _Job, trained: Fit) -> tuple[Result, list[Stage]]:
     """
     example = job.example(next(trained.model.parameters()).device)
     result = job.method.finish(trained.model, job.budget, example_inputs=example, **job.given())
-    rows = [score("trained", trained.model, job.data)]
+    rows: list[Stage] = [accuracy("trained", trained.model, job.data)]
     if structure_of(result.model):
         reestimate_(result.model, calibration(job.data, job.recipe))
-        rows.append(score("compressed", result.model, job.data))
+        rows.append(accuracy("compressed", result.model, job.data))
     return result, rows
 
 
@@ -208,7 +232,7 @@ def _results(out: Path, settings: runs.Settings, trained: Fit, result: Result, r
 def _shown(out: Path, settings: runs.Settings, trained: Fit, result: Result, rows: list[Stage]) -> list[Any]:
     title = f"{settings.network} on {settings.data['name']} by {settings.method['method']}"
     title += f", {len(trained.history)} epochs in {trained.seconds:.1f} s"
-    shown: list[Any] = [tables.stages(title, rows)]
+    shown: list[Any] = figures.stages(title, rows)
     small: Cost = result.report.small
     if len(rows) == 1:
         next_verb = f"compress {out} --method alds --budget params=0.25 --out FOLDER"

@@ -10,6 +10,7 @@ from typing import Any
 
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.methods.contract.method import Method
+from tenfold.methods.contract.own import own_method
 
 
 def methods() -> dict[str, type[Method]]:
@@ -28,21 +29,33 @@ def methods() -> dict[str, type[Method]]:
     return dict(sorted(found.items()))
 
 
-def build_method(name: str, **fields: Any) -> Method:
-    """The method called ``name`` with these fields, the rest at their defaults: from the command line or from JSON.
-
-    Lists, which is what JSON has, become tuples.
+def method_class(name: str) -> type[Method]:
+    """The method called ``name``, or a user's own: ``module.path:Class`` or ``path/to/file.py:Class``.
 
     Raises:
-        ArgumentError: no such method or field, or a value out of range.
+        ArgumentError: no such method.
     """
+    if ":" in name:
+        return own_method(name)
     known = methods()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise ArgumentError(f"`method` must be one of {', '.join(known)}; got {name!r}.{hint}")
-    allowed = list(inspect.signature(known[name]).parameters)
+        raise ArgumentError(f"`method` must be one of {', '.join(known)}, or FILE.py:CLASS; got {name!r}.{hint}")
+    return known[name]
+
+
+def build_method(name: str, **fields: Any) -> Method:
+    """The method called ``name`` with these fields, the rest at their defaults: from the command line or from JSON.
+
+    ``name`` is as `method_class` takes it. Lists, which is what JSON has, become tuples.
+
+    Raises:
+        ArgumentError: no such method or field, or a value out of range.
+    """
+    kind = method_class(name)
+    allowed = list(inspect.signature(kind).parameters)
     unknown = [field for field in fields if field not in allowed]
     if unknown:
         raise ArgumentError(f"`{unknown[0]}` is no field of {name}; it has: {', '.join(allowed) or 'none'}.")
-    return known[name](**{field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()})
+    return kind(**{field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()})

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from tenfold.errors import ArgumentError, check, is_count
 from tenfold.methods import build_method, methods
 from tenfold.methods.contract.method import Method
+from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
 from tenfold.plans.plan import Budget
 from tenfold.train.recipe import Recipe
@@ -119,7 +120,7 @@ class Entry:
     def to_dict(self) -> dict[str, Any]:
         """As `Experiment.from_dict` takes it."""
         recipe = {"recipe": dict(self.recipe)} if self.recipe else {}
-        return self.method.to_dict() | ({"after": True} if self.after else {}) | recipe
+        return record(self.method) | ({"after": True} if self.after else {}) | recipe
 
 
 OWN = ("lr", "momentum", "weight_decay", "schedule", "warmup", "milestones", "gamma", "clip_norm")

@@ -8,6 +8,7 @@ from typing import Any
 
 from tenfold.bench.compare.experiment import Experiment
 from tenfold.errors import ArgumentError, TenfoldError
+from tenfold.own_code import absolute
 
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+")
 
@@ -30,10 +31,25 @@ def read_experiment(path: Path | str) -> Experiment:
     if not isinstance(body, dict):
         raise ArgumentError(f"`experiment` must be a YAML file of keys and values; '{path}' holds {body!r}.")
     try:
-        return Experiment.from_dict({"name": path.resolve().parent.name} | body)
+        return Experiment.from_dict({"name": path.resolve().parent.name} | _beside(body, path.resolve().parent))
     except TenfoldError as error:
         spelled = re.sub(r"`(\w+)`", r"`\1:`", str(error))  # a key of a file, not an option
         raise ArgumentError(f"in '{path}': {spelled}") from error
+
+
+def _beside(body: dict[Any, Any], folder: Path) -> dict[Any, Any]:
+    """``body`` with the user's own code, ``my_file.py:name``, looked for from the folder of the YAML file."""
+
+    def found(value: Any, key: str) -> Any:
+        if isinstance(value, str):
+            return absolute(value, folder)
+        return value | {key: found(value[key], key)} if isinstance(value, dict) and key in value else value
+
+    placed = {key: found(body[key], "name") for key in ("data", "model") if key in body}
+    methods = body.get("methods")
+    if isinstance(methods, list):
+        placed["methods"] = [found(each, "method") for each in methods]
+    return body | placed
 
 
 def _parsed(text: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ParamSpec
 
 from tenfold.errors import DataError
+from tenfold.train.data.own import own_data
 from tenfold.train.data.split import Data, Pair, make_data
 
 P = ParamSpec("P")
@@ -41,7 +42,8 @@ def load_data(name: str, root: Path | str | None = None, *, validation: float = 
     """A data set by name, split into training, validation and test examples.
 
     Args:
-        name: one of `data_names`; after a colon, a path of your own: ``"npz:digits.npz"``, ``"imagefolder:photos@64"``.
+        name: one of `data_names`; after a colon, a path of your own: ``"npz:digits.npz"``, ``"imagefolder:photos@64"``;
+            or a function of your own: ``"my_file.py:make"``, see `tenfold.train.data.own`.
         root: the folder that holds the data set's files, or the file; by default the usual places are searched, and
             what is found nowhere is downloaded, where it can be. Given, nothing else is searched, and it takes the
             place of the path in ``name``.
@@ -54,6 +56,9 @@ def load_data(name: str, root: Path | str | None = None, *, validation: float = 
     known = _readers()
     kind, colon, path = name.partition(":")
     found = next((n for n in known if n.partition(":")[:2] == (kind, colon)), None)
+    slip = difflib.get_close_matches(kind, [n.partition(":")[0] for n in known], n=1)
+    if found is None and colon and not slip:
+        return own_data(name, root, validation)
     if found is None:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
         raise DataError(f"`name` must be a known data set; got {name!r}. Nearest: {', '.join(near)}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import nn
 
 from tenfold.errors import TenfoldError, check
 from tenfold.train.models.external import EXTERNAL
+from tenfold.train.models.own import own_network
 
 Factory = Callable[[int, int, int], nn.Module]
 
@@ -54,8 +54,8 @@ def build_model(name: str, classes: int = 10, channels: int = 3, size: int = 32)
     Args:
         name: one of `model_names`; or ``"timm:NAME"``, ``"torchvision:NAME"`` (both freshly initialised) or
             ``"hf:NAME"`` (with its weights), where that library is installed, see `tenfold.train.models.external`; or
-            ``"module.path:factory"``: a user's factory is called with those of ``classes``, ``channels`` and ``size``
-            that its signature takes, as keywords.
+            ``"module.path:factory"`` or ``"path/to/file.py:factory"``: a user's factory is called with those of
+            ``classes``, ``channels`` and ``size`` that its signature takes, as keywords.
         classes: number of outputs, >= 1.
         channels: number of input channels, >= 1.
         size: side of the square input in pixels, at least the network's minimum.
@@ -74,12 +74,13 @@ def build_model(name: str, classes: int = 10, channels: int = 3, size: int = 32)
     if colon and library in EXTERNAL:
         return EXTERNAL[library](rest, classes, channels, size)
     if colon:
-        return _own(name, classes=classes, channels=channels, size=size)
+        return own_network(name, classes=classes, channels=channels, size=size)
     known = _networks()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
         raise TenfoldError(
-            f"`name` must be a known network, `timm:NAME`, `torchvision:NAME`, `hf:NAME` or `module.path:factory`; "
+            f"`name` must be a known network, `timm:NAME`, `torchvision:NAME`, `hf:NAME`, `module.path:factory` or "
+            f"`file.py:factory`; "
             f"got {name!r}. Nearest: {', '.join(near)}."
         )
     found = known[name]
@@ -92,28 +93,3 @@ def _networks() -> dict[str, _Network]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     return _NETWORKS
-
-
-def _own(name: str, **sizes: int) -> nn.Module:
-    path, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TenfoldError(
-            f"`name` must lead to a factory that can be imported; got {name!r}: {error}. "
-            "Write `module.path:factory`, with the module on the Python path."
-        ) from error
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        given = {key: value for key, value in sizes.items() if takes_all or key in names}
-        inspect.signature(factory).bind(**given)
-    except (TypeError, ValueError) as error:
-        raise TenfoldError(
-            f"`name` must lead to a callable of classes, channels and size, or of nothing; {name!r} is not: {error}."
-        ) from error
-    made = factory(**given)
-    if not isinstance(made, nn.Module):
-        raise TenfoldError(f"`name` must lead to a factory of an nn.Module; {name!r} returned {type(made).__name__}.")
-    return made

@@ -1,0 +1,122 @@
+"""How good a network is, stage by stage: accuracy on a data set, or a score of the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from torch import Tensor, nn
+
+from tenfold.bench.budget_search import Probe
+from tenfold.cli import tables
+from tenfold.errors import ArgumentError
+from tenfold.own_code import call_own
+from tenfold.train import Data, Score, evaluate
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy and loss at one stage. Nothing is ever chosen by the test figures.
+
+    Args:
+        name: of the stage, e.g. "right after compression".
+        validation: on the held-out part of the training set.
+        test: on the test set.
+    """
+
+    name: str
+    validation: Score
+    test: Score
+
+    @property
+    def value(self) -> float:
+        """What a guard compares, higher is better."""
+        return self.validation.accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a loss that is not finite becomes null."""
+        return {"stage": self.name, "validation": _plain(self.validation), "test": _plain(self.test)}
+
+
+@dataclass(frozen=True)
+class OwnScore:
+    """A score of the user's own at one stage.
+
+    Args:
+        name: of the stage.
+        value: higher is better.
+    """
+
+    name: str
+    value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"stage": self.name, "score": self.value}
+
+
+Stage = Accuracy | OwnScore
+
+
+def accuracy(name: str, model: nn.Module, data: Data) -> Accuracy:
+    """Evaluate a classifier on the validation and test sets."""
+    return Accuracy(name, evaluate(model, data.validation), evaluate(model, data.test))
+
+
+def own_score(name: str, model: nn.Module, function: Callable[[nn.Module], Any], reference: str) -> OwnScore:
+    """Call the user's function on ``model`` in eval mode.
+
+    Raises:
+        ArgumentError: it fails, or returns no finite number.
+    """
+    found: Any = call_own(function, "score", reference, model.eval())
+    value = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ArgumentError(f"`score` must return a finite number, higher is better; {reference!r} returned {found!r}.")
+    return OwnScore(name, number)
+
+
+def stages(title: str, rows: Sequence[Stage]) -> list[Group]:
+    """A table of the figures, stage by stage; nothing where there are none."""
+    if not rows:
+        return []
+    own = isinstance(rows[0], OwnScore)
+    made = tables.table(("Score", "") if own else ("Accuracy", "Validation", "Test"))
+    for row in rows:
+        made.add_row(row.name, *_cells(row))
+    return [tables.titled(title, made)]
+
+
+def probes(tried: Sequence[Probe], least: float, points: float, *, own: bool) -> Group:
+    """What the guard tried, in the order that it tried it in.
+
+    Args:
+        tried: the probes.
+        least: what the score had to be.
+        points: that might be lost.
+        own: whether the score is the user's, which need not be a share.
+    """
+    shown = (lambda value: f"{value:.4g}") if own else (lambda value: f"{value:.2%}")
+    what = "score" if own else "validation accuracy"
+    made = tables.table(("Budget", "Kept", "Score" if own else "Validation", "Enough"), left=0)
+    for probe in tried:
+        verdict = "yes" if probe.enough else "no"
+        made.add_row(f"{probe.budget:.1%}", f"{probe.kept:.1%}", shown(probe.score), verdict)
+    return tables.titled(f"Guard {points:g} points: {what}, batch norm re-estimated, at least {shown(least)}", made)
+
+
+def _cells(row: Stage) -> tuple[str, ...]:
+    if isinstance(row, OwnScore):
+        return (f"{row.value:.5g}",)
+    return f"{row.validation.accuracy:.2%}", f"{row.test.accuracy:.2%}"
+
+
+def _plain(score: Score) -> dict[str, float | None]:
+    return {"loss": score.loss if math.isfinite(score.loss) else None, "accuracy": score.accuracy}
