@@ -74,6 +74,11 @@ def test_the_smallest_reachable_budget_is_reachable(tenfold, runs):
     assert tenfold("plan", runs / "a", "--budget", f"params={reachable}").exit_code == 0
 
 
+@pytest.mark.parametrize("verb", ["eval", "bench", "doctor"])
+def test_without_a_run_or_a_network_both_are_named(tenfold, verb):
+    refused(tenfold(verb), "`RUN` must be given", "--model FILE.py:FACTORY")
+
+
 @pytest.mark.parametrize("verb", [("eval",), ("bench",), ("plan", "--budget", "params=0.5")])
 def test_a_missing_run_is_said_to_be_missing(tenfold, tmp_path, verb):
     refused(tenfold(verb[0], tmp_path / "nothing", *verb[1:]), "no run at", "no such folder")
@@ -165,7 +170,7 @@ def test_debug_shows_the_traceback(tenfold, runs):
     assert "not finished" in str(result.exception)
 
 
-@pytest.mark.parametrize("words", [("evla",), ("eval",), ("train",), ("train", "--lr", "fast", "--out", "x")])
+@pytest.mark.parametrize("words", [("evla",), ("train",), ("train", "--lr", "fast", "--out", "x")])
 def test_what_cannot_be_parsed_exits_with_2(tenfold, words):
     result = tenfold(*words)
     assert result.exit_code == 2

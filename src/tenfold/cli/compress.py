@@ -188,5 +188,5 @@ def _shown(out: Path, source: Opened, way: PlanSource, done: CompressionOutcome)
         shown.append("How good it is was not measured: --score FILE.py:FUNCTION says.")
     if done.kept_norms:
         shown.append("Batch norm keeps the statistics of the dense network: --inputs FILE.py:NAME re-estimates them.")
-    trust = " --trust" if runs.own_code(source.settings) else ""
+    trust = " --trust" if set(runs.own_code(source.settings)) - {"method"} else ""
     return [*shown, f"Saved in {out}. Next: tenfold bench {out}{trust}"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from tenfold.errors import TenfoldError
 
 OPTIONS = {
+    "example_inputs": "--inputs",
     "target_modules": "--target",
     "exclude_modules": "--exclude",
     "root": "--data-root",

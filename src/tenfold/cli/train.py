@@ -234,10 +234,11 @@ def _shown(out: Path, settings: runs.Settings, trained: Fit, result: Result, row
     title += f", {len(trained.history)} epochs in {trained.seconds:.1f} s"
     shown: list[Any] = figures.stages(title, rows)
     small: Cost = result.report.small
+    trust = " --trust" if set(runs.own_code(settings)) - {"method"} else ""
     if len(rows) == 1:
-        next_verb = f"compress {out} --method alds --budget params=0.25 --out FOLDER"
+        next_verb = f"compress {out}{trust} --method alds --budget params=0.25 --out FOLDER"
         shown.append(f"{small.params:,} parameters, {small.macs or 0:,} MACs per image")
     else:
-        next_verb = f"bench {out}"
+        next_verb = f"bench {out}{trust}"
         shown += [tables.plan(result.plan), tables.costs(result.report.dense, small)]
     return [*shown, f"Saved in {out}. Next: tenfold {next_verb}"]

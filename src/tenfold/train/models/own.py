@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,11 @@ def _read(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        code = "it holds Python objects beside tensors, whose code would run"
+        why = code if isinstance(error, pickle.UnpicklingError) else first[:200].rstrip(".")
         raise CheckpointError(
             f"`weights` must be a .safetensors file, or one that torch.save(model.state_dict(), FILE) wrote; '{file}' "
-            f"cannot be read without running code in it: {first[:200]}"
+            f"cannot be read: {why}."
         ) from error
     for key in _INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
