@@ -17,6 +17,7 @@ def test_a_point_makes_a_fraction():
     assert parse.budget(["params=0.25"]) == tenfold.Budget(params=0.25)
     assert parse.budget(["params=250_000"]) == tenfold.Budget(params=250_000)
     assert parse.budget(["params=1.0", "macs=2"]) == tenfold.Budget(params=1.0, macs=2)
+    assert parse.budget(["params=25%", "macs=50 %"]) == tenfold.Budget(params=0.25, macs=0.5)
     assert parse.budget([]) is None
 
 
