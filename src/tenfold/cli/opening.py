@@ -221,12 +221,17 @@ def require_word(settings: runs.Settings, folder: Path, typed: Mapping[str, str 
         and not (is_file_reference(reference) and place(reference) in files)
     }
     if doubtful and not trust:
-        what = ", ".join(f"{option} {reference[:80]!r}" for option, reference in doubtful.items())
+        what = ", ".join(f"{option} {_shortened(reference)}" for option, reference in doubtful.items())
         options = " and ".join(f"--{option}" for option in doubtful)
         raise CheckpointError(
             f"the run in '{folder}' names code, which runs only on your word: {what}. If you know where it comes "
             f"from, say --trust, or name it yourself with {options}."
         )
+
+
+def _shortened(reference: str, most: int = 200) -> str:
+    """On one line; of a long one the end, which has the name."""
+    return repr(reference if len(reference) <= most else f"...{reference[-most:]}")
 
 
 def _data(settings: runs.Settings, named: Named) -> Data:
