@@ -238,7 +238,7 @@ def test_the_plans_error_is_the_error_of_the_weights_that_are_built(measure):
 def test_slices_and_folds_restrict_the_candidates():
     model, budget = chain(), tenfold.Budget(params=0.5)
     plan = tenfold.plan(model, tenfold.ALDS(slices=(1,)), budget)
-    assert {layer.groups for layer in plan.layers.values()} == {1}
+    assert {layer.slices for layer in plan.layers.values()} == {1}
     assert plan.level >= tenfold.plan(model, tenfold.ALDS(), budget).level
     more = tenfold.plan(unlike(), tenfold.ALDS(folds=("spatial",)), budget)
     assert {layer.fold for layer in more.layers.values()} <= {None, "spatial"}

@@ -41,7 +41,7 @@ def test_tied_layers_are_counted_once_and_become_the_same(method, share):
     assert plan.params <= share * plan.dense_params
     first, second = plan.layers["first"], plan.layers["second"]
     assert (second.tied_to, second.params) == ("first", 0)
-    assert (first.rank, first.groups, first.fold) == (second.rank, second.groups, second.fold)
+    assert (first.rank, first.slices, first.fold) == (second.rank, second.slices, second.fold)
     if first.rank is not None:
         assert small.first.encoder.weight is small.second.encoder.weight
     assert small.head.weight is small.table.weight

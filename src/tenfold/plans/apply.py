@@ -227,7 +227,7 @@ def matches(model: nn.Module, plan: Plan) -> bool:
     """Whether ``model`` is built as ``plan`` says."""
     there = {n: (m.decomposition, m.rank, m.slices, m.fold) for n, m in _decomposed(model).items()}
     said = {
-        n: (x.decomposition, x.rank, x.groups, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"
+        n: (x.decomposition, x.rank, x.slices, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"
     }
     return there == said
 
