@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.methods import build_method, methods
+from tenfold.methods import get_method, list_methods
 from tenfold.methods.contract.method import Method
 from tenfold.plans.plan import Budget
 
@@ -43,17 +43,17 @@ def method(name: str, settings: Sequence[str]) -> Method:
         ArgumentError: no such method or field, or a value that is not of the field's type or out of its range.
     """
     given = dict(_pair(text) for text in settings)
-    known = methods()
+    known = list_methods()
     hints = get_type_hints(known[name]) if name in known else {}
     values = {}
     for field, text in given.items():
-        try:  # an unknown field is left for build_method to refuse: it names those that there are
+        try:  # an unknown field is left for get_method to refuse: it names those that there are
             values[field] = convert(text, hints[field]) if field in hints else text
         except ValueError as error:
             kind = _readable(hints[field])
             raise ArgumentError(f"`--set {field}` must be {kind} for {name}; got {text!r}.") from error
     try:
-        return build_method(name, **values)
+        return get_method(name, **values)
     except TypeError as error:  # a method's own check choked on the value
         raise ArgumentError(f"{name} cannot be made with {given}: {error}.") from error
 
@@ -68,7 +68,7 @@ def recorded_method(record: dict[str, Any]) -> Method:
     """The method of a `Method.to_dict` that went through JSON."""
     fields_ = {key: value for key, value in record.items() if key != "method"}
     try:
-        return build_method(str(record.get("method")), **fields_)
+        return get_method(str(record.get("method")), **fields_)
     except TypeError as error:
         raise TenfoldError(f"the recorded method cannot be made again: {error}.") from error
 

@@ -12,7 +12,7 @@ from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.methods.contract.method import Method
 
 
-def methods() -> dict[str, type[Method]]:
+def list_methods() -> dict[str, type[Method]]:
     """Every method by name: each concrete `Method` in each module of this package.
 
     Raises:
@@ -28,7 +28,7 @@ def methods() -> dict[str, type[Method]]:
     return dict(sorted(found.items()))
 
 
-def build_method(name: str, **fields: Any) -> Method:
+def get_method(name: str, **fields: Any) -> Method:
     """The method called ``name`` with these fields, the rest at their defaults: from the command line or from JSON.
 
     Lists, which is what JSON has, become tuples.
@@ -36,7 +36,7 @@ def build_method(name: str, **fields: Any) -> Method:
     Raises:
         ArgumentError: no such method or field, or a value out of range.
     """
-    known = methods()
+    known = list_methods()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
