@@ -143,7 +143,7 @@ def _projected(model: nn.Module, name: str, layer: LayerPlan) -> Factors:
     spec, rank = spec_of(module), layer.rank
     assert spec is not None
     assert isinstance(rank, int)
-    fold = Fold(spec.shape, spec.groups, layer.groups, layer.fold or "channel")
+    fold = Fold(spec.shape, spec.groups, layer.slices, layer.fold or "channel")
     folded = FoldedWeight(name, module, spec, fold, fold.full_rank, _norm_of(model, name, layer.norm, spec.shape[0]))
     require_finite(folded.matrices, f"the weight of '{name}'")
     kept = project(folded.matrices, rank, metric=folded.metric, transfer=layer.transfer)
