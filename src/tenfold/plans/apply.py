@@ -24,11 +24,12 @@ from tenfold.linalg.fold import Fold
 from tenfold.linalg.projection import project
 from tenfold.linalg.svd import low_rank_factors, require_finite
 from tenfold.plans.plan import Budget, Factors, LayerPlan, Plan, fingerprint, priced
+from tenfold.plans.printed import Printed
 from tenfold.plans.problem import Problem
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Printed):
     """What a compression did, measured on the built model, not predicted.
 
     Args:
@@ -52,8 +53,8 @@ class Report:
         return shares
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Printed):
     """A compressed model, the plan it was built from, and the report."""
 
     model: nn.Module

@@ -20,6 +20,7 @@ from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.layers.cost import Cost, LayerCost
 from tenfold.layers.tucker import why_impossible
 from tenfold.linalg.fold import Fold
+from tenfold.plans.printed import Printed
 from tenfold.validation import construct
 
 FORMAT = "tenfold-plan/1"
@@ -143,8 +144,8 @@ Factors = tuple[Tensor, Tensor, Tensor | None]
 """Left and right factors of a fold's matrices, and what is added to the layer's bias, or None."""
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Printed):
     """Layer name -> what it becomes, with predicted error and cost.
 
     Args:
