@@ -87,7 +87,7 @@ def main(out: Path, views: int, calibration: int, only: list[str] | None, budget
 def cases(only, budgets):
     """The dense network, then every method that needs no training: at every budget, or at its own ranks."""
     yield "dense", tenfold.Dense(), None
-    methods = {name: tenfold.build_method(name) for name in POST_TRAINING} | VARIANTS
+    methods = {name: tenfold.get_method(name) for name in POST_TRAINING} | VARIANTS
     for name, method in sorted(methods.items()):
         if only is None or name in only:
             yield from ((name, method, budget) for budget in (budgets if method.needs_budget else [None]))

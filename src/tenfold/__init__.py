@@ -1,10 +1,13 @@
-"""tenfold: smaller, faster neural networks by low-rank weights, while they train or after."""
+"""tenfold: smaller, faster neural networks by low-rank weights, while they train or after.
+
+What compresses is loaded with the package. What trains and measures is loaded when it is first used: `bench`, `train`,
+and the names that come from there.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from tenfold import linalg as linalg
-from tenfold.bench.sweep import FilterCut as FilterCut
-from tenfold.bench.sweep import RankCut as RankCut
-from tenfold.bench.sweep import SweepRow as SweepRow
-from tenfold.bench.sweep import sweep as sweep
 from tenfold.errors import ArgumentError as ArgumentError
 from tenfold.errors import BudgetError as BudgetError
 from tenfold.errors import CheckpointError as CheckpointError
@@ -24,8 +27,8 @@ from tenfold.layers.swap import to_dense as to_dense
 from tenfold.layers.tucker import TuckerConv as TuckerConv
 from tenfold.layers.tucker_model import deploy as deploy
 from tenfold.linalg import balls as balls
-from tenfold.methods import build_method as build_method
-from tenfold.methods import methods as methods
+from tenfold.methods import get_method as get_method
+from tenfold.methods import list_methods as list_methods
 from tenfold.methods.activation_svd import ActivationSVD as ActivationSVD
 from tenfold.methods.alds import ALDS as ALDS
 from tenfold.methods.contract.builder import compress as compress
@@ -61,4 +64,33 @@ from tenfold.plans.prune_filters import Pruned as Pruned
 from tenfold.plans.prune_filters import prune_filters as prune_filters
 from tenfold.plans.serialization import load as load
 from tenfold.plans.serialization import save as save
-from tenfold.train.models import build_model as build_model
+
+if TYPE_CHECKING:
+    from tenfold import bench as bench
+    from tenfold import train as train
+    from tenfold.bench.sweep import FilterCut as FilterCut
+    from tenfold.bench.sweep import RankCut as RankCut
+    from tenfold.bench.sweep import SweepRow as SweepRow
+    from tenfold.bench.sweep import sweep as sweep
+    from tenfold.train.models import build_model as build_model
+else:  # out of the sight of type checkers, for whom a module with `__getattr__` has every name
+    _LATER = {
+        "bench": "tenfold",
+        "train": "tenfold",
+        "FilterCut": "tenfold.bench.sweep",
+        "RankCut": "tenfold.bench.sweep",
+        "SweepRow": "tenfold.bench.sweep",
+        "sweep": "tenfold.bench.sweep",
+        "build_model": "tenfold.train.models",
+    }
+
+    def __getattr__(name: str) -> Any:
+        """The names that are loaded when they are first used."""
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _LATER[name]
+        found = import_module(f"{home}.{name}") if home == __name__ else getattr(import_module(home), name)
+        return globals().setdefault(name, found)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})

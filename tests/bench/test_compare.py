@@ -222,9 +222,9 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(tmp_path):
 @pytest.mark.slow
 def test_the_smoke_experiment_runs_with_every_method(tmp_path):
     chosen = read_experiment(ROOT / "experiments" / "smoke" / "config.yaml")
-    assert {entry.method.name for entry in chosen.methods} == set(tenfold.methods())
+    assert {entry.method.name for entry in chosen.methods} == set(tenfold.list_methods())
     results = compare(chosen, tmp_path)
-    assert {run.method for run in results.runs} == set(tenfold.methods())
+    assert {run.method for run in results.runs} == set(tenfold.list_methods())
     assert {run.id: run.failure for run in results.runs if run.failure} == {}
     budget = chosen.budgets[0]
     for run in results.runs[len(chosen.seeds) :]:

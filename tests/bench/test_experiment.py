@@ -84,7 +84,7 @@ def test_rows_are_all_combinations_dense_first_and_their_names_are_fit_for_files
 
 
 def test_methods_are_told_apart_by_what_they_do_while_a_network_trains():
-    kinds = {name: Entry(method()).kind for name, method in tenfold.methods().items()}
+    kinds = {name: Entry(method()).kind for name, method in tenfold.list_methods().items()}
     assert kinds["dense"] == DENSE
     assert {kinds[name] for name in ("alds", "svd", "pca", "vbmf", "fisher-svd")} == {AFTER}
     assert {kinds[name] for name in ("trp", "lrpet", "l-rank")} == {DURING}
@@ -93,7 +93,7 @@ def test_methods_are_told_apart_by_what_they_do_while_a_network_trains():
 
 def test_all_means_every_method_there_is(read):
     found = read(TEXT.replace(TEXT[TEXT.index("methods:") : TEXT.index("budgets:")], f"methods: {ALL}\n"))
-    assert [entry.method.name for entry in found.methods] == sorted(tenfold.methods())
+    assert [entry.method.name for entry in found.methods] == sorted(tenfold.list_methods())
     assert sum(row.entry.method.name == "dense" for row in found.rows) == len(found.seeds)
 
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import tenfold as library
 from tenfold.cli.app import app
-from tenfold.methods import build_method
+from tenfold.methods import get_method
 
 METHOD = '''
 from dataclasses import dataclass
@@ -139,12 +139,12 @@ def test_it_is_compared_without_touching_the_package(tenfold, file, tmp_path):
 
 
 def test_a_record_of_it_makes_it_again(file):
-    made = build_method(f"{file}:Halve", divisor=3)
+    made = get_method(f"{file}:Halve", divisor=3)
     assert isinstance(made, library.Method)
     from tenfold.methods.contract.own import record
 
     kept = json.loads(json.dumps(record(made)))
-    assert build_method(kept.pop("method"), **kept) == made
+    assert get_method(kept.pop("method"), **kept) == made
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tenfold as library
-from tenfold.methods import build_method, methods
+from tenfold.methods import get_method, list_methods
 from tenfold.own_code import load_own
 
 CODE = '''
@@ -107,10 +107,10 @@ def trained(code):
     return made.eval()
 
 
-@pytest.mark.parametrize("name", sorted(methods()))
+@pytest.mark.parametrize("name", sorted(list_methods()))
 def test_the_command_line_gives_the_librarys_weights_bit_for_bit(tenfold, code, net, tmp_path, name):
     batches = list(load_own(f"{code}:batches", "inputs")())
-    method, budget = build_method(name), library.Budget(params=0.6)
+    method, budget = get_method(name), library.Budget(params=0.6)
     data = batches if method.needs_data else None
     words = ("--inputs", f"{code}:batches", "--method", name, "--budget", "params=0.6", "--out", tmp_path / "b")
     done = tenfold("compress", *net, *words, "--json")

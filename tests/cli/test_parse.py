@@ -9,7 +9,7 @@ import tenfold
 from tenfold.cli import parse
 from tenfold.cli.docs import arguments, field_docs
 from tenfold.cli.option_names import options_for
-from tenfold.cli.tables import short
+from tenfold.plans.rendering import short
 from tenfold.train import Recipe
 
 

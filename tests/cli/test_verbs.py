@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tenfold as library
-from tenfold.methods import methods
+from tenfold.methods import list_methods
 from tenfold.train import evaluate, load_data
 
 VERBS = ("train", "compress", "plan", "eval", "bench", "doctor", "export", "methods")
@@ -109,7 +109,7 @@ def test_bench_sets_the_measured_beside_the_promised(tenfold, runs):
 
 def test_methods_lists_every_method_and_field(tenfold):
     found = json.loads(tenfold("methods", "--json").stdout)["methods"]
-    assert set(found) == set(methods())
+    assert set(found) == set(list_methods())
     measure = next(f for f in found["alds"]["fields"] if f["name"] == "measure")
     assert measure["default"] == "'max'"
     assert all(f["doc"] for method in found.values() for f in method["fields"])

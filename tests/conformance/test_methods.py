@@ -17,7 +17,7 @@ import tenfold
 from ranks.nets import Tied, chain, counted, image, small_image, tokens, unlike
 from tenfold.linalg.fold import NAMES
 
-METHODS = tenfold.methods()
+METHODS = tenfold.list_methods()
 MODELS = {"chain": (chain, image), "unlike": (unlike, small_image), "tied": (Tied, tokens)}
 EVERY = ".*"
 GOAL = tenfold.Goal(steps_per_epoch=2, steps=6)
@@ -84,7 +84,7 @@ def test_it_survives_json(method):
     body = json.loads(json.dumps(method.to_dict()))
     assert body.pop("method") == method.name
     assert set(body) == {field.name for field in dataclasses.fields(method)}
-    assert tenfold.build_method(method.name, **body) == method
+    assert tenfold.get_method(method.name, **body) == method
 
 
 def test_it_is_a_value(method):

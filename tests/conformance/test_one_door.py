@@ -15,7 +15,7 @@ from tenfold.plans.apply import build
 from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import Problem
 
-METHODS = tenfold.methods()
+METHODS = tenfold.list_methods()
 EVERY = ".*"
 
 

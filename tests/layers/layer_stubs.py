@@ -18,7 +18,7 @@ class Entry:
     """The least that a plan says about a layer."""
 
     rank: int | tuple[int, ...] | None = None
-    groups: int = 1
+    slices: int = 1
     fold: str | None = "channel"
     decomposition: str = "low-rank"
     bias: bool = False

@@ -345,7 +345,7 @@ def test_stored_activations_do_not_stop_the_copy() -> None:
         ({"conv2": Entry(1)}, "'conv2', which the model lacks. Nearest: "),
         ({"bn1": Entry(1)}, "'bn1', a BatchNorm2d, which has no weight matrix"),
         ({"conv1": Entry(9)}, "'conv1' with kernel (8, 3, 3, 3) cannot be built as planned: `rank` must be in 1..8"),
-        ({"conv1": Entry(1, groups=2)}, "`slices` must be a divisor of 3"),
+        ({"conv1": Entry(1, slices=2)}, "`slices` must be a divisor of 3"),
         ({"conv1": Entry(1, fold="diagonal")}, "`fold` must be one of"),
         ({"conv1": Entry(1, decomposition="tucker")}, "`decomposition` must be 'dense', 'low-rank'"),
         ({"conv1": Entry(None)}, "one integer `rank`"),

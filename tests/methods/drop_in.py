@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import tenfold
+
 
 @contextlib.contextmanager
 def methods_from(folder: Path) -> Iterator[Path]:
     """Add ``folder`` to the package of the methods; what was imported from there is forgotten afterwards."""
-    package = importlib.import_module("tenfold.methods")  # the attribute `tenfold.methods` is the function
+    package = tenfold.methods
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "__path__", [*package.__path__, str(folder)])

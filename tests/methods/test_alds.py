@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from torch import nn
 
@@ -110,8 +111,8 @@ def test_the_level_equals_all_combinations_and_the_next_lower_does_not_fit(net, 
 def test_the_integer_programme_decides_where_the_costs_disagree(monkeypatch):
     """Without it the test above would be one of the easy path only."""
     calls = []
-    solve = tenfold.ranks.knapsack.milp
-    monkeypatch.setattr("tenfold.ranks.knapsack.milp", lambda *a, **kw: calls.append(1) or solve(*a, **kw))
+    solve = scipy.optimize.milp
+    monkeypatch.setattr("scipy.optimize.milp", lambda *a, **kw: calls.append(1) or solve(*a, **kw))
     both = tenfold.Budget(params=0.5, macs=0.6)
     tenfold.plan(chain(), tenfold.ALDS(), both, example_inputs=image())
     assert not calls
@@ -238,7 +239,7 @@ def test_the_plans_error_is_the_error_of_the_weights_that_are_built(measure):
 def test_slices_and_folds_restrict_the_candidates():
     model, budget = chain(), tenfold.Budget(params=0.5)
     plan = tenfold.plan(model, tenfold.ALDS(slices=(1,)), budget)
-    assert {layer.groups for layer in plan.layers.values()} == {1}
+    assert {layer.slices for layer in plan.layers.values()} == {1}
     assert plan.level >= tenfold.plan(model, tenfold.ALDS(), budget).level
     more = tenfold.plan(unlike(), tenfold.ALDS(folds=("spatial",)), budget)
     assert {layer.fold for layer in more.layers.values()} <= {None, "spatial"}

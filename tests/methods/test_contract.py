@@ -85,22 +85,21 @@ def state(model, optimizer) -> bytes:
 
 
 def test_the_files_are_methods():
-    assert {"clip", "pull", "pair"} <= set(tenfold.methods())
-    method = tenfold.build_method("clip", rank=3)
+    assert {"clip", "pull", "pair"} <= set(tenfold.list_methods())
+    method = tenfold.get_method("clip", rank=3)
     assert (method.rank, method.every) == (3, 3)
     assert (
-        tenfold.build_method(**{"name": "clip"} | {k: v for k, v in method.to_dict().items() if k != "method"})
-        == method
+        tenfold.get_method(**{"name": "clip"} | {k: v for k, v in method.to_dict().items() if k != "method"}) == method
     )
     with pytest.raises(tenfold.ArgumentError, match="`every` must be >= 1; got 0"):
-        tenfold.build_method("clip", every=0)
+        tenfold.get_method("clip", every=0)
 
 
 @pytest.mark.parametrize("hyper", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_projection_method_works_in_a_plain_loop(hyper):
     start = net()
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    method = tenfold.build_method("clip", rank=2, every=4)
+    method = tenfold.get_method("clip", rank=2, every=4)
     model = method.begin(start)
     optimizer = method.optimizer(model, **hyper)
     losses = []
@@ -125,7 +124,7 @@ def test_a_projection_method_works_in_a_plain_loop(hyper):
 
 
 def test_finish_loses_nothing_and_leaves_the_model():
-    method = tenfold.build_method("clip", rank=2, every=5)
+    method = tenfold.get_method("clip", rank=2, every=5)
     model = method.begin(net())
     optimizer = method.optimizer(model, lr=0.05)
     for i in range(10):
@@ -141,14 +140,14 @@ def test_finish_loses_nothing_and_leaves_the_model():
 
 def test_finish_takes_a_model_in_mid_cycle_or_trained_elsewhere():
     model = net()
-    result = tenfold.build_method("clip").finish(model)
+    result = tenfold.get_method("clip").finish(model)
     assert not clipped(model)
     assert result.plan.layers["7"].rank == 2
     assert result.plan.layers["7"].error > 0.1
 
 
 def test_attach_gives_back_the_optimizer_with_its_groups():
-    method = tenfold.build_method("clip", every=1)
+    method = tenfold.get_method("clip", every=1)
     model = method.begin(net())
     mine = torch.optim.SGD(
         [{"params": model[0].parameters(), "lr": 0.01}, {"params": list(model[1:].parameters())}], lr=0.1, momentum=0.9
@@ -164,7 +163,7 @@ def test_attach_gives_back_the_optimizer_with_its_groups():
 
 @pytest.mark.parametrize("hyper", [OPTIMIZERS["sgd"], OPTIMIZERS["fused"]], ids=["sgd", "fused"])
 def test_steps_that_the_gradient_scaler_skips_do_not_count(hyper):
-    method = tenfold.build_method("clip", rank=2, every=3)
+    method = tenfold.get_method("clip", rank=2, every=3)
     model = method.begin(net())
     optimizer = method.optimizer(model, **hyper)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
@@ -186,7 +185,7 @@ def test_steps_that_the_gradient_scaler_skips_do_not_count(hyper):
 
 
 def test_accumulated_gradients_count_as_one_step():
-    method = tenfold.build_method("clip", every=2)
+    method = tenfold.get_method("clip", every=2)
     model = method.begin(net())
     optimizer = method.optimizer(model, lr=0.05)
     for i in range(12):
@@ -198,7 +197,7 @@ def test_accumulated_gradients_count_as_one_step():
 
 
 def test_a_step_with_a_closure_counts_once():
-    method = tenfold.build_method("clip", every=2)
+    method = tenfold.get_method("clip", every=2)
     model = method.begin(net())
     optimizer = method.optimizer(model, lr=0.05)
 
@@ -215,7 +214,7 @@ def test_a_step_with_a_closure_counts_once():
 @pytest.mark.parametrize("stop", [4, 5])
 def test_a_run_stopped_in_mid_cycle_resumes_to_the_same_bits(name, stop):
     """Run state lives in the model and the optimizer: loading both into fresh ones is all there is to resuming."""
-    method = tenfold.build_method(name)
+    method = tenfold.get_method(name)
     start = net()
 
     def fresh():
@@ -240,7 +239,7 @@ def test_a_run_stopped_in_mid_cycle_resumes_to_the_same_bits(name, stop):
 
 def test_one_method_serves_two_runs_at_once():
     """The method is configuration: two models trained in turn by one object do not disturb each other."""
-    method = tenfold.build_method("clip", every=2)
+    method = tenfold.get_method("clip", every=2)
     runs = []
     for _ in range(2):
         model = method.begin(net())
@@ -256,7 +255,7 @@ def test_one_method_serves_two_runs_at_once():
 
 
 def test_a_method_that_is_an_optimizer_trains_and_refuses_another():
-    method = tenfold.build_method("pull")
+    method = tenfold.get_method("pull")
     model = method.begin(net())
     with pytest.raises(tenfold.ArgumentError, match=r"call method\.optimizer"):
         method.attach(model, torch.optim.SGD(model.parameters()))
@@ -268,7 +267,7 @@ def test_a_method_that_is_an_optimizer_trains_and_refuses_another():
 
 
 def test_a_method_that_trains_factors_begins_with_them_and_keeps_their_ranks():
-    method = tenfold.build_method("pair", rank=3)
+    method = tenfold.get_method("pair", rank=3)
     start = net()
     model = method.begin(start)
     assert not any(isinstance(m, LowRank) for m in start.modules())
@@ -289,7 +288,7 @@ def test_a_method_that_trains_factors_begins_with_them_and_keeps_their_ranks():
 
 
 def test_any_methods_plan_can_be_applied_after_anothers_training():
-    clip = tenfold.build_method("clip", rank=2, every=1)
+    clip = tenfold.get_method("clip", rank=2, every=1)
     model = clip.begin(net())
     step(model, clip.optimizer(model, lr=0.05), 0)
     plan = tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=0.7))

@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def test_the_methods_of_the_library_are_found():
-    found = tenfold.methods()
+    found = tenfold.list_methods()
     assert {"alds", "svd", "dense"} <= set(found)
     assert list(found) == sorted(found)
     assert found["alds"] is tenfold.ALDS
@@ -47,22 +47,22 @@ def test_the_methods_of_the_library_are_found():
 
 def test_a_file_in_the_folder_is_a_method(folder):
     (folder / "throwaway.py").write_text(FILE.format(name="whole"))
-    found = tenfold.methods()
+    found = tenfold.list_methods()
     assert found["whole"].__module__ == "tenfold.methods.throwaway"
     assert "half" not in found
     assert found["dense"] is tenfold.Dense
-    assert tenfold.build_method("whole", number=4).number == 4
+    assert tenfold.get_method("whole", number=4).number == 4
 
 
 def test_two_methods_of_one_name_are_refused(folder):
     (folder / "throwaway.py").write_text(FILE.format(name="svd"))
     with pytest.raises(tenfold.TenfoldError, match=r"'svd' is in tenfold\.methods\.throwaway and another file"):
-        tenfold.methods()
+        tenfold.list_methods()
 
 
 def test_a_method_is_built_with_its_fields():
-    assert tenfold.build_method("alds") == tenfold.ALDS()
-    assert tenfold.build_method("alds", measure="rss", slices=[1, 2]) == tenfold.ALDS(measure="rss", slices=(1, 2))
+    assert tenfold.get_method("alds") == tenfold.ALDS()
+    assert tenfold.get_method("alds", measure="rss", slices=[1, 2]) == tenfold.ALDS(measure="rss", slices=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -70,18 +70,18 @@ def test_a_method_is_built_with_its_fields():
 )
 def test_an_unknown_name_lists_the_known_ones(name, message):
     with pytest.raises(tenfold.ArgumentError) as caught:
-        tenfold.build_method(name)
-    assert str(caught.value).startswith(f"`method` must be one of {', '.join(tenfold.methods())}; ")
+        tenfold.get_method(name)
+    assert str(caught.value).startswith(f"`method` must be one of {', '.join(tenfold.list_methods())}; ")
     assert str(caught.value).endswith(message)
 
 
 def test_an_unknown_field_lists_the_known_ones():
     with pytest.raises(tenfold.ArgumentError, match="`measures` is no field of alds; it has: measure, slices, folds"):
-        tenfold.build_method("alds", measures="max")
+        tenfold.get_method("alds", measures="max")
     with pytest.raises(tenfold.ArgumentError, match="`fold` is no field of dense; it has: none"):
-        tenfold.build_method("dense", fold="channel")
+        tenfold.get_method("dense", fold="channel")
 
 
 def test_a_value_out_of_range_is_named():
     with pytest.raises(tenfold.ArgumentError, match="`measure` must be one of max, spectral"):
-        tenfold.build_method("alds", measure="mean")
+        tenfold.get_method("alds", measure="mean")

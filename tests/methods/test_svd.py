@@ -60,7 +60,7 @@ def test_ranks_are_those_of_the_largest_fraction_that_fits(make, fold, share):
         return
     plan = tenfold.plan(model, tenfold.SVD(fold=fold), tenfold.Budget(params=share))
     assert {name: layer.rank for name, layer in plan.layers.items()} == fitting[-1]
-    assert {layer.groups for layer in plan.layers.values()} == {1}
+    assert {layer.slices for layer in plan.layers.values()} == {1}
     # The level is the fraction: it gives these ranks.
     assert 0 < plan.level <= 1
     assert uniform(model, fold, plan.level + 1e-9)[0] == fitting[-1]

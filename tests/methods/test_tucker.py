@@ -101,7 +101,7 @@ def test_both_ranks_follow_the_weight():
 def test_an_edited_pair_is_built_as_written(recwarn):
     model, x = chain().eval(), image()
     plan = tenfold.plan(model, tenfold.Tucker(), tenfold.Budget(params=0.6), example_inputs=x)
-    edited = tenfold.Plan.from_json(plan.edit("0", decomposition="tucker", rank=(3, 2), groups=1).to_json())
+    edited = tenfold.Plan.from_json(plan.edit("0", decomposition="tucker", rank=(3, 2), slices=1).to_json())
     small = tenfold.apply(model, edited)
     assert small[0].rank == edited.layers["0"].rank == (3, 2)
     assert (edited.params, edited.macs) == counted(small, x)
@@ -111,7 +111,7 @@ def test_an_edited_pair_is_built_as_written(recwarn):
     back = edited.edit("0", decomposition="low-rank", rank=2)
     assert (back.layers["0"].fold, tenfold.apply(model, back)[0].fold) == ("channel", "channel")
     with pytest.warns(tenfold.TenfoldWarning, match=r"'0' at rank \(8, 3\)"):
-        tenfold.apply(model, plan.edit("0", decomposition="tucker", rank=(8, 3), groups=1))
+        tenfold.apply(model, plan.edit("0", decomposition="tucker", rank=(8, 3), slices=1))
 
 
 def test_large_modes_compete_on_a_grid_that_has_both_ends():

@@ -134,7 +134,7 @@ from tenfold.layers.matrix import LowRank
 from tenfold.methods.contract.method import Method
 from tenfold.plans.apply import apply
 from tenfold.ranks.measures import MEASURES
-from tenfold.plans.candidates import candidates
+from tenfold.plans.candidates import candidates, layer_plan
 from tenfold.plans.problem import survey
 
 

@@ -33,7 +33,7 @@ def test_a_plan_is_built_as_it_is_written(net: nn.Module, plan: tenfold.Plan) ->
             assert name not in built
         else:
             there = built[name]
-            assert (there.rank, there.slices, there.fold) == (layer.rank, layer.groups, layer.fold)
+            assert (there.rank, there.slices, there.fold) == (layer.rank, layer.slices, layer.fold)
     assert count_params(small) == plan.params
     assert matches(small, plan)
     assert not matches(net, plan)
@@ -104,7 +104,7 @@ def test_a_plan_for_another_model_is_refused(model: nn.Module, words: str) -> No
 
 
 def test_a_rank_that_saves_nothing_is_built_with_a_warning(net: nn.Module, plan: tenfold.Plan) -> None:
-    edited = plan.edit("fc", decomposition="low-rank", rank=5, groups=1, fold="channel")
+    edited = plan.edit("fc", decomposition="low-rank", rank=5, slices=1, fold="channel")
     with pytest.warns(TenfoldWarning, match=r"'fc' at rank 5 has 105 weights, its dense kernel 80"):
         small = tenfold.apply(net, edited)
     assert small.fc.rank == 5
@@ -114,7 +114,7 @@ def test_a_rank_that_saves_nothing_is_built_with_a_warning(net: nn.Module, plan:
 @pytest.mark.parametrize("rank", [0, 6, -1, 2.0, "2", None, True])
 def test_an_impossible_rank_is_refused_on_reading_the_plan(plan: tenfold.Plan, rank: object) -> None:
     body = json.loads(plan.to_json())
-    body["layers"]["fc"] |= {"decomposition": "low-rank", "rank": rank, "groups": 1, "fold": "channel"}
+    body["layers"]["fc"] |= {"decomposition": "low-rank", "rank": rank, "slices": 1, "fold": "channel"}
     with pytest.raises(PlanError, match="'fc'"):
         tenfold.Plan.from_json(json.dumps(body))
 

@@ -142,11 +142,32 @@ def test_any_edit_survives_json(data):
     plan = plan_for("unlike")
     for name, layer in plan.layers.items():
         fold = data.draw(st.sampled_from(NAMES))
-        groups = data.draw(st.sampled_from(slice_counts(layer.layer.shape, fold)))
-        full = tenfold.linalg.Fold(layer.layer.shape, layer.layer.groups, groups, fold).full_rank
+        slices = data.draw(st.sampled_from(slice_counts(layer.layer.shape, fold)))
+        full = tenfold.linalg.Fold(layer.layer.shape, layer.layer.groups, slices, fold).full_rank
         rank = data.draw(st.integers(1, full))
-        plan = plan.edit(name, decomposition="low-rank", rank=rank, groups=groups, fold=fold)
+        plan = plan.edit(name, decomposition="low-rank", rank=rank, slices=slices, fold=fold)
     assert tenfold.Plan.from_json(plan.to_json()) == plan
+
+
+def test_slices_written_as_groups_in_older_plans_are_read_as_slices():
+    plan = plan_for("unlike", tenfold.ALDS(slices=(2,)), params=0.5)
+    assert any(layer.slices > 1 for layer in plan.layers.values())
+    body = json.loads(plan.to_json())
+    for layer in body["layers"].values():
+        layer["groups"] = layer.pop("slices")
+    old = tenfold.Plan.from_json(json.dumps(body))
+    assert old == plan
+    assert '"groups"' not in json.dumps([{k: v for k, v in x.items() if k != "layer"} for x in layers_of(old)])
+
+
+def layers_of(plan):
+    return json.loads(plan.to_json())["layers"].values()
+
+
+def test_a_layer_written_with_slices_and_groups_is_refused():
+    text = edited(plan_for(), "layers.0.groups", 1)
+    with pytest.raises(tenfold.PlanError, match="'0' has unknown fields: groups"):
+        tenfold.Plan.from_json(text)
 
 
 def test_the_plan_read_back_builds_the_same_model():
@@ -212,7 +233,7 @@ def test_an_edit_at_the_same_cost_still_drops_the_error():
 def test_layers_that_share_a_weight_are_edited_together(name):
     model, x = Tied(), tokens()
     plan = tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=0.9), example_inputs=x)
-    new = plan.edit(name, decomposition="low-rank", rank=2, groups=1)
+    new = plan.edit(name, decomposition="low-rank", rank=2, slices=1)
     assert (new.layers["first"].rank, new.layers["second"].rank) == (2, 2)
     assert (new.params, new.macs) == counted(tenfold.apply(model, new), x)
     assert tenfold.Plan.from_json(new.to_json()) == new
@@ -235,17 +256,17 @@ def test_diff_names_what_differs_and_what_is_missing():
     ("name", "changes", "message"),
     [
         ("nowhere", {"rank": 1}, "no layer 'nowhere'. It has: 0, 3, 6"),
-        ("0", {"error": 0.0}, "only decomposition, rank, groups, fold can be edited; got error"),
+        ("0", {"error": 0.0}, "only decomposition, rank, slices, fold can be edited; got error"),
         ("0", {"rank": 9}, "`rank` must be an integer in 1..8"),
         ("0", {"rank": 0}, "`rank` must be an integer in 1..8"),
         ("0", {"rank": None}, "`rank` must be an integer in 1..8"),
         ("0", {"rank": True}, "'0': `rank` must be of type int | tuple[int, ...] | None; got True"),
         ("0", {"rank": 2.0}, "'0': `rank` must be of type int | tuple[int, ...] | None; got 2.0"),
-        ("0", {"rank": 2, "groups": 2}, "`slices` must be a divisor of 3 input channels; got 2"),
-        ("0", {"rank": 2, "groups": 0}, "`slices` must be a divisor"),
-        ("0", {"rank": 2, "groups": 3, "fold": "decoupled"}, "`slices` must be 1 in the decoupled fold; got 3"),
+        ("0", {"rank": 2, "slices": 2}, "`slices` must be a divisor of 3 input channels; got 2"),
+        ("0", {"rank": 2, "slices": 0}, "`slices` must be a divisor"),
+        ("0", {"rank": 2, "slices": 3, "fold": "decoupled"}, "`slices` must be 1 in the decoupled fold; got 3"),
         ("0", {"rank": 4, "fold": "decoupled"}, "`rank` must be an integer in 1..3"),
-        ("0", {"rank": 2, "groups": "1"}, "'0': `groups` must be of type int; got '1'"),
+        ("0", {"rank": 2, "slices": "1"}, "'0': `slices` must be of type int; got '1'"),
         ("0", {"rank": 2, "fold": "sideways"}, "`fold` must be one of channel"),
         ("0", {"decomposition": "cp"}, "`decomposition` must be 'dense', 'low-rank' or 'tucker'; got 'cp'"),
         ("0", {"rank": (2, 2)}, "`rank` must be an integer in 1..8"),
@@ -255,12 +276,12 @@ def test_diff_names_what_differs_and_what_is_missing():
         ("0", {"decomposition": "tucker", "rank": (8, 4)}, "1 <= r_in <= min(3, 9 r_out), for kernel (8, 3, 3, 3)"),
         ("0", {"decomposition": "tucker", "rank": (0, 2)}, "got (0, 2)"),
         ("0", {"decomposition": "tucker", "rank": (2, True)}, "'0': `rank` must be of type"),
-        ("0", {"decomposition": "tucker", "rank": (2, 2), "groups": 3}, "`groups` must be 1 for Tucker"),
+        ("0", {"decomposition": "tucker", "rank": (2, 2), "slices": 3}, "`slices` must be 1 for Tucker"),
         ("6", {"decomposition": "tucker", "rank": (2, 2)}, "'6' is linear: its weight is a matrix"),
     ],
 )
 def test_impossible_edits_name_the_rule(name, changes, message):
-    plan = plan_for().edit("0", decomposition="low-rank", rank=1, groups=1)
+    plan = plan_for().edit("0", decomposition="low-rank", rank=1, slices=1)
     with pytest.raises(tenfold.PlanError) as caught:
         plan.edit(name, **changes)
     assert message in str(caught.value)
@@ -275,7 +296,7 @@ def test_a_layer_of_an_unknown_kind_cannot_be_decomposed():
 def test_a_plan_that_saves_nothing_is_built_with_a_warning():
     model = chain()
     plan = tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=0.6))
-    full = plan.edit("0", decomposition="low-rank", rank=8, groups=1)
+    full = plan.edit("0", decomposition="low-rank", rank=8, slices=1)
     with pytest.warns(TenfoldWarning, match="'0' at rank 8 .* no smaller"):
         small = tenfold.apply(model, full)
     torch.testing.assert_close(tenfold.to_dense(small)[0].weight, model[0].weight)
@@ -344,9 +365,9 @@ def test_json_that_is_no_plan_is_refused(text):
         ("layers.0.rank", [2, "2"], "'0': `rank` must be of type"),
         ("layers.0.rank", [], "'0': `rank` must be an integer in 1..8"),
         ("layers.0.rank", True, "'0': `rank` must be of type"),
-        ("layers.0.groups", 2, "'0' with kernel (8, 3, 3, 3): `slices` must be a divisor of 3"),
-        ("layers.0.groups", 0, "'0' with kernel (8, 3, 3, 3): `slices` must be a divisor of 3"),
-        ("layers.0.groups", None, "'0': `groups` must be of type int; got None"),
+        ("layers.0.slices", 2, "'0' with kernel (8, 3, 3, 3): `slices` must be a divisor of 3"),
+        ("layers.0.slices", 0, "'0' with kernel (8, 3, 3, 3): `slices` must be a divisor of 3"),
+        ("layers.0.slices", None, "'0': `slices` must be of type int; got None"),
         ("layers.0.fold", "sideways", "`fold` must be one of channel"),
         ("layers.0.fold", 1, "'0': `fold` must be of type"),
         ("layers.0.error", "small", "'0': `error` must be of type"),
@@ -371,7 +392,7 @@ def test_json_that_is_no_plan_is_refused(text):
     ],
 )
 def test_damage_is_refused_with_one_sentence(path, value, message):
-    plan = plan_for().edit("0", decomposition="low-rank", rank=2, groups=1)
+    plan = plan_for().edit("0", decomposition="low-rank", rank=2, slices=1)
     with pytest.raises(tenfold.PlanError) as caught:
         tenfold.Plan.from_json(edited(plan, path, value))
     assert str(caught.value).startswith(message) or message in str(caught.value)
@@ -379,7 +400,7 @@ def test_damage_is_refused_with_one_sentence(path, value, message):
 
 
 def test_tied_layers_that_differ_are_refused():
-    plan = plan_for("tied").edit("first", decomposition="low-rank", rank=2, groups=1)
+    plan = plan_for("tied").edit("first", decomposition="low-rank", rank=2, slices=1)
     with pytest.raises(tenfold.PlanError, match="'second': it shares the weight of 'first'"):
         tenfold.Plan.from_json(edited(plan, "layers.first.rank", 3))
 
@@ -387,7 +408,7 @@ def test_tied_layers_that_differ_are_refused():
 @given(st.data())
 def test_no_damage_raises_anything_but_a_plan_error(data):
     """Whatever stands at any place of a plan: it is read, or refused in a sentence."""
-    plan = plan_for("tied").edit("first", decomposition="low-rank", rank=2, groups=1)
+    plan = plan_for("tied").edit("first", decomposition="low-rank", rank=2, slices=1)
     body = json.loads(plan.to_json())
     place, path = body, []
     while isinstance(place, dict) and place and (not path or data.draw(st.booleans())):

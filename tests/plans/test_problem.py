@@ -7,6 +7,7 @@ from torch.nn.utils import parametrizations
 
 import tenfold
 from ranks.nets import Tied, chain, counted, image, tokens
+from tenfold.layers.cost import count_params
 from tenfold.linalg.fold import slice_counts
 from tenfold.plans import problem as module
 
@@ -41,7 +42,7 @@ def test_tied_layers_are_counted_once_and_become_the_same(method, share):
     assert plan.params <= share * plan.dense_params
     first, second = plan.layers["first"], plan.layers["second"]
     assert (second.tied_to, second.params) == ("first", 0)
-    assert (first.rank, first.groups, first.fold) == (second.rank, second.groups, second.fold)
+    assert (first.rank, first.slices, first.fold) == (second.rank, second.slices, second.fold)
     if first.rank is not None:
         assert small.first.encoder.weight is small.second.encoder.weight
     assert small.head.weight is small.table.weight
@@ -221,3 +222,87 @@ def test_spectra_of_some_slices_are_those_of_all():
             assert set(b) == {1, 2} & set(a)
             for k in b:
                 torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-7)
+
+
+# ---- every number of a model is in its plan
+
+
+class PartlyShared(nn.Module):
+    """A recurrent layer, one of whose matrices is also a linear layer's weight; either may come first."""
+
+    def __init__(self, linear_first: bool) -> None:
+        super().__init__()
+        linear, recurrent = nn.Linear(6, 24), nn.LSTM(5, 6)
+        recurrent.weight_hh_l0 = linear.weight
+        for name, layer in (("fc", linear), ("lstm", recurrent))[:: 1 if linear_first else -1]:
+            self.add_module(name, layer)
+        self.twin = nn.LSTM(5, 6)
+        self.twin.weight_ih_l0 = recurrent.weight_ih_l0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.lstm(x)[0] + self.twin(x)[0])
+
+
+def lists_of_matrices() -> nn.Module:
+    net = chain()
+    net.add_module("list", nn.ParameterList([torch.randn(3, 4), torch.randn(2, 2), torch.randn(5)]))
+    return net
+
+
+def weight_normed(kind) -> nn.Module:
+    return nn.Sequential(kind(nn.Conv2d(3, 4, 3)), nn.Linear(4, 4))
+
+
+WHOLE = {
+    "lstm": lambda: nn.Sequential(nn.LSTM(128, 64, num_layers=2, bidirectional=True)),
+    "lstm with projections": lambda: nn.LSTM(8, 16, proj_size=4),
+    "gru": lambda: nn.ModuleDict({"gru": nn.GRU(7, 6), "head": nn.Linear(6, 3)}),
+    "attention": lambda: nn.MultiheadAttention(8, 2),
+    "attention with sizes of its own": lambda: nn.MultiheadAttention(8, 2, kdim=4, vdim=6, add_bias_kv=True),
+    "encoder": lambda: nn.TransformerEncoderLayer(8, 2, 16),
+    "bilinear": lambda: nn.Sequential(nn.Bilinear(3, 4, 5), nn.LayerNorm(5)),
+    "embedding": lambda: nn.Sequential(nn.Embedding(9, 4), nn.EmbeddingBag(5, 4), nn.Linear(4, 9)),
+    "tied embedding": Tied,
+    "one layer twice": Reused,
+    "matrix shared with a later layer": lambda: PartlyShared(linear_first=False),
+    "matrix shared with an earlier layer": lambda: PartlyShared(linear_first=True),
+    "a shared recurrent layer": lambda: nn.ModuleList([nn.LSTM(3, 4)] * 2),
+    "list": lists_of_matrices,
+    "weight norm": lambda: weight_normed(parametrizations.weight_norm),
+    "spectral norm": lambda: weight_normed(parametrizations.spectral_norm),
+    "convolutions": chain,
+}
+
+
+@pytest.mark.parametrize("chosen", [None, tenfold.LayerPlan("low-rank", 1)], ids=["dense", "rank 1"])
+@pytest.mark.parametrize("make", WHOLE.values(), ids=list(WHOLE))
+def test_the_layers_of_a_plan_hold_every_matrix_of_the_model_once(make, chosen):
+    model = make()
+    vectors = sum(p.numel() for p in model.parameters() if p.ndim < 2)
+    problem = tenfold.survey(model)
+    plan = problem.plan("by hand", [chosen] * len(problem.sites))
+    assert sum(found.params for found in problem.found) + vectors == count_params(model)
+    assert sum(layer.dense_params for layer in plan.layers.values()) + vectors == count_params(model)
+    assert sum(layer.params for layer in plan.layers.values()) + vectors == plan.params
+    assert tenfold.Plan.from_json(plan.to_json()) == plan
+    if chosen is None or not problem.sites:
+        assert plan.params == plan.dense_params
+    else:
+        assert count_params(tenfold.apply(model, plan)) == plan.params != plan.dense_params
+
+
+def test_a_recurrent_layer_is_one_entry_and_one_target_with_all_its_matrices():
+    model = nn.Sequential(nn.LSTM(128, 64, num_layers=2, bidirectional=True), nn.Flatten(), nn.Linear(5, 5))
+    plan = tenfold.plan(model, tenfold.Dense())
+    assert plan.layers["0"].params == 2 * (4 * 64 * (128 + 64) + 4 * 64 * (128 + 64))
+    assert [found.name for found in tenfold.survey(model).found] == ["0", "2"]
+
+
+@pytest.mark.parametrize("linear_first", [True, False])
+def test_a_layer_that_shares_a_matrix_with_a_recurrent_one_is_traced(linear_first):
+    model, x = PartlyShared(linear_first), torch.randn(3, 2, 5)
+    plan = tenfold.plan(model, tenfold.Dense(), example_inputs=x)
+    assert plan.macs == 6 * (2 * 24 * (5 + 6) + 6 * 24)
+    assert plan.layers["fc"].tied_to == (None if linear_first else "lstm")
+    assert plan.layers["lstm"].tied_to is None
+    assert "tied to" in plan.layers["fc"].reason if linear_first else "LSTM" in plan.layers["fc"].reason

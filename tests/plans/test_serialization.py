@@ -238,7 +238,7 @@ def test_a_plan_that_is_no_text(saved: Path) -> None:
 def test_an_edited_rank_no_longer_fits_the_weights(saved: Path) -> None:
     def lower(body: dict) -> None:
         first_layer(body)["rank"] = 1
-        first_layer(body)["groups"] = 1
+        first_layer(body)["slices"] = 1
 
     edit(saved, lower)
     with pytest.raises(CheckpointError, match=r"is for another model: 0 tensors missing .* of another shape or type"):

@@ -23,7 +23,7 @@ from tenfold.cli.command import Outcome, verb
 from tenfold.cli.option_names import renamed
 from tenfold.cli.options import DataRoot, Exclude, Target, recipe_options, with_default
 from tenfold.errors import ArgumentError, DataError, TenfoldError
-from tenfold.methods import methods as known_methods
+from tenfold.methods import list_methods
 from tenfold.own_code import absolute
 from tenfold.plans.plan import Budget
 from tenfold.train import Recipe
@@ -136,7 +136,7 @@ def _inline(name: str, typed: dict[str, Any], recipe: dict[str, Any]) -> Experim
             raise ArgumentError(f"`--{needed}` must be given, or --experiment FILE: e.g. --{needed} {example}.")
     given = _DEFAULTS | {key: value for key, value in typed.items() if value is not None}
     made = Recipe(**recipe)
-    words = sorted(known_methods()) if given["methods"] == ALL else given["methods"].split(",")
+    words = sorted(list_methods()) if given["methods"] == ALL else given["methods"].split(",")
     return Experiment(
         name=name,
         data=DataChoice(absolute(given["data"]), None, typed["examples"]),

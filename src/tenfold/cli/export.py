@@ -18,6 +18,7 @@ from tenfold.cli.options import Force, check_file, with_default
 from tenfold.cli.progress import Steps
 from tenfold.layers.cost import count_params
 from tenfold.layers.fold_batchnorm import NormFold, fold_batchnorm, norm_folds
+from tenfold.plans.rendering import short
 
 NAME = "export"
 EXAMPLES = (
@@ -98,5 +99,5 @@ def _shown(made: Exported, body: dict[str, Any], folds: list[NormFold]) -> list[
         shown.append(f"Batch norms folded: {len(body['folded'])} of {len(folds)}")
         shown += [f"Not folded, {name}: {reason}" for name, reason in body["not_folded"].items()]
     about = f"{made.format}" if made.opset is None else f"ONNX, opset {made.opset}"
-    size = tables.short(made.bytes)
+    size = short(made.bytes)
     return [*shown, f"Written to {made.path}: {about}, {size} bytes, input {body['input']['shape']}"]

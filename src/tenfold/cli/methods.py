@@ -9,7 +9,7 @@ from rich.markup import escape
 from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
 from tenfold.cli.docs import about, field_docs
-from tenfold.methods import methods
+from tenfold.methods import list_methods
 
 NAME = "methods"
 EXAMPLES = "Examples:\n\ntenfold methods\n\ntenfold compress runs/a --method alds --set measure=fro ..."
@@ -19,7 +19,7 @@ EXAMPLES = "Examples:\n\ntenfold methods\n\ntenfold compress runs/a --method ald
 def command() -> Outcome:
     """List the methods and their fields: name, type, default, meaning. --set FIELD=VALUE changes one."""
     shown, body = [], {}
-    for name, kind in methods().items():
+    for name, kind in list_methods().items():
         fields = field_docs(kind)
         body[name] = {
             "about": about(kind),

@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.methods import build_method, method_class
+from tenfold.methods import get_method, method_class
 from tenfold.methods.contract.method import Method
 from tenfold.plans.plan import Budget
 
@@ -53,13 +53,13 @@ def method(name: str, settings: Sequence[str]) -> Method:
     hints = get_type_hints(method_class(name))
     values = {}
     for field, text in given.items():
-        try:  # an unknown field is left for build_method to refuse: it names those that there are
+        try:  # an unknown field is left for get_method to refuse: it names those that there are
             values[field] = convert(text, hints[field]) if field in hints else text
         except ValueError as error:
             kind = _readable(hints[field])
             raise ArgumentError(f"`--set {field}` must be {kind} for {name}; got {text!r}.") from error
     try:
-        return build_method(name, **values)
+        return get_method(name, **values)
     except TypeError as error:  # a method's own check choked on the value
         raise ArgumentError(f"{name} cannot be made with {given}: {error}.") from error
 
@@ -74,7 +74,7 @@ def recorded_method(record: dict[str, Any]) -> Method:
     """The method of a `record` that went through JSON. A user's own is imported: ask for the user's word before."""
     fields_ = {key: value for key, value in record.items() if key != "method"}
     try:
-        return build_method(str(record.get("method")), **fields_)
+        return get_method(str(record.get("method")), **fields_)
     except TypeError as error:
         raise TenfoldError(f"the recorded method cannot be made again: {error}.") from error
 

@@ -6,7 +6,7 @@ What cannot be replaced exactly is left dense and listed with its reason.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,13 +28,16 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class FoundLayer:
     """One weight of a model: where it is, how its layer computes with it, and whether it may be decomposed.
 
+    The matrices of a module that holds several, as a recurrent layer does, count as one weight. Where another module
+    shares some of them, these are found apart.
+
     Args:
         name: of the module that holds it (the first, in module order).
         aliases: of further modules that hold the same weight, or further names of the same module.
         module: the first module.
         spec: the options of the layer; None where tenfold does not know its kind or cannot read its numbers.
         reason: why it stays dense; None where it can be decomposed.
-        params: numbers in the weight; 0 for a lazy one.
+        params: numbers in the weight, or in all matrices; a lazy one counts as 0.
         calls: how all modules that hold the weight are used in one forward pass; None where that is unknown.
     """
 
@@ -95,18 +98,13 @@ def find(
     """
     refuse_unusable(model)
     modules = dict(model.named_modules(remove_duplicate=False))
-    holders: dict[int, list[str]] = defaultdict(list)
-    weights: dict[int, nn.Parameter] = {}
-    for name, module in modules.items():
-        for parameter in _matrices(module):
-            holders[id(parameter)].append(name)
-            weights[id(parameter)] = parameter
-    layers = dict.fromkeys(name for names in holders.values() for name in names)
+    matrices = _by_holders(modules)
+    layers = dict.fromkeys(name for names in matrices for name in names)
     chosen = select(target_modules, "target_modules", layers, modules)
     excluded = select(exclude_modules, "exclude_modules", layers, modules) or set()
     found = []
-    for key, names in holders.items():
-        weight = weights[key]
+    for names, weights in matrices.items():
+        weight = max(weights, key=nn.parameter.is_lazy)  # one lazy matrix leaves the whole module for later
         reason = _why_not(names, modules, weight, replaced)
         if reason is None and chosen is not None and not chosen.intersection(names):
             reason = "not in target_modules"
@@ -114,10 +112,22 @@ def find(
             reason = "in exclude_modules"
         lazy = nn.parameter.is_lazy(weight)
         spec = None if lazy or weight.dtype not in _DTYPES else spec_of(modules[names[0]])
-        size = 0 if lazy else weight.numel()
-        found.append(FoundLayer(names[0], tuple(names[1:]), modules[names[0]], spec, reason, size))
+        size = sum(0 if nn.parameter.is_lazy(w) else w.numel() for w in weights)
+        found.append(FoundLayer(names[0], names[1:], modules[names[0]], spec, reason, size))
     _refuse_named(target_modules, found)
     return found
+
+
+def _by_holders(modules: Mapping[str, nn.Module]) -> dict[tuple[str, ...], list[nn.Parameter]]:
+    """All matrices by the names of the modules that hold them, in module order."""
+    holders: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, module in modules.items():
+        for parameter in _matrices(module):
+            holders[parameter].append(name)
+    together: dict[tuple[str, ...], list[nn.Parameter]] = defaultdict(list)
+    for parameter, names in holders.items():
+        together[tuple(names)].append(parameter)
+    return together
 
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -125,7 +135,9 @@ def _matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters(recurse=False) if nn.parameter.is_lazy(p) or p.ndim >= 2]
 
 
-def _why_not(names: list[str], modules: Mapping[str, nn.Module], weight: nn.Parameter, replaced: bool) -> str | None:
+def _why_not(
+    names: Sequence[str], modules: Mapping[str, nn.Module], weight: nn.Parameter, replaced: bool
+) -> str | None:
     specs = [spec_of(modules[name]) for name in names]
     module = modules[names[0]]
     if nn.parameter.is_lazy(weight):

@@ -30,7 +30,7 @@ class Structure(Protocol):
     @property
     def rank(self) -> int | tuple[int, ...] | None: ...  # noqa: D102
     @property
-    def groups(self) -> int: ...  # noqa: D102
+    def slices(self) -> int: ...  # noqa: D102
     @property
     def fold(self) -> str | None: ...  # noqa: D102
     @property
@@ -187,7 +187,7 @@ def planned(old: nn.Module, spec: LayerSpec, structure: Structure, *, empty: boo
         return TuckerConv.like(old, spec, rank) if empty else TuckerConv.from_layer(old, spec, rank)
     if structure.decomposition == LowRank.decomposition and isinstance(rank, int):
         kind = low_rank_class(spec)
-        return (kind.like if empty else kind.from_layer)(old, spec, rank, structure.groups, structure.fold or "channel")
+        return (kind.like if empty else kind.from_layer)(old, spec, rank, structure.slices, structure.fold or "channel")
     raise ArgumentError(
         f"`decomposition` must be 'dense', 'low-rank' with one integer `rank`, or 'tucker' with one for each mode; "
         f"got {structure.decomposition!r} with rank {rank!r}."
@@ -195,4 +195,4 @@ def planned(old: nn.Module, spec: LayerSpec, structure: Structure, *, empty: boo
 
 
 def _written(structure: Structure) -> tuple[Any, ...]:
-    return (structure.decomposition, structure.rank, structure.groups, structure.fold)
+    return (structure.decomposition, structure.rank, structure.slices, structure.fold)

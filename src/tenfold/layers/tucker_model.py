@@ -56,7 +56,7 @@ class _Start:
 
     rank: tuple[int, ...]
     decomposition: str = TrainedTucker.decomposition
-    groups: int = 1
+    slices: int = 1
     fold: str | None = None
     bias: bool = False
 

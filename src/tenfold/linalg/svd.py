@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import scipy.linalg
+import scipy
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor

@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from tenfold.errors import check
@@ -58,7 +58,7 @@ def _threshold(alpha: float) -> float:
     def phi(z: float) -> float:
         return math.log1p(z) / z - 0.5
 
-    tau = float(brentq(lambda t: phi(t) + phi(t / alpha), 1e-6 * alpha, 10.0, xtol=1e-14))  # pyright: ignore[reportArgumentType]
+    tau = float(scipy.optimize.brentq(lambda t: phi(t) + phi(t / alpha), 1e-6 * alpha, 10.0, xtol=1e-14))
     return (1 + tau) * (1 + alpha / tau)
 
 
@@ -82,5 +82,5 @@ def _noise(power: NDArray[np.float64], short: int, long: int, threshold: float) 
     grid = np.linspace(math.log(lower), math.log(upper), _GRID)  # several local minima: bracket the best by a grid
     best = int(np.argmin([energy(g) for g in grid]))
     bounds = (grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)])
-    found = minimize_scalar(energy, bounds=bounds, method="bounded", options={"xatol": 1e-10})
+    found = scipy.optimize.minimize_scalar(energy, bounds=bounds, method="bounded", options={"xatol": 1e-10})
     return math.exp(found.x)

@@ -13,7 +13,7 @@ from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import own_method
 
 
-def methods() -> dict[str, type[Method]]:
+def list_methods() -> dict[str, type[Method]]:
     """Every method by name: each concrete `Method` in each module of this package.
 
     Raises:
@@ -37,7 +37,7 @@ def method_class(name: str) -> type[Method]:
     """
     if ":" in name:
         return own_method(name)
-    known = methods()
+    known = list_methods()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
@@ -45,7 +45,7 @@ def method_class(name: str) -> type[Method]:
     return known[name]
 
 
-def build_method(name: str, **fields: Any) -> Method:
+def get_method(name: str, **fields: Any) -> Method:
     """The method called ``name`` with these fields, the rest at their defaults: from the command line or from JSON.
 
     ``name`` is as `method_class` takes it. Lists, which is what JSON has, become tuples.

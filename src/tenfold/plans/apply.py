@@ -24,11 +24,12 @@ from tenfold.linalg.fold import Fold
 from tenfold.linalg.projection import project
 from tenfold.linalg.svd import low_rank_factors, require_finite
 from tenfold.plans.plan import Budget, Factors, LayerPlan, Plan, fingerprint, priced
+from tenfold.plans.printed import Printed
 from tenfold.plans.problem import Problem
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Printed):
     """What a compression did, measured on the built model, not predicted.
 
     Args:
@@ -52,8 +53,8 @@ class Report:
         return shares
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Printed):
     """A compressed model, the plan it was built from, and the report."""
 
     model: nn.Module
@@ -143,7 +144,7 @@ def _projected(model: nn.Module, name: str, layer: LayerPlan) -> Factors:
     spec, rank = spec_of(module), layer.rank
     assert spec is not None
     assert isinstance(rank, int)
-    fold = Fold(spec.shape, spec.groups, layer.groups, layer.fold or "channel")
+    fold = Fold(spec.shape, spec.groups, layer.slices, layer.fold or "channel")
     folded = FoldedWeight(name, module, spec, fold, fold.full_rank, _norm_of(model, name, layer.norm, spec.shape[0]))
     require_finite(folded.matrices, f"the weight of '{name}'")
     kept = project(folded.matrices, rank, metric=folded.metric, transfer=layer.transfer)
@@ -227,7 +228,7 @@ def matches(model: nn.Module, plan: Plan) -> bool:
     """Whether ``model`` is built as ``plan`` says."""
     there = {n: (m.decomposition, m.rank, m.slices, m.fold) for n, m in _decomposed(model).items()}
     said = {
-        n: (x.decomposition, x.rank, x.groups, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"
+        n: (x.decomposition, x.rank, x.slices, x.fold) for n, x in plan.layers.items() if x.decomposition != "dense"
     }
     return there == said
 

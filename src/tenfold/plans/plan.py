@@ -20,6 +20,7 @@ from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.layers.cost import Cost, LayerCost
 from tenfold.layers.tucker import why_impossible
 from tenfold.linalg.fold import Fold
+from tenfold.plans.printed import Printed
 from tenfold.validation import construct
 
 FORMAT = "tenfold-plan/1"
@@ -99,7 +100,7 @@ class LayerPlan:
     Args:
         decomposition: ``"dense"``, ``"low-rank"`` or ``"tucker"``.
         rank: an int, per group for grouped layers (and per slice); for Tucker ``(r_out, r_in)``; None for dense.
-        groups: slices of the input channels, each with its own factors; 1 otherwise.
+        slices: of the input channels, each with its own factors; 1 otherwise.
         fold: how the kernel was made a matrix, see `tenfold.linalg.fold`; None unless low-rank.
         error: predicted, in the plan's measure; None where unknown (an edited rank).
         params: weights, the bias counted only where it is added; 0 for the weights of another layer.
@@ -114,7 +115,7 @@ class LayerPlan:
 
     decomposition: str
     rank: int | tuple[int, ...] | None = None
-    groups: int = 1
+    slices: int = 1
     fold: str | None = None
     error: float | None = 0.0
     params: int = 0
@@ -143,8 +144,8 @@ Factors = tuple[Tensor, Tensor, Tensor | None]
 """Left and right factors of a fold's matrices, and what is added to the layer's bias, or None."""
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Printed):
     """Layer name -> what it becomes, with predicted error and cost.
 
     Args:
@@ -192,7 +193,7 @@ class Plan:
         return self.dense_macs - sum((x.dense_macs or 0) - (x.macs or 0) for x in self.layers.values())
 
     def edit(self, name: str, **changes: Any) -> Plan:
-        """A copy in which the layer ``name`` has other ``rank``, ``groups``, ``fold`` or ``decomposition``.
+        """A copy in which the layer ``name`` has other ``rank``, ``slices``, ``fold`` or ``decomposition``.
 
         Layers that share its weight change with it. Costs are computed anew; the error, and the plan's level, become
         unknown.
@@ -252,7 +253,7 @@ class Plan:
 
 
 _UNWRITTEN = ("factors", "fingerprints")
-_EDITABLE = ("decomposition", "rank", "groups", "fold")
+_EDITABLE = ("decomposition", "rank", "slices", "fold")
 
 
 def priced(name: str, layer: LayerPlan) -> LayerPlan:
@@ -265,7 +266,7 @@ def priced(name: str, layer: LayerPlan) -> LayerPlan:
     """
     cost = layer.layer
     if layer.decomposition == "dense":
-        layer = replace(layer, rank=None, groups=1, fold=None, bias=False, norm=None, transfer=False)
+        layer = replace(layer, rank=None, slices=1, fold=None, bias=False, norm=None, transfer=False)
         price = Cost(layer.params, layer.macs) if cost is None else cost.dense()
     elif layer.decomposition not in ("low-rank", "tucker"):
         raise PlanError(
@@ -278,7 +279,7 @@ def priced(name: str, layer: LayerPlan) -> LayerPlan:
         price = cost.tucker(_possible_ranks(name, layer, cost))
     else:
         layer = replace(layer, fold=layer.fold or "channel", reason=None)
-        price = cost.low_rank(_possible_rank(name, layer, cost), layer.groups, layer.fold or "channel")
+        price = cost.low_rank(_possible_rank(name, layer, cost), layer.slices, layer.fold or "channel")
     params = (0 if layer.tied_to else price.params) + (cost.shape[0] if cost and layer.bias else 0)
     if layer.decomposition == "dense":
         error = 0.0
@@ -289,14 +290,14 @@ def priced(name: str, layer: LayerPlan) -> LayerPlan:
 
 def _possible_rank(name: str, layer: LayerPlan, cost: LayerCost) -> int:
     try:
-        full = Fold(cost.shape, cost.groups, layer.groups, layer.fold or "channel").full_rank
+        full = Fold(cost.shape, cost.groups, layer.slices, layer.fold or "channel").full_rank
     except ArgumentError as error:
         raise PlanError(f"'{name}' with kernel {cost.shape}: {error}") from error
     rank = layer.rank
     if not isinstance(rank, int) or not 1 <= rank <= full:
         raise PlanError(
             f"'{name}': `rank` must be an integer in 1..{full} for kernel {cost.shape}, "
-            f"{layer.groups} slices and fold {layer.fold!r}; got {rank!r}."
+            f"{layer.slices} slices and fold {layer.fold!r}; got {rank!r}."
         )
     return rank
 
@@ -304,8 +305,8 @@ def _possible_rank(name: str, layer: LayerPlan, cost: LayerCost) -> int:
 def _possible_ranks(name: str, layer: LayerPlan, cost: LayerCost) -> tuple[int, ...]:
     if len(cost.shape) == 2:
         raise PlanError(f"'{name}' is linear: its weight is a matrix, whose `decomposition` is 'low-rank'.")
-    if layer.groups != 1:
-        raise PlanError(f"'{name}': `groups` must be 1 for Tucker, which does not slice; got {layer.groups!r}.")
+    if layer.slices != 1:
+        raise PlanError(f"'{name}': `slices` must be 1 for Tucker, which does not slice; got {layer.slices!r}.")
     rank = layer.rank
     if not isinstance(rank, tuple):
         raise PlanError(f"'{name}': `rank` must be a pair (r_out, r_in) for Tucker; got {rank!r}.")
@@ -318,6 +319,8 @@ def _possible_ranks(name: str, layer: LayerPlan, cost: LayerCost) -> tuple[int, 
 def _read_layer(name: str, value: Any) -> LayerPlan:
     if not isinstance(value, dict):
         raise PlanError(f"'{name}': a layer plan must be an object; got {value!r}.")
+    if "groups" in value and "slices" not in value:  # the name under which older plans wrote them
+        value = {"slices" if key == "groups" else key: item for key, item in value.items()}
     cost = value.get("layer")
     if isinstance(cost, dict):
         cost = construct(LayerCost, {key: _tuples(item) for key, item in cost.items()}, f"'{name}': `layer`")
@@ -353,7 +356,7 @@ def _structure(layer: LayerPlan | None) -> tuple[Any, ...] | None:
         else (
             layer.decomposition,
             layer.rank,
-            layer.groups,
+            layer.slices,
             layer.fold,
             layer.bias,
             layer.norm,

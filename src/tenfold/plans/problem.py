@@ -18,6 +18,7 @@ from tenfold.layers.cost import Call, Cost, count_params, layer_cost, trace
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import FoundLayer, find
 from tenfold.layers.select import Selection
+from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import to_dense
 from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
 from tenfold.linalg.fold import slice_counts
@@ -154,17 +155,18 @@ class Problem:
             factors: of a method that makes them from data, by site.
         """
         choice = {site.name: c for site, c in zip(self.sites, chosen, strict=True) if c is not None}
-        holders = {name: layer for layer in self.found for name in layer.names}
+        held: dict[str, list[FoundLayer]] = {}  # several where a module shares some of its matrices
+        for found in self.found:
+            for name in found.names:
+                held.setdefault(name, []).append(found)
         bare = {name for site in self.sites for name in self.without_bias(site)}
         layers: dict[str, LayerPlan] = {}
         for name, _ in self.model.named_modules(remove_duplicate=False):  # the model's order, ties where they stand
-            if name in holders:
-                found = holders[name]
-                tied = None if name == found.name else found.name
-                one = choice.get(found.name)
+            if name in held:
+                one = choice.get(held[name][0].name)
                 one = None if one is None else replace(one, bias=one.bias and name in bare)
-                layers[name] = self._layer(found, name, tied, one)
-        held = sum(moments.bytes for one in self._moments.values() for moments in one.values())
+                layers[name] = self._layer(name, held[name], one)
+        gathered = sum(moments.bytes for one in self._moments.values() for moments in one.values())
         weights = {name: cast("Tensor", self.model.get_submodule(name).weight) for name in factors or {}}
         return Plan(
             method,
@@ -175,15 +177,19 @@ class Problem:
             level,
             {} if budget is None else budget.limits,
             from_data=factors is not None,
-            calibration_bytes=0 if factors is None else held,
+            calibration_bytes=0 if factors is None else gathered,
             factors=dict(factors or {}),
             fingerprints={name: fingerprint(weight) for name, weight in weights.items()},
         )
 
-    def _layer(self, found: FoundLayer, name: str, tied: str | None, chosen: LayerPlan | None) -> LayerPlan:
-        if found.spec is None:
-            return LayerPlan("dense", params=0 if tied else found.params, reason=found.reason, tied_to=tied)
-        cost_ = layer_cost(found.spec, self.calls.get(name, ()) if self.calls else None)
+    def _layer(self, name: str, held: Sequence[FoundLayer], chosen: LayerPlan | None) -> LayerPlan:
+        own = [layer for layer in held if layer.name == name]
+        found = (own or held)[0]
+        tied = None if own else found.name
+        spec = spec_of(self.model.get_submodule(name))
+        if found.spec is None or spec is None:
+            return LayerPlan("dense", params=sum(layer.params for layer in own), reason=found.reason, tied_to=tied)
+        cost_ = layer_cost(spec, self.calls.get(name, ()) if self.calls else None)
         base = chosen if chosen is not None else LayerPlan("dense", reason=found.reason or ALLOWED)
         return replace(priced(name, replace(base, layer=cost_, tied_to=tied)), error=base.error, reason=base.reason)
 
@@ -255,7 +261,7 @@ def _modules_of(model: nn.Module, found: Iterable[FoundLayer]) -> Iterable[str]:
     for layer in found:
         for name in layer.names:
             module = model.get_submodule(name)
-            if layer.spec is not None and id(module) not in seen:
+            if layer.spec is not None and id(module) not in seen and spec_of(module) is not None:
                 seen.add(id(module))
                 yield name
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 _EXACT = 400_000
 """Up to this limit half a unit is more than the integer programme's relative tolerance of a millionth."""
@@ -35,18 +34,18 @@ def cheapest(
     sizes = [len(v) for v in values]
     layer = np.repeat(np.arange(len(sizes)), sizes)
     cost, scale = np.concatenate(costs), np.maximum(bound, 1)
-    one_each = csr_array((layer[None, :] == np.arange(len(sizes))[:, None]).astype(float))
+    one_each = scipy.sparse.csr_array((layer[None, :] == np.arange(len(sizes))[:, None]).astype(float))
     # Half a unit of room excludes no integer solution and admits none in excess, unless it is less than the
     # solver's tolerance: then what is found may exceed the limit, and a limit tightened by as much decides.
     for room in (np.full(len(scale), 0.5), np.where(scale < _EXACT, 0.5, -2e-6 * scale)):
-        found = milp(
+        found = scipy.optimize.milp(
             np.concatenate(values),
             constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint((cost / scale).T, ub=(bound + room) / scale),  # pyright: ignore[reportArgumentType]
+                scipy.optimize.LinearConstraint(one_each, 1, 1),
+                scipy.optimize.LinearConstraint((cost / scale).T, ub=(bound + room) / scale),
             ],
             integrality=np.ones(len(layer)),
-            bounds=Bounds(0, 1),
+            bounds=scipy.optimize.Bounds(0, 1),
             options={"mip_rel_gap": gap, "presolve": False},  # undoing presolve, HiGHS may print to standard output
         )
         if found.x is None:

@@ -29,8 +29,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.knapsack import cheapest
@@ -124,7 +124,7 @@ def _dual(
         value = heights[-1] + slopes[-1] @ prices
         if value > best:
             best, best_prices = value, prices
-        top = linprog(  # the highest point (height, prices) below all planes
+        top = scipy.optimize.linprog(  # the highest point (height, prices) below all planes
             np.append(-1.0, np.zeros(len(bound))),
             A_ub=np.column_stack([np.ones(len(slopes)), -np.array(slopes)]),
             b_ub=heights,

@@ -22,9 +22,9 @@ import contextlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import scipy
 import torch
 from jaxtyping import Float64
-from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
 from tenfold.linalg.svd import gram, gram_basis, working
@@ -103,8 +103,9 @@ def _top_eigenvalue(a: Tensor, start: Tensor | None) -> tuple[float, Tensor | No
         # With a little of every direction: the last eigenvector may be orthogonal to the one that has overtaken it.
         v0 = torch.randn(a.shape[0], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         v0 = v0 if start is None else start + 1e-3 * v0 / v0.norm()
-        with contextlib.suppress(ArpackError):  # a zero matrix, or no convergence: the dense solver decides
-            values, vectors = eigsh(a.numpy(), k=1, which="LA", v0=v0.numpy(), tol=1e-12)  # pyright: ignore[reportArgumentType] - the stub says int
+        arpack = scipy.sparse.linalg
+        with contextlib.suppress(arpack.ArpackError):  # a zero matrix, or no convergence: the dense solver decides
+            values, vectors = arpack.eigsh(a.numpy(), k=1, which="LA", v0=v0.numpy(), tol=1e-12)
             return max(float(values[0]), 0.0), torch.from_numpy(vectors[:, 0].copy())
     return float(torch.linalg.eigvalsh(a)[-1].clamp(min=0)), None
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from tenfold.errors import ArgumentError, check, is_count
-from tenfold.methods import build_method, methods
+from tenfold.methods import get_method, list_methods
 from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
@@ -265,7 +265,7 @@ class Experiment:
             if key in parts:
                 parts[key] = _each(parts[key], kind, key)
         if "methods" in parts:
-            wanted = sorted(methods()) if parts["methods"] == ALL else _list(parts["methods"], "methods")
+            wanted = sorted(list_methods()) if parts["methods"] == ALL else _list(parts["methods"], "methods")
             parts["methods"] = tuple(_entry(each) for each in wanted)
         if "seeds" in parts:
             parts["seeds"] = tuple(_list(parts["seeds"], "seeds"))
@@ -305,7 +305,7 @@ def _entry(value: Any) -> Entry:
     if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
         raise ArgumentError(
             f"`methods` must be a list of names or of mappings {{method: NAME, FIELD: VALUE}}; got {value!r} in it. "
-            f"Known: {', '.join(methods())}."
+            f"Known: {', '.join(list_methods())}."
         )
     after = given.get("after", False)
     check(isinstance(after, bool), "after", "true or false", after)
@@ -314,7 +314,7 @@ def _entry(value: Any) -> Entry:
         raise ArgumentError(f"`recipe` of {given['method']} must be a mapping of keys among {OWN}; got {recipe!r}.")
     own = {str(key): item for key, item in given.items() if key not in ("method", "after", "recipe")}
     try:
-        return Entry(build_method(given["method"], **own), after, recipe)
+        return Entry(get_method(given["method"], **own), after, recipe)
     except TypeError as error:  # a method's own check choked on the value
         raise ArgumentError(f"`methods`: {given['method']} cannot be made with {own}: {error}.") from error
 

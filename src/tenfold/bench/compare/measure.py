@@ -51,7 +51,7 @@ def became(name: str, layer: LayerPlan) -> Layer:
         kernel=None if layer.layer is None else list(layer.layer.shape),
         decomposition=layer.decomposition,
         rank=rank,
-        slices=layer.groups,
+        slices=layer.slices,
         fold=layer.fold,
         dense_params=layer.dense_params,
         params=layer.params,
