@@ -66,8 +66,10 @@ X, Y = arrays()
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"x": X}, r"must hold the arrays x, y; it lacks y"),
-        ({"images": X, "labels": Y}, r"train_x, train_y, test_x, test_y; it lacks train_x"),
+        ({"x": X}, r"it lacks y, and holds x\. Name them train_x, .* or x, y"),
+        ({"train_x": X, "train_y": Y}, r"it lacks test_x, test_y, and holds train_x, train_y"),
+        ({"left": X, "right": Y}, r"lacks .*, and holds left, right"),
+        ({"x": X, "images": X, "y": Y}, r"'x' and 'images' may be the same"),
         ({"x": X, "y": Y / 2}, r"labels in .* must be integers"),
         ({"x": X, "y": Y - 1}, r"got the label -1"),
         ({"x": X, "y": Y[:-1]}, r"with one label each"),
