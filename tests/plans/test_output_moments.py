@@ -303,7 +303,7 @@ def test_what_are_no_batches_is_refused(data):
 
 def test_hooks_are_gone_after_an_error_too():
     model = nn.Sequential(nn.Linear(4, 3)).double()
-    with pytest.raises(DataError, match="on batch 0 its forward pass failed with RuntimeError: .*shapes"):
+    with pytest.raises(DataError, match=r"on batch 0 its forward pass failed with RuntimeError: .*shapes"):
         seen(model, [torch.ones(2, 5, dtype=torch.float64)])
     assert not model[0]._forward_hooks
 

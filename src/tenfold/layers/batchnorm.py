@@ -58,7 +58,8 @@ def reestimate_(model: nn.Module, data: Iterable[Any], device: torch.device | st
         device: where the model is; None: the device of its first batch norm.
 
     Raises:
-        DataError: no batch at all, or one that the model does not run on. Whatever is raised, by ``data`` or the model, the statistics stay as they were.
+        DataError: no batch at all, or one that the model does not run on. Whatever is raised, by ``data`` or the model,
+            the statistics stay as they were.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:

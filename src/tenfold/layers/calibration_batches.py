@@ -13,12 +13,12 @@ another tuple or list of ``n``        the first ``n`` or ``n - 1`` of it   the l
 ====================================  ===================================  ==============================
 
 In the last case the model's ``forward`` decides. It takes between ``least`` and ``most`` positional arguments. If only
-``n`` or only ``n - 1`` lies between, that is it: ``(ids, mask)`` are two inputs of ``forward(ids, mask)``, and ``(x, y)``
-an input and its target for ``forward(x)``. If both do, as for ``forward(x, mask=None)``, an argument that is called label,
-labels, target, targets or y takes a target; otherwise both are tried on the first batch. Where one of them fails, or both
-give the same outputs, the question is settled; else the batch is ambiguous, and refused. Entries beyond ``most`` are part
-of the target: ``(x, y, weight)``. Of a dict, keys of those names that ``forward`` does not take are its target and not
-passed.
+``n`` or only ``n - 1`` lies between, that is it: ``(ids, mask)`` are two inputs of ``forward(ids, mask)``, and ``(x,
+y)`` an input and its target for ``forward(x)``. If both do, as for ``forward(x, mask=None)``, an argument that is
+called label, labels, target, targets or y takes a target; otherwise both are tried on the first batch. Where one of
+them fails, or both give the same outputs, the question is settled; else the batch is ambiguous, and refused. Entries
+beyond ``most`` are part of the target: ``(x, y, weight)``. Of a dict, keys of those names that ``forward`` does not
+take are its target and not passed.
 """
 
 from __future__ import annotations
@@ -120,10 +120,13 @@ def calibration_batches(model: nn.Module, data: Iterable[Any]) -> Iterator[Batch
     """
     if isinstance(data, Tensor):
         raise DataError(f"`data` must be batches, not one tensor {tuple(data.shape)}. Pass [x], or a DataLoader.")
-    if isinstance(data, (Mapping, str, bytes, nn.Module)) or not isinstance(data, Iterable):
-        # a DataLoader of old or a class of one's own may have __getitem__ alone: no Iterable, and no data set either
+    odd = isinstance(data, (Mapping, str, bytes, nn.Module))
+    try:
+        entries = iter(() if odd else data)
+    except TypeError:
+        odd, entries = True, iter(())
+    if odd:
         raise DataError(f"`data` must be an iterable of batches; got a {type(data).__name__}. Pass [batch].")
-    entries = iter(data)
     start = list(itertools.islice(entries, 1))
     reader = _Reader(model)
     first = [reader.read(0, start.pop())] if start else []
@@ -221,7 +224,9 @@ class _Reader:
             return n - 1
         if n not in self.decided:
             if number > 0:
-                raise DataError(f"`data` must hold batches of one form; batch {number} has {n} entries, unlike the first.")
+                raise DataError(
+                    f"`data` must hold batches of one form; batch {number} has {n} entries, unlike the first."
+                )
             self.decided[n] = self._tried(entries)
         return self.decided[n]
 

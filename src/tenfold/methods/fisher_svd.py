@@ -27,9 +27,10 @@ class FisherSVD(Method):
     it is counted.
 
     Without ``loss`` the model must be a classifier, its output logits, alone or as ``logits``: ``(n, classes)``; dense
-    prediction ``(n, classes, ...)`` or ``(n, ..., classes)``, which of the two being told by integer labels in ``data``;
-    or ``(n, tokens, classes)`` for integer inputs ``(n, tokens)``. Labels tell no more than that. ``(n, classes)`` without
-    labels is taken for logits: give a network that is no classifier its ``loss``. What else is not certain is refused.
+    prediction ``(n, classes, ...)`` or ``(n, ..., classes)``, which of the two being told by integer labels in
+    ``data``; or ``(n, tokens, classes)`` for integer inputs ``(n, tokens)``. Labels tell no more than that. ``(n,
+    classes)`` without labels is taken for logits: give a network that is no classifier its ``loss``. What else is not
+    certain is refused.
 
     Args:
         samples: calibration examples used, >= 1.
@@ -39,9 +40,9 @@ class FisherSVD(Method):
         rule: "product" divides the budget by the shares that layers keep, most ``prod_l (1 - lost_l / all_l)``, as PCA
             does by output energy; "sum" by the estimated loss. The plan's level is the multiplier of either.
         seed: of the drawn labels.
-        loss: the loss that the network is trained by, ``(output, target) -> scalar``, a mean over the batch: ``target`` is
-            what stands beside the inputs in ``data``, or the inputs where nothing does. G is then the second moment of
-            its gradients. As text, "module:function" of a module that is imported. None: a classifier's, as above.
+        loss: the loss that the network is trained by, ``(output, target) -> scalar``, a mean over the batch: ``target``
+            is what stands beside the inputs in ``data``, or the inputs where nothing does. G is then the second moment
+            of its gradients. As text, "module:function" of a module that is imported. None: a classifier's, as above.
 
     Raises:
         ArgumentError: a value out of range; by `to_dict`, a loss that has no name to be found again by.

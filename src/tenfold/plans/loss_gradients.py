@@ -59,14 +59,16 @@ def class_axis(logits: Tensor, batch: Batch) -> int:
         if len(shape) == 2 and labels.shape == (shape[0], 1):
             labels = labels[:, 0]
         axes = {1: shape[:1] + shape[2:], len(shape) - 1: shape[:-1]}
-        fitting = [axis for axis, rest in axes.items() if tuple(labels.shape) == rest and _are_classes(labels, shape[axis])]
+        fitting = [
+            axis for axis, rest in axes.items() if tuple(labels.shape) == rest and _are_classes(labels, shape[axis])
+        ]
         if len(fitting) == 1:
             return fitting[0]
-        what = "labels" if not labels.is_floating_point() else "targets"
+        how = "in one way only" if fitting else "that they number from 0"
         raise DataError(
-            f"{what} {tuple(labels.shape)} do not make outputs {shape} the logits of classes "
-            f"{'in one way only' if fitting else 'that they number from 0'}: pass FisherSVD(loss=...), the loss that the "
-            "network was trained by."
+            f"labels {tuple(labels.shape)}, {labels.dtype}, do not make outputs {shape} the logits of classes {how}: "
+            f"pass "
+            "FisherSVD(loss=...), the loss that the network was trained by."
         )
     if len(shape) == 2:
         return 1
@@ -75,7 +77,8 @@ def class_axis(logits: Tensor, batch: Batch) -> int:
     if tokens and shape[1] != shape[-1]:
         return len(shape) - 1
     raise DataError(
-        f"outputs {shape} may be the logits of classes along axis 1 or {len(shape) - 1}, or no logits: pass batches (x, y) "
+        f"outputs {shape} may be the logits of classes along axis 1 or {len(shape) - 1}, or no logits: pass batches "
+        f"(x, y) "
         "with integer labels, or FisherSVD(loss=...)."
     )
 
@@ -92,7 +95,8 @@ def loss_name(loss: Loss | str) -> str:
     found = find_loss(name) if _well_formed(name) else None
     if found is not loss:
         raise ArgumentError(
-            f"`loss` must be a function at the top of a module to be written down; got {loss!r}. Define it by def there."
+            f"`loss` must be a function at the top of a module to be written down; got {loss!r}. Define it by def "
+            f"there."
         )
     return name
 
@@ -159,7 +163,8 @@ def _drawn(output: Any, batch: Batch, generator: torch.Generator) -> Tensor:
     probabilities = flat.detach().softmax(1)
     if bool((flat >= 0).all()) and torch.allclose(flat.sum(1), torch.ones_like(flat[:, 0]), atol=1e-4):
         raise DataError(
-            "the model's outputs are probabilities, each row >= 0 with sum 1, and no logits: pass FisherSVD(loss=...), or "
+            "the model's outputs are probabilities, each row >= 0 with sum 1, and no logits: pass "
+            "FisherSVD(loss=...), or "
             "leave the softmax out."
         )
     drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(flat.device)

@@ -167,4 +167,3 @@ def _recorder(name: str, moments: Moments, spec: LayerSpec, gradients: bool) -> 
         return output
 
     return record
-

@@ -42,9 +42,7 @@ def workers() -> int:
     return max(1, torch.get_num_threads())
 
 
-def decode(
-    content: bytes, source: str, channels: int, size: int | None = None, *, deep: bool = False
-) -> np.ndarray:
+def decode(content: bytes, source: str, channels: int, size: int | None = None, *, deep: bool = False) -> np.ndarray:
     """One image, upright, in colour or grey, cut to a square about its centre and resized.
 
     Upright: turned and mirrored as its EXIF orientation says. Of an animation, or a file of several pages, the first.

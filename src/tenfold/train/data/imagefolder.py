@@ -17,17 +17,14 @@ from tenfold.train.data.images import Images
 from tenfold.train.data.places import expanded
 from tenfold.train.data.registry import Sets, data_set
 
-READ = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .tif .tiff .gif .jp2 .j2k .avif .ppm .pgm .pbm .pnm .tga".split()
-)
+_READ = ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .tif .tiff .gif .jp2 .j2k .avif .ppm .pgm .pbm .pnm .tga"
+_NOT_READ = ".heic .heif .jxl .svg .psd .ico .pcx .dds .exr .hdr .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .eps .dcm"
+_LEFT = "__macosx @eadir #recycle #snapshot $recycle.bin lost+found __pycache__ thumbs.db ehthumbs.db desktop.ini"
+READ = frozenset(_READ.split())
 """Suffixes of images that are read where Pillow can."""
-IMAGES = READ | frozenset(
-    ".heic .heif .jxl .svg .psd .ico .pcx .dds .exr .hdr .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .eps .dcm .fits".split()
-)
+IMAGES = READ | frozenset(_NOT_READ.split())
 """Suffixes of images; those that are not read are refused: left out without a word they would be missed late."""
-LEFT_BEHIND = frozenset(
-    "__macosx @eadir #recycle #snapshot $recycle.bin lost+found __pycache__ thumbs.db ehthumbs.db desktop.ini icon\r".split(" ")
-) | {"system volume information"}
+LEFT_BEHIND = frozenset(_LEFT.split()) | {"system volume information", "icon\r"}
 """What systems and tools leave in folders, in lower case; so are all names that begin with a point."""
 LARGEST = 224
 HELP = "Put images into train/CLASS/*.png (or .jpg ...) and test/CLASS/ or val/CLASS/, with the same classes."
@@ -35,21 +32,21 @@ HELP = "Put images into train/CLASS/*.png (or .jpg ...) and test/CLASS/ or val/C
 
 @data_set("imagefolder:PATH")
 def imagefolder(root: Path | None, path: str) -> Sets:
-    """Read ``train/CLASS/*.png`` (or .jpg, .webp, .tif ..., in folders of any depth) and ``test/`` or ``val/`` beside it.
+    """Read images in ``train/CLASS/`` (folders of any depth), and in ``test/`` or ``val/`` beside it.
 
     With both, ``val/`` is the validation set; with one, it is the test set. Classes are numbered in the order of their
     names. What tools leave behind (``.ipynb_checkpoints``, ``__MACOSX``, ``@eaDir``) is passed over. Images are turned
     upright, cut to a square about their centre and resized to ``SIZE`` where the name ends in ``@SIZE``, or else to the
-    shorter side of the first one, 224 at most; they are grey if the first one is, and else RGB. Grey images of more than
-    8 bits keep their values, as float32.
+    shorter side of the first one, 224 at most; they are grey if the first one is, and else RGB. Grey images of more
+    than 8 bits keep their values, as float32.
 
     Args:
         root: the folder that holds ``train``; None for ``path``.
         path: ``PATH`` or ``PATH@SIZE``.
 
     Raises:
-        DataError: folders that are missing, or do not hold the same classes; a class without an image to train on; image
-            files that cannot be read.
+        DataError: folders that are missing, or do not hold the same classes; a class without an image to train on;
+            image files that cannot be read.
 
     Warns:
         TenfoldWarning: files that are no images are left out; a class has no image to test on.
@@ -101,12 +98,16 @@ def _index(folder: Path, part: str, classes: list[str]) -> tuple[list[str], torc
             elif suffix in READ and readable(suffix):
                 found.append(file.relative_to(folder).as_posix())
             else:
-                raise DataError(f"{file} is an image that cannot be read here. Convert it to PNG or JPEG, or remove it.")
+                raise DataError(
+                    f"{file} is an image that cannot be read here. Convert it to PNG or JPEG, or remove it."
+                )
         names += sorted(found)
         counts.append(len(found))
     if others:
         listed = ", ".join(f"{n} of {suffix}" for suffix, n in others.most_common(5))
-        warnings.warn(f"{folder / part} holds files that are no images, left out: {listed}.", TenfoldWarning, stacklevel=2)
+        warnings.warn(
+            f"{folder / part} holds files that are no images, left out: {listed}.", TenfoldWarning, stacklevel=2
+        )
     if not names:
         raise DataError(f"{folder / part} holds no image in a folder of a class. {HELP}")
     empty = [label for label, count in zip(classes, counts, strict=True) if count == 0]

@@ -23,7 +23,8 @@ AXES = dict.fromkeys(("x", "image", "images", "data", "features", "inputs", "arr
     ("y", "label", "labels", "target", "targets", "arr_1"), "y"
 )
 HELP = (
-    "Name them train_x, train_y, test_x, test_y (and validation_x, validation_y), or x, y; x_train, train_images, labels, "
+    "Name them train_x, train_y, test_x, test_y (and validation_x, validation_y), or x, y; x_train, train_images, "
+    "labels, "
     "data and target, and the like are understood."
 )
 
@@ -32,11 +33,11 @@ HELP = (
 def npz(root: Path | None, path: str) -> Sets:
     """Read ``train_x``, ``train_y``, ``test_x``, ``test_y`` (and ``validation_x``, ``validation_y``), or ``x``, ``y``.
 
-    Other usual names are understood: ``x_train``, ``train_images``, ``val_labels``, ``images``, ``data``, ``target``, in
-    capitals or not, and numpy's own ``arr_0``, ``arr_1``. Images are ``(n, channels, size, size)``,
-    ``(n, size, size, channels)`` or, grey, ``(n, size, size)``: uint8, or finite numbers, which become float32. Labels are
-    ``(n,)`` or ``(n, 1)`` integers from 0. With no test set the validation set is it; of ``x`` and ``y`` alone, a fixed,
-    stratified fifth is the test set.
+    Other usual names are understood: ``x_train``, ``train_images``, ``val_labels``, ``images``, ``data``, ``target``,
+    in capitals or not, and numpy's own ``arr_0``, ``arr_1``. Images are ``(n, channels, size, size)``,
+    ``(n, size, size, channels)`` or, grey, ``(n, size, size)``: uint8, or finite numbers, which become float32. Labels
+    are ``(n,)`` or ``(n, 1)`` integers from 0. With no test set the validation set is it; of ``x`` and ``y`` alone, a
+    fixed, stratified fifth is the test set.
 
     Args:
         root: the file; None for ``path``.
@@ -78,7 +79,9 @@ def _understood(names: list[str], file: Path) -> dict[tuple[str, str], str]:
     for name in names:
         key = _key(name.lower())
         if key in found:
-            raise DataError(f"{file} must hold one array of each kind; {found[key]!r} and {name!r} may be the same. {HELP}")
+            raise DataError(
+                f"{file} must hold one array of each kind; {found[key]!r} and {name!r} may be the same. {HELP}"
+            )
         if key is not None:
             found[key] = name
     return found

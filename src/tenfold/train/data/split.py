@@ -129,8 +129,8 @@ def make_data(name: str, train: Pair, test: Pair, held: Pair | None = None, *, v
         validation: share of ``train`` held out, in (0, 1); stratified, by a fixed seed. Unused with ``held``.
 
     Raises:
-        DataError: images and labels that do not belong together, or are not square images; an empty set; labels that are
-            not 0 ... classes - 1, each with an example to train on.
+        DataError: images and labels that do not belong together, or are not square images; an empty set; labels that
+            are not 0 ... classes - 1, each with an example to train on.
     """
     parts = {"train": train, "test": test} | ({} if held is None else {"validation": held})
     for part, (x, y) in parts.items():
@@ -175,12 +175,12 @@ def _classes(name: str, train: torch.Tensor, labels: list[torch.Tensor]) -> int:
     if len(present) == classes:
         return classes
     held = set(present)
-    missing = list(itertools.islice((label for label in range(classes) if label not in held), 6))
+    missing = list(itertools.islice((label for label in range(classes) if label not in held), 5))
+    some = ", ".join(map(str, missing)) + (" ..." if classes - len(present) > len(missing) else "")
     remedy = "Subtract 1 from all labels." if 0 not in held and len(present) == classes - 1 else "Number them anew."
     raise DataError(
-        f"The labels of {name!r} must be 0 ... classes - 1, each with an example to train on; the largest is {classes - 1}, "
-        f"{len(present)} occur in the train set, and {', '.join(map(str, missing[:5]))}{' ...' if len(missing) > 5 else ''} "
-        f"not. {remedy}"
+        f"The labels of {name!r} must be 0 ... classes - 1, each with an example to train on; the largest is "
+        f"{classes - 1}, {len(present)} occur in the train set, and {some} not. {remedy}"
     )
 
 
