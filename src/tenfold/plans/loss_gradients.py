@@ -91,7 +91,7 @@ def loss_name(loss: Loss | str) -> str:
     """
     if isinstance(loss, str):
         return loss
-    name = f"{getattr(loss, '__module__', None)}:{getattr(loss, '__qualname__', None)}"
+    name = ":".join(str(getattr(loss, part, "")) for part in ("__module__", "__qualname__"))
     found = find_loss(name) if _well_formed(name) else None
     if found is not loss:
         raise ArgumentError(

@@ -42,7 +42,7 @@ def prune_filters(
     model: nn.Module,
     *unnamed: Any,
     keep: Budget | float | None = None,
-    remove: float | None = None,
+    remove: Budget | float | None = None,
     example_inputs: Any = None,
     norm: float = 2,
     together: bool = False,
@@ -62,7 +62,8 @@ def prune_filters(
         unnamed: nothing: how much goes or stays is said by name.
         keep: a budget for the whole model: the fewest filters are removed that fit it. Or the share of the filters that
             stays, in (0, 1], as a float. This or ``remove``.
-        remove: the share of the filters that goes, in [0, 1); never more is removed, of each layer or of all together.
+        remove: the share of the filters that goes, in [0, 1); never more is removed, of each layer or of all
+            together. A budget says what is kept, and is none.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Needed.
         norm: 1 or 2: which norm of a filter's weights is its score.
         together: choose among the filters of all layers, by scores relative to the root mean square of a layer's own;
