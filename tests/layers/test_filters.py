@@ -249,6 +249,7 @@ ODD = {
     "flipped": (lambda y: y.flip(1), 16, "something else"),
     "permuted": (lambda y: y[:, torch.arange(15, -1, -1)], 16, "does not run"),
     "sliced": (lambda y: y[:, 2:6], 4, "does not run"),
+    "padded, as shortcuts are": (lambda y: F.pad(y, (0, 0, 0, 0, 2, 2)), 20, "something else"),
     "shuffled into space": (lambda y: F.pixel_shuffle(y, 2), 4, "torch-pruning cannot follow"),
     "weighed by their mean": (lambda y: y * y.mean(1, keepdim=True), 16, "something else"),
 }

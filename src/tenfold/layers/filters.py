@@ -224,26 +224,27 @@ def _wrong(model: nn.Module, graph: ChannelGraph, inputs: Any, bundles: Sequence
         order = torch.randperm(len(b), generator=draw).tolist()
         some[b.root] = [b.of(b.root, order[: min(count, len(b) - 1)]) for count in (1, max(1, len(b) // 2))]
 
-    def why(those: Sequence[Bundle]) -> str | None:
-        trials = [{b.root: some[b.root][trial] for b in those} for trial in (0, 1)]
-        found = (fault(probe, graph, wide, gone) for gone in trials if any(gone.values()))
-        return next((reason for reason in found if reason is not None), None)
+    def why(those: Sequence[Bundle], trial: int) -> str | None:
+        gone = {b.root: some[b.root][trial] for b in those}
+        return fault(probe, graph, wide, gone) if any(gone.values()) else None
 
-    def apart(those: Sequence[Bundle]) -> dict[str, str]:
-        reason = why(those)
+    def apart(those: Sequence[Bundle], trial: int) -> dict[str, str]:
+        reason = why(those, trial)
         if reason is None:
             return {}
         if len(those) == 1:
             return {those[0].root: reason}
         half = len(those) // 2
-        return apart(those[:half]) | apart(those[half:])
+        return apart(those[:half], trial) | apart(those[half:], trial)
 
-    wrong = apart(bundles)
+    wrong = apart(bundles, 0)
+    wrong |= apart([b for b in bundles if b.root not in wrong], 1)
     good = [b for b in bundles if b.root not in wrong]
-    if wrong and why(good) is not None:  # each half was right, the whole is not: one after another
+    if wrong and any(why(good, trial) for trial in (0, 1)):  # the parts were right, the whole is not: one after another
         kept: list[Bundle] = []
         for b in good:
-            reason = why([*kept, b])
+            reasons = [why([*kept, b], trial) for trial in (0, 1)]
+            reason = reasons[0] or reasons[1]
             if reason is None:
                 kept.append(b)
             else:
