@@ -252,11 +252,11 @@ def test_no_data_is_an_error_and_leaves_the_statistics(training: bool) -> None:
 def test_data_that_fails_half_way_leaves_the_statistics() -> None:
     net = TinyResNet().eval()
     before = state(net)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(DataError, match="on batch 1 its forward pass failed with RuntimeError"):
         reestimate_(net, [*batches(4, 3, 8, 8, count=1), torch.zeros(4, 2, 8, 8)])
     one_value = nn.Sequential(nn.BatchNorm1d(3)).eval()
     kept = state(one_value)
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
+    with pytest.raises(DataError, match="more than 1 value per channel"):
         reestimate_(one_value, [torch.randn(4, 3), torch.randn(1, 3)])
     assert unchanged(net, before)
     assert unchanged(one_value, kept)

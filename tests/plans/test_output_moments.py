@@ -153,7 +153,8 @@ def small_net_at(seed, inplace=False):
 def test_gradients_of_a_sequence_of_logits_count_every_token():
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     [x] = batches((5, 4), (6,))
-    found = seen(model, [x], gradients=True, seed=1)["2"]
+    labels = torch.zeros(6, 5, dtype=torch.int64)  # they tell that the last axis has the classes, and no more
+    found = seen(model, [(x, labels)], gradients=True, seed=1)["2"]
     logits = model(x).reshape(-1, 3)
     p = logits.float().softmax(1)
     labels = torch.multinomial(p.detach(), 1, generator=torch.Generator().manual_seed(1))[:, 0]
@@ -302,7 +303,7 @@ def test_what_are_no_batches_is_refused(data):
 
 def test_hooks_are_gone_after_an_error_too():
     model = nn.Sequential(nn.Linear(4, 3)).double()
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(DataError, match=r"on batch 0 its forward pass failed with RuntimeError: .*shapes"):
         seen(model, [torch.ones(2, 5, dtype=torch.float64)])
     assert not model[0]._forward_hooks
 

@@ -83,6 +83,28 @@ def test_empty_sets_and_negative_labels_are_refused():
         make_data("bad", (x, y - 1), (x, y))
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda y: y + 1, r"the largest is 2, 2 occur in the train set, and 0 not. Subtract 1"),
+        (
+            lambda y: torch.where(torch.arange(20) == 3, 200_000, y),
+            r"the largest is 200000, 3 occur .*2, 3, 4, 5, 6 \.\.\. not",
+        ),
+        (lambda y: y * 10**12, r"the largest is 1000000000000, 2 occur"),
+        (lambda y: y * 2, r"and 1 not. Number them anew"),
+    ],
+    ids=["from 1", "one large", "huge", "with a gap"],
+)
+def test_labels_number_the_classes_and_each_has_an_example_to_train_on(change, says):
+    x, y = torch.zeros(20, 1, 2, 2), torch.arange(20) % 2
+    with pytest.raises(DataError, match=f"The labels of 'bad' must be 0 ... classes - 1.*{says}"):
+        make_data("bad", (x, change(y)), (x, change(y)))
+    with pytest.raises(DataError, match="the largest is 2, 2 occur in the train set, and 2 not"):
+        make_data("bad", (x, y), (x, y + 1))
+    assert make_data("good", (x, y), (x, y * 0)).classes == 2
+
+
 # ---- batches
 
 

@@ -1,7 +1,9 @@
 """Data of one's own: arrays in an .npz file, and images in folders that are streamed."""
 
+import struct
 import threading
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from PIL import Image
 from train_stubs import Plain, same_state, tiny
 
-from tenfold.errors import DataError
+from tenfold.errors import DataError, TenfoldWarning
 from tenfold.train import Recipe, batches, evaluate, fit, load_data, make_data
 from tenfold.train.data import Images
 from tenfold.train.data import images as streaming
@@ -61,13 +63,52 @@ def test_npz_takes_channels_last(tmp_path):
 
 
 X, Y = arrays()
+PAIR = {"train": (X, Y), "test": (X[:9], Y[:9]), "validation": (X[:6], Y[:6])}
+NAMES = {
+    "keras": ("x_train", "y_train", "x_test", "y_test"),
+    "medmnist": ("train_images", "train_labels", "test_images", "test_labels", "val_images", "val_labels"),
+    "scikit-learn": ("X_train", "y_train", "X_test", "y_test"),
+    "written out": ("train-data", "train-targets", "test-data", "test-targets"),
+    "no test": ("train_x", "train_y", "val_x", "val_y"),
+    "one": ("images", "labels"),
+    "scikit-learn, one": ("data", "target"),
+    "numpy's own": ("arr_0", "arr_1"),
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_npz_understands_the_usual_names(tmp_path, names):
+    parts = [part for part in PAIR for _ in "xy"]
+    content = {name: PAIR[part][i % 2] for i, (name, part) in enumerate(zip(names, parts, strict=False))}
+    np.savez(tmp_path / "a.npz", **content, classes=np.array(["a", "b", "c"]))
+    data = load_data(f"npz:{tmp_path}/a.npz", validation=0.2)
+    whole = len(data.train) + len(data.validation) + len(data.test)
+    assert whole == (30 if len(names) == 2 else 30 + 9 + 6 * (len(names) == 6))
+    assert torch.equal(data.test.x[0], torch.from_numpy(X[0])) or len(names) == 2
+
+
+def test_npz_takes_labels_in_a_column(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, y=Y[:, None])
+    assert load_data(f"npz:{tmp_path}/a.npz").classes == 3
+
+
+@pytest.mark.parametrize("name", ["npz:~/small.npz", "npz:elsewhere.npz"])
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "small.npz", x=X, y=Y)
+    root = None if "~" in name else "~/small.npz"
+    assert load_data(name, root).classes == 3
+    with pytest.raises(DataError, match=r"'~nobody-of-this-name/x.npz' cannot be used"):
+        load_data("npz:~nobody-of-this-name/x.npz")
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"x": X}, r"must hold the arrays x, y; it lacks y"),
-        ({"images": X, "labels": Y}, r"train_x, train_y, test_x, test_y; it lacks train_x"),
+        ({"x": X}, r"it lacks y, and holds x\. Name them train_x, .* or x, y"),
+        ({"train_x": X, "train_y": Y}, r"it lacks test_x, test_y, and holds train_x, train_y"),
+        ({"left": X, "right": Y}, r"lacks .*, and holds left, right"),
+        ({"x": X, "images": X, "y": Y}, r"'x' and 'images' may be the same"),
         ({"x": X, "y": Y / 2}, r"labels in .* must be integers"),
         ({"x": X, "y": Y - 1}, r"got the label -1"),
         ({"x": X, "y": Y[:-1]}, r"with one label each"),
@@ -177,6 +218,134 @@ def test_grey_sets_stay_grey_and_the_rest_becomes_rgb(tmp_path, mode, channels):
     assert data.channels == channels
     means = data.test.x[torch.arange(12)].float().mean((1, 2, 3)).view(3, 4)
     assert (means.diff(dim=0) > (0 if mode == "1" else 60)).all()
+
+
+def rewrite(folder, change, suffix="png"):
+    """Every image of a set, as ``change`` makes it of the array that it was."""
+    for file in sorted(folder.rglob("*.png")):
+        made = change(np.array(Image.open(file)))
+        file.unlink()
+        made.save(file.with_suffix(f".{suffix}"))
+
+
+@pytest.mark.parametrize("least", [0, 1000])
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32], ids=["16 bits", "32 bits", "float"])
+def test_deep_grey_images_keep_their_values(tmp_path, kind, least):
+    """Scanners write 12 bits of 16, cameras a part of that: nothing is cut."""
+    for part in ("train", "test"):
+        write_part(tmp_path, part, 4, mode="L", size=(8, 8))
+    suffix = "png" if kind is np.uint16 else "tif"
+    rewrite(tmp_path, lambda pixels: Image.fromarray((pixels.astype(kind) * 3 + least).astype(kind)), suffix)
+    data = load_data(f"imagefolder:{tmp_path}", validation=0.25)
+    assert (data.channels, data.size) == (1, 8)
+    for index, name in enumerate(data.test.x.names):
+        stored = np.array(Image.open(tmp_path / name)).astype(np.float64)
+        assert np.array_equal(data.test.x[torch.tensor([index])][0, 0], stored)
+    assert data.train.std[0] > 10
+    assert data.test.x[torch.tensor([], dtype=torch.int64)].dtype == torch.float32
+    small = load_data(f"imagefolder:{tmp_path}@4", validation=0.25).test.x[torch.arange(12)]
+    assert small.unique().numel() > 64
+
+
+def png_of_16_bits(side=8):
+    """In colour, which Pillow does not write."""
+    rows = b"".join(b"\0" + bytes(6 * side) for _ in range(side))
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_depths_are_not_mixed_and_colours_are_not_cut(photos, tmp_path_factory):
+    deep = photos / "test" / "cat" / "00.jpg"
+    Image.fromarray(np.full((10, 10), 4000, np.uint16)).save(deep.with_suffix(".png"))
+    data = load_data(f"imagefolder:{photos}")
+    with pytest.raises(DataError, match=r"00.png has more than 8 bits, where the first image of the set has 8"):
+        list(batches(data.test, 100))
+    colour = tmp_path_factory.mktemp("colour")
+    for part in ("train", "test"):
+        write_part(colour, part, 2)
+    (colour / "test" / "cat" / "00.png").write_bytes(png_of_16_bits())
+    with pytest.raises(DataError, match=r"00.png has 16 bits in several channels, of which 8 would be read"):
+        list(batches(load_data(f"imagefolder:{colour}", validation=0.5).test, 100))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_images_are_turned_upright(tmp_path, turn):
+    """As every viewer shows them; `turn` is what the EXIF of a camera says."""
+    for part in ("train", "test"):
+        write_part(tmp_path, part, 2, size=(8, 8))
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4, :6] = 200
+    turned = upright
+    if turn > 1:  # what the sensor saw, from what is upright: the inverse of each
+        turned = {
+            2: lambda a: a[:, ::-1],
+            3: lambda a: a[::-1, ::-1],
+            4: lambda a: a[::-1],
+            5: lambda a: a.transpose(1, 0, 2),
+            6: lambda a: np.rot90(a),
+            7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+            8: lambda a: np.rot90(a, -1),
+        }[turn](upright)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    file = tmp_path / "test" / "cat" / "00.png"
+    Image.fromarray(np.ascontiguousarray(turned)).save(file, exif=exif)
+    data = load_data(f"imagefolder:{tmp_path}", validation=0.5)
+    assert np.array_equal(data.test.x[torch.tensor([0])][0].permute(1, 2, 0), upright)
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "webp", "tif", "TIFF", "gif", "ppm", "JPG"])
+def test_images_of_other_kinds_are_read(tmp_path, suffix):
+    for part in ("train", "val"):
+        write_part(tmp_path, part, 3)
+        write_part(tmp_path / "more", part, 3, suffix=suffix)
+        for file in sorted((tmp_path / "more" / part).rglob("*.*")):
+            file.rename(tmp_path / part / file.parent.name / f"more-{file.name}")
+    data = load_data(f"imagefolder:{tmp_path}", validation=0.5)
+    assert (data.classes, len(data.test)) == (3, 18)
+    assert len(list(batches(data.test, 18))) == 1
+
+
+LEFT = (".ipynb_checkpoints", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", ".git", "System Volume Information")
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_what_tools_leave_behind_is_no_class_and_adds_no_image(photos, left):
+    whole = load_data(f"imagefolder:{photos}")
+    for place in ("train", "test", "train/cat", "test/dog"):
+        folder = photos / place / left
+        folder.mkdir()
+        picture(0, 1).save(folder / "00.png")
+        (photos / place / "Thumbs.db").write_bytes(b"")
+        (photos / place / ".DS_Store").write_bytes(b"")
+        (photos / place / "._00.png").write_bytes(b"")
+    assert load_data(f"imagefolder:{photos}").checksum == whole.checksum
+
+
+def test_files_that_are_not_read_are_spoken_of(photos):
+    (photos / "train" / "cat" / "notes.txt").write_text("")
+    (photos / "train" / "dog" / "README").write_text("")
+    with pytest.warns(TenfoldWarning, match=r"no images, left out: 1 of .txt, 1 of README"):
+        load_data(f"imagefolder:{photos}")
+    (photos / "train" / "dog" / "00.HEIC").write_bytes(b"")
+    with pytest.raises(DataError, match=r"00.HEIC is an image that cannot be read here. Convert it"):
+        load_data(f"imagefolder:{photos}")
+
+
+def test_a_class_without_images_is_refused_in_training_and_spoken_of_in_the_test(photos):
+    for file in (photos / "test" / "dog").iterdir():
+        file.unlink()
+    with pytest.warns(TenfoldWarning, match=r"test holds no image of 1 of the 3 classes of train: dog"):
+        assert load_data(f"imagefolder:{photos}").classes == 3
+    for file in (photos / "train" / "eel").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match=r"train holds no image of eel. Add some, or remove the folder"):
+        load_data(f"imagefolder:{photos}")
 
 
 def test_streaming_is_the_same_training_as_the_tensors(photos):

@@ -49,7 +49,7 @@ class RankCut:
 
 @dataclass(frozen=True)
 class FilterCut:
-    """Removes the share of the filters of least norm; see `tenfold.prune_filters`, which has the same arguments."""
+    """Removes the share of the filters of least norm; see `tenfold.prune_filters`, which has these arguments."""
 
     example_inputs: Any
     norm: float = 2
@@ -61,8 +61,8 @@ class FilterCut:
         """A copy of ``model`` with fewer filters."""
         return prune_filters(
             model,
-            ratio,
-            self.example_inputs,
+            remove=ratio,
+            example_inputs=self.example_inputs,
             norm=self.norm,
             together=self.together,
             target_modules=self.target_modules,

@@ -125,7 +125,7 @@ def command(
             raise ArgumentError("`--out` must be given: a folder for the results, e.g. --out runs/x.")
         chosen, folder = _inline(out.name, typed, recipe), out
     if data_root is not None:
-        chosen = replace(chosen, data=replace(chosen.data, root=str(data_root.resolve())))
+        chosen = replace(chosen, data=replace(chosen.data, root=str(data_root.expanduser().resolve())))
     return _compared(chosen, folder, retry=retry)
 
 

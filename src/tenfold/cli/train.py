@@ -95,7 +95,7 @@ def command(
     settings = _settings(
         old,
         recipe,
-        data={"name": data, "root": None if data_root is None else str(data_root.resolve())},
+        data={"name": data, "root": None if data_root is None else str(data_root.expanduser().resolve())},
         network=model,
         method=(method, fields or ()),
         budget=parse.budget(budget or ()),

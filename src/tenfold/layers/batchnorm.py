@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold.errors import ArgumentError, DataError
+from tenfold.layers.calibration_batches import Batch, calibration_batches
 from tenfold.layers.copy_model import meta_copy
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of
@@ -53,24 +54,26 @@ def reestimate_(model: nn.Module, data: Iterable[Any], device: torch.device | st
 
     Args:
         model: changed in place, its train or eval modes kept.
-        data: batches ``x`` or ``(x, y)``, at least one.
+        data: batches, at least one; see `tenfold.layers.calibration_batches`.
         device: where the model is; None: the device of its first batch norm.
 
     Raises:
-        DataError: no batch at all. Whatever is raised, by ``data`` or the model, the statistics stay as they were.
+        DataError: no batch at all, or one that the model does not run on. Whatever is raised, by ``data`` or the model,
+            the statistics stay as they were.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return
+    read = calibration_batches(model, data)  # before there are hooks: it may try the model
     modes = {module: module.training for module in model.modules()}
     kept = {norm: [b.clone() for b in norm.buffers(recurse=False)] for norm in norms}
     seen = {norm: _Moments() for norm in norms}
-    hooks = [norm.register_forward_pre_hook(seen[norm]) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(seen[norm], with_kwargs=True) for norm in norms]
     try:
         model.eval()
         for norm in norms:
             norm.train()
-        batches = _pass(model, data, device or cast("Tensor", norms[0].running_mean).device)
+        batches = _pass(model, read, device or cast("Tensor", norms[0].running_mean).device)
     finally:
         for hook in hooks:
             hook.remove()
@@ -86,10 +89,10 @@ def reestimate_(model: nn.Module, data: Iterable[Any], device: torch.device | st
 
 
 @torch.no_grad()
-def _pass(model: nn.Module, data: Iterable[Any], device: torch.device | str) -> int:
+def _pass(model: nn.Module, batches: Iterable[Batch], device: torch.device | str) -> int:
     count = 0
-    for count, batch in enumerate(data, start=1):  # noqa: B007 - the number is what is returned
-        model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
+    for count, batch in enumerate(batches, start=1):  # noqa: B007 - the number is what is returned
+        batch.to(device).run(model)
     return count
 
 
@@ -104,8 +107,8 @@ class _Moments:
         self.mean: Any = 0.0
         self.squares: Any = 0.0
 
-    def __call__(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = working(args[0]).movedim(1, 0).flatten(1)
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        x = working(args[0] if args else kwargs["input"]).movedim(1, 0).flatten(1)
         count, mean = x.shape[1], x.mean(1)
         if count:
             shift, total = mean - self.mean, self.count + count

@@ -1,8 +1,9 @@
 """Filters removed for good: convolutions get fewer output channels, and all that depends on them shrinks along.
 
 Which layers depend on which, through residual sums, concatenations and norms, is `torch-pruning`'s dependency graph; it
-is found by running the model once. A filter's score is the L1 or L2 norm of its weights. Filters that are tied to each
-other, by a residual sum, say, stand or fall together: their score is the norm of all of them as one.
+is found by running the model once, and every answer of it is checked against the model with those channels silenced
+(see `channel_graph`). A filter's score is the L1 or L2 norm of its weights. Filters that are tied to each other, by a
+residual sum, say, or the two halves of a gate, stand or fall together: their score is the norm of all of them as one.
 """
 
 from __future__ import annotations
@@ -10,40 +11,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from tenfold.errors import ArgumentError, TenfoldError, check, is_share
+from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_share
+from tenfold.layers.channel_graph import Affected, ChannelGraph, fault, generic, removed, require_same
 from tenfold.layers.copy_model import duplicate
-from tenfold.layers.cost import call_arguments
+from tenfold.layers.filter_bundles import Bundle, make_bundle
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.select import Selection, select
-from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of, to_kernel
+from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of
 from tenfold.layers.usable import refuse_unusable
-from tenfold.linalg.svd import require_finite, working
 
 _FILTERS = (*CONVS, *TRANSPOSED)
-
-
-@dataclass(frozen=True, eq=False)
-class Bundle:
-    """Filters that can only be removed together, channel by channel.
-
-    Args:
-        root: the layer whose channels they are numbered by.
-        layers: the names of all layers that have them.
-        scores: the norm of each channel's weights in all of these layers, ``(channels,)``, float64.
-    """
-
-    root: str
-    layers: tuple[str, ...]
-    scores: Tensor
-
-    def __len__(self) -> int:
-        return len(self.scores)
+_NARROWED = (*_FILTERS, nn.Linear, _BatchNorm, _InstanceNorm, nn.PReLU)
+"""What can lose channels without the others noticing; norms over several channels cannot."""
 
 
 @dataclass(frozen=True)
@@ -63,39 +50,81 @@ class Filters:
     example: Any = field(repr=False)
 
     def steps(self, *, together: bool) -> list[float]:
-        """The shares at which one more filter goes, ascending, from 0."""
+        """The shares at which one more unit goes, ascending, from 0; those of `weakest`."""
         if together:
-            total = sum(map(len, self.bundles))
-            return [i / total for i in range(total)]
-        return sorted({i / len(b) for b in self.bundles for i in range(len(b))} | {0.0})
+            sizes = [_root_size(b, i) for b, i in self._ranked()]
+            return _shares(sizes, sum(b.width for b in self.bundles))
+        parts = [_shares([_root_size(b, i) for i in _order(b.scores)[:-1]], b.width) for b in self.bundles]
+        return sorted({share for part in parts for share in part} | {0.0})
 
     def weakest(self, share: float, *, together: bool) -> dict[str, list[int]]:
-        """The channels of least score by root: of each bundle, or of all bundles together; one always stays.
+        """The units of least score by root: of each bundle, or of all bundles together; one always stays.
 
-        Ties go by index. Scores of different bundles are compared relative to the root mean square of their own.
+        As many go as fit into ``share`` of the channels of each root, or of all roots together. Ties go by index.
+        Scores of different bundles are compared relative to the root mean square of their own.
+
+        Args:
+            share: to remove, in [0, 1).
+            together: over all bundles.
+
+        Returns:
+            the channels of each root that go, ascending.
         """
-        if not together:
-            return {b.root: _least(b.scores, _count(share, len(b), len(b) - 1)) for b in self.bundles}
-        scaled = [b.scores / b.scores.square().mean().sqrt().clamp(min=1e-300) for b in self.bundles]
-        for scores in scaled:
-            scores[scores.argmax()] = torch.inf
-        owner = [b.root for b in self.bundles for _ in range(len(b))]
-        inside = [i for b in self.bundles for i in range(len(b))]
-        free = len(owner) - len(self.bundles)
+        check(is_share(share) and share < 1, "share", "in [0, 1)", share)
         gone: dict[str, list[int]] = {b.root: [] for b in self.bundles}
-        for i in _least(torch.cat(scaled), _count(share, len(owner), free)) if scaled else ():
-            gone[owner[i]].append(inside[i])
-        return gone
+        if together:
+            room = _count(share, sum(b.width for b in self.bundles))
+            for b, i in _fitting(self._ranked(), room):
+                gone[b.root] += b.channels[b.root][i]
+        else:
+            for b in self.bundles:
+                ranked = [(b, i) for i in _order(b.scores)[:-1]]
+                for _, i in _fitting(ranked, _count(share, b.width)):
+                    gone[b.root] += b.channels[b.root][i]
+        return {root: sorted(channels) for root, channels in gone.items()}
+
+    def names(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """The channels that go by the name of the layer, of every layer that loses some with these of the roots."""
+        found = {}
+        for b in self.bundles:
+            lost = set(gone.get(b.root, ()))
+            units = [i for i in range(len(b)) if lost.intersection(b.channels[b.root][i])]
+            found |= {name: b.of(name, units) for name in b.layers if units}
+        return found
+
+    def share(self, gone: Mapping[str, Sequence[int]]) -> float:
+        """What share of the filters that can be removed goes with these channels of the roots."""
+        whole = sum(sum(b.sizes) for b in self.bundles)
+        return sum(map(len, self.names(gone).values())) / whole if whole else 0.0
 
     def without(self, gone: Mapping[str, Sequence[int]]) -> nn.Module:
-        """A copy of the model without these channels of the bundles.
+        """A copy of the model without these channels of the roots; `require_same` tells whether it is right.
 
         Raises:
+            UnsupportedLayer: torch-pruning fails on these.
             TenfoldError: `torch-pruning` is missing.
         """
-        copy = duplicate(self.model)
-        _remove(copy, self.example, gone)
-        return copy
+        return removed(self.model, self.example, gone)
+
+    def checked(self, gone: Mapping[str, Sequence[int]]) -> nn.Module:
+        """`without`, compared with the model as it is with these channels silenced.
+
+        Raises:
+            UnsupportedLayer: the two differ on the example.
+        """
+        small = self.without(gone)
+        require_same(self.model, small, self.example, gone)
+        return small
+
+    def _ranked(self) -> list[tuple[Bundle, int]]:
+        """The units of all bundles by their scores, ascending, without the strongest of each."""
+        scaled = [b.scores / b.scores.square().mean().sqrt().clamp(min=1e-300) for b in self.bundles]
+        strongest = [int(b.scores.argmax()) for b in self.bundles]
+        units = [(b, i) for b, top in zip(self.bundles, strongest, strict=True) for i in range(len(b)) if i != top]
+        if not units:
+            return []
+        scores = torch.cat([s[torch.arange(len(s)) != top] for s, top in zip(scaled, strongest, strict=True)])
+        return [units[i] for i in _order(scores)]
 
 
 def find_filters(
@@ -109,7 +138,10 @@ def find_filters(
     """The filters of ``model`` that can be removed, with their scores. The model is untouched.
 
     Layers whose channels are the model's output stay as they are, and so do grouped convolutions that are not
-    depthwise, and what is tied to either.
+    depthwise, what is normalised over several channels, and what is tied to either. What is left is tried: without one
+    unit of each bundle, and without half of them, the model must compute on the example what it does with these
+    channels silenced, to 1e-8 of its largest output in float64 (1e-3 where it only runs in float32). Bundles that do
+    not stay, with the reason. That takes two more copies of the model in float64.
 
     Args:
         model: any module that runs on ``example_inputs``.
@@ -120,6 +152,7 @@ def find_filters(
 
     Raises:
         ArgumentError: another norm, a wrapped model, or inputs that it does not run on.
+        UnsupportedLayer: `torch-pruning` cannot follow the channels of this model at all.
         TenfoldError: `torch-pruning` is missing; a weight that is not finite.
     """
     check(norm in (1, 2), "norm", "1 or 2", norm)
@@ -127,142 +160,119 @@ def find_filters(
     if any(isinstance(m, LowRank) for m in model.modules()):
         raise ArgumentError("`model` must be dense to lose filters; this one is factorised. See tenfold.to_dense.")
     copy = duplicate(model)
-    graph = _graph(copy, example_inputs)
-    names = {m: name for name, m in copy.named_modules()}
-    layers = {name: None for m, name in names.items() if isinstance(m, _FILTERS)}
+    graph = ChannelGraph(copy, example_inputs)
+    layers = {name: None for m, name in graph.names.items() if isinstance(m, _FILTERS)}
     modules = dict(copy.named_modules(remove_duplicate=False))
     chosen = select(target_modules, "target_modules", layers, modules)
     excluded = select(exclude_modules, "exclude_modules", layers, modules) or set()
     bundles: list[Bundle] = []
     left: dict[str, str] = {}
-    for group in graph.get_all_groups(root_module_types=list(_FILTERS)):
-        members = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
-        found = tuple(names[m] for m in members if isinstance(m, _FILTERS))
-        touched = [dep.target.module for dep, _ in group if dep.target.module in names]
-        reason = _why_not(found, touched, names, chosen, excluded)
-        if reason is None:
-            bundles.append(Bundle(found[0], found, _scores(group, graph, names, norm)))
-        else:
+    seen: set[str] = set()
+    for root in layers:
+        if root in seen:
+            continue
+        try:
+            whole = graph.affected(root, range(_outputs(modules[root])))
+            found = tuple(a.name for a in whole if a.puts_out and a.name in layers and a.name is not None)
+            reason = _why_not(found, whole, graph, chosen, excluded)
+            if reason is None:
+                bundles.append(make_bundle(graph, root, found, whole, norm))
+        except UnsupportedLayer as error:
+            found, reason = (root,), str(error)
+        seen.update(found)
+        if reason is not None:
             left |= dict.fromkeys(found, reason)
-    # One run tells that no bundle is the output, as is usual; only if some are each has to be tried.
-    if _changes_output(model, example_inputs, [b.root for b in bundles]):
-        fixed = [b for b in bundles if _changes_output(model, example_inputs, [b.root])]
-        bundles = [b for b in bundles if b not in fixed]
-        left |= {name: "its channels are the model's output" for b in fixed for name in b.layers}
-    return Filters(model, tuple(bundles), left, example_inputs)
+    wrong = _wrong(model, graph, example_inputs, bundles)
+    left |= {name: wrong[b.root] for b in bundles if b.root in wrong for name in b.layers}
+    return Filters(model, tuple(b for b in bundles if b.root not in wrong), left, example_inputs)
 
 
 def _why_not(
     found: tuple[str, ...],
-    touched: Sequence[nn.Module],
-    names: Mapping[nn.Module, str],
+    touched: Sequence[Affected],
+    graph: ChannelGraph,
     chosen: set[str] | None,
     excluded: set[str],
 ) -> str | None:
-    """Why filters stay: nobody asked for them, or a layer that puts out or takes in their channels cannot shrink."""
+    """Why filters stay: nobody asked for them, or a module that they pass cannot shrink."""
     if chosen is not None and not chosen.intersection(found):
         return "not in target_modules"
     if excluded.intersection(found):
         return "in exclude_modules" + ("" if len(found) == 1 else f", or tied to one that is: {', '.join(found)}")
-    for module in touched:
+    for one in touched:
+        if one.name is None:
+            continue
+        module, kind = graph.model.get_submodule(one.name), type(one.module).__name__
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            return f"'{one.name}' is a {kind}: it normalises several channels as one: without some the others change"
+        if not isinstance(module, _NARROWED):
+            return f"'{one.name}' is a {kind}, which takes or puts out these channels and cannot lose some"
         spec = spec_of(module)
         if isinstance(module, (*_FILTERS, nn.Linear)) and spec is None:
-            return f"'{names[module]}' is a {type(module).__name__} with more than a plain layer has"
+            return f"'{one.name}' is a {kind} with more than a plain layer has"
         if spec is not None and spec.groups > 1 and spec.groups != spec.in_channels:
-            return f"'{names[module]}' has groups of channels, which have to stay of one size"
+            return f"'{one.name}' has groups of channels, which have to stay of one size"
     return None
 
 
-def _scores(group: Any, graph: Any, names: Mapping[nn.Module, str], norm: float) -> Tensor:
-    """``||(w_{l,f})_l||`` of each channel f over the layers l that put it out; depthwise ones count too."""
-    total: Tensor | float = 0.0
-    for dep, indices in group:
-        module = dep.target.module
-        if isinstance(module, _FILTERS) and graph.is_out_channel_pruning_fn(dep.handler):
-            spec = spec_of(module)
-            assert spec is not None
-            weight = cast("Tensor", module.weight)
-            require_finite(weight, f"the weight of '{names[module]}'")
-            filters = working(to_kernel(spec, weight)).flatten(1)[list(indices)]
-            total = total + filters.abs().pow(norm).sum(1).cpu()
-    return torch.as_tensor(total).pow(1 / norm)
+def _wrong(model: nn.Module, graph: ChannelGraph, inputs: Any, bundles: Sequence[Bundle]) -> dict[str, str]:
+    """The roots of bundles that are not removed rightly, with the reason."""
+    probe, wide = generic(model, inputs)
+    draw = torch.Generator().manual_seed(0)
+    some = {}
+    for b in bundles:
+        order = torch.randperm(len(b), generator=draw).tolist()
+        some[b.root] = [b.of(b.root, order[: min(count, len(b) - 1)]) for count in (1, max(1, len(b) // 2))]
+
+    def why(those: Sequence[Bundle], trial: int) -> str | None:
+        gone = {b.root: some[b.root][trial] for b in those}
+        return fault(probe, graph, wide, gone) if any(gone.values()) else None
+
+    def apart(those: Sequence[Bundle], trial: int) -> dict[str, str]:
+        reason = why(those, trial)
+        if reason is None:
+            return {}
+        if len(those) == 1:
+            return {those[0].root: reason}
+        half = len(those) // 2
+        return apart(those[:half], trial) | apart(those[half:], trial)
+
+    wrong = apart(bundles, 0)
+    wrong |= apart([b for b in bundles if b.root not in wrong], 1)
+    good = [b for b in bundles if b.root not in wrong]
+    if wrong and any(why(good, trial) for trial in (0, 1)):  # the parts were right, the whole is not: one after another
+        kept: list[Bundle] = []
+        for b in good:
+            reasons = [why([*kept, b], trial) for trial in (0, 1)]
+            reason = reasons[0] or reasons[1]
+            if reason is None:
+                kept.append(b)
+            else:
+                wrong[b.root] = reason
+    return wrong
 
 
-def _changes_output(model: nn.Module, inputs: Any, roots: Sequence[str]) -> bool:
-    """Whether the model puts out another shape, or nothing at all, without one channel of each of ``roots``."""
-    copy = duplicate(model)
-    before = _shapes(copy, inputs)
-    _remove(copy, inputs, {root: [0] for root in roots})
-    try:
-        return _shapes(copy, inputs) != before
-    except RuntimeError:  # a reshape, or an operation that the graph does not know, holds on to the number of channels
-        return True
+def _outputs(layer: nn.Module) -> int:
+    return cast("int", layer.out_channels)
 
 
-@torch.no_grad()
-def _shapes(model: nn.Module, inputs: Any) -> Any:
-    args, kwargs = call_arguments(inputs)
-    out = model.eval()(*args, **kwargs)
-    return [x.shape for x in tree_leaves(out) if isinstance(x, Tensor)]
+def _root_size(bundle: Bundle, unit: int) -> int:
+    return len(bundle.channels[bundle.root][unit])
 
 
-def _remove(model: nn.Module, inputs: Any, gone: Mapping[str, Sequence[int]]) -> None:
-    import_pruning()
-    if not any(gone.values()):
-        return
-    modes = {m: m.training for m in model.modules()}
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    graph = _graph(model, inputs)
-    for root, channels in gone.items():
-        if channels:
-            layer = model.get_submodule(root)
-            pruner = graph.get_pruner_of_module(layer)
-            graph.get_pruning_group(layer, pruner.prune_out_channels, list(channels)).prune()
-    for module, training in modes.items():
-        module.training = training
-    for name, p in model.named_parameters():  # narrower ones are new, and would all be trained
-        p.requires_grad_(trained[name])
+def _shares(sizes: Sequence[int], whole: int) -> list[float]:
+    return [count / whole for count in accumulate(sizes, initial=0)] if whole else [0.0]
 
 
-def _graph(model: nn.Module, inputs: Any) -> Any:
-    """The dependency graph, from one run in eval mode."""
-    pruning = import_pruning()
-    args, kwargs = call_arguments(inputs)
-    try:
-        model.eval()(*args, **kwargs)
-    except Exception as error:
-        raise ArgumentError(
-            f"`example_inputs` must be inputs that the model accepts; its forward pass failed with "
-            f"{type(error).__name__}: {error}."
-        ) from error
-    given = kwargs if kwargs else args
-    # A graph needs gradients: parameters that are frozen have none, and their layers would be missing.
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(True)
-    graph = pruning.DependencyGraph().build_dependency(model, given, verbose=False)
-    for p in frozen:
-        p.requires_grad_(False)
-    return graph
+def _fitting(ranked: Sequence[tuple[Bundle, int]], room: int) -> list[tuple[Bundle, int]]:
+    """The first of these units, as many as have room for their channels."""
+    used = accumulate(_root_size(b, i) for b, i in ranked)
+    return [unit for unit, count in zip(ranked, used, strict=True) if count <= room]
 
 
-def import_pruning() -> Any:
-    """The package `torch-pruning`.
-
-    Raises:
-        TenfoldError: it is not installed.
-    """
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise TenfoldError("removing filters needs torch-pruning: pip install 'tenfold[prune]'.") from error
-    return torch_pruning
+def _order(scores: Tensor) -> list[int]:
+    return torch.argsort(scores, stable=True).tolist()
 
 
-def _least(scores: Tensor, count: int) -> list[int]:
-    return sorted(torch.argsort(scores, stable=True)[:count].tolist())
-
-
-def _count(share: float, whole: int, most: int) -> int:
-    check(is_share(share) and share < 1, "share", "in [0, 1)", share)
-    return min(math.floor(share * whole + 1e-9), most)
+def _count(share: float, whole: int) -> int:
+    return math.floor(share * whole + 1e-9)

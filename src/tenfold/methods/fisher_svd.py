@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tenfold.errors import check, is_count, is_share
 from tenfold.linalg.output_aware import damped, output_basis
 from tenfold.methods.contract.method import Method
 from tenfold.plans.candidates import settle
+from tenfold.plans.loss_gradients import find_loss, loss_name, require_loss
 from tenfold.plans.output_candidates import OutputBasis, factors_of, kept_product, output_candidates
 from tenfold.plans.plan import Budget, Plan
 from tenfold.plans.problem import Problem
@@ -22,7 +24,13 @@ class FisherSVD(Method):
     ``g`` is the loss gradient in the layer's outputs, with labels drawn from the model: G is the Fisher information
     there, and ``sum_l e_l / 2`` the second-order estimate of how much the loss rises, position by position, in nats.
     The bias keeps the mean, as PCA's does: ``y_hat = mean + A_r B_r^T (y - mean)``; a layer without one gets one, and
-    it is counted. No labels are needed. The model must put out logits ``(n, ..., classes)``.
+    it is counted.
+
+    Without ``loss`` the model must be a classifier, its output logits, alone or as ``logits``: ``(n, classes)``; dense
+    prediction ``(n, classes, ...)`` or ``(n, ..., classes)``, which of the two being told by integer labels in
+    ``data``; or ``(n, tokens, classes)`` for integer inputs ``(n, tokens)``. Labels tell no more than that. ``(n,
+    classes)`` without labels is taken for logits: give a network that is no classifier its ``loss``. What else is not
+    certain is refused.
 
     Args:
         samples: calibration examples used, >= 1.
@@ -32,9 +40,13 @@ class FisherSVD(Method):
         rule: "product" divides the budget by the shares that layers keep, most ``prod_l (1 - lost_l / all_l)``, as PCA
             does by output energy; "sum" by the estimated loss. The plan's level is the multiplier of either.
         seed: of the drawn labels.
+        loss: the loss that the network is trained by, ``(output, target) -> scalar``, a mean over the batch: ``target``
+            is what stands beside the inputs in ``data``, or the inputs where nothing does. G is then the second moment
+            of its gradients. As text, "module:function" of a module that is imported. None: a classifier's, as above.
 
     Raises:
-        ArgumentError: a value out of range.
+        ArgumentError: a value out of range; by `to_dict`, a loss that has no name to be found again by.
+        DataError: outputs that are not certainly logits, and no ``loss``.
 
     Source: ours; the metric is a Kronecker-factored Fisher (Martens & Grosse 2015, arXiv 1503.05671; Grosse & Martens
     2016, arXiv 1602.01407, for convolutions), the weighting of a low-rank factorisation by Fisher information is
@@ -46,6 +58,7 @@ class FisherSVD(Method):
     isotropic: float = 1.0
     rule: Literal["sum", "product"] = "product"
     seed: int = 0
+    loss: Callable[[Any, Any], Any] | str | None = None
 
     name: ClassVar[str] = "fisher-svd"
     needs_data: ClassVar[bool] = True
@@ -57,11 +70,16 @@ class FisherSVD(Method):
         check(is_share(self.isotropic), "isotropic", "a number >= 0", self.isotropic)
         check(self.rule in ("sum", "product"), "rule", '"sum" or "product"', self.rule)
         check(is_count(self.seed, 0), "seed", "an integer >= 0", self.seed)
+        if isinstance(self.loss, str):
+            object.__setattr__(self, "loss", find_loss(self.loss))  # one value, however it is written
+        elif self.loss is not None:
+            check(callable(self.loss), "loss", "a function (output, target) -> scalar, or None", self.loss)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The ranks that the rule prefers within ``budget``, and their factors."""
         assert budget is not None
-        seen = problem.moments(samples=self.samples, gradients=True, seed=self.seed)
+        loss = require_loss(self.loss)
+        seen = problem.moments(samples=self.samples, gradients=True, seed=self.seed, loss=loss)
         bases = {}
         for site in problem.sites:
             moments, w = seen[site.name], site.matrices()[:, 0].cpu()
@@ -79,3 +97,12 @@ class FisherSVD(Method):
         choice, multiplier = allocate(tables, losses, problem.limits(budget)) or (None, None)
         factors = factors_of(problem, bases, tables, choice)
         return settle(problem, self.name, tables, choice, budget, measure="loss", level=multiplier, factors=factors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and the fields, for JSON; a loss as ``"module:function"``.
+
+        Raises:
+            ArgumentError: a loss that is no function at the top of a module.
+        """
+        named = None if self.loss is None else loss_name(self.loss)
+        return super().to_dict() | {"loss": named}

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float64
 from torch import Tensor, nn
 
 from tenfold.errors import DataError
+from tenfold.layers.calibration_batches import calibration_batches
 from tenfold.layers.copy_model import duplicate
 from tenfold.layers.spec import LayerSpec
+from tenfold.plans.loss_gradients import Loss, total_loss
 
 
 @dataclass
@@ -71,27 +72,28 @@ def collect(
     samples: int,
     gradients: bool = False,
     seed: int = 0,
+    loss: Loss | None = None,
 ) -> dict[str, Moments]:
     """Moments of the outputs of ``layers`` over the first ``samples`` examples of ``data``, in eval mode.
 
     Args:
         model: untouched; a copy is run, on its device.
         layers: by name, the options and every module name that uses the weight.
-        data: batches ``x`` or ``(x, y)``.
+        data: batches, see `tenfold.layers.calibration_batches`.
         samples: examples to use, >= 1.
-        gradients: also the second moment of the loss gradient. The loss of a sample is the cross-entropy of the model's
-            logits ``(n, ..., classes)`` with labels drawn from them: the Fisher information, which needs no labels.
+        gradients: also the second moment of the loss gradient; see `tenfold.plans.loss_gradients`. By default, the loss
+            is a classifier's with labels drawn from its own logits: the Fisher information, which needs no labels.
         seed: of those labels.
+        loss: another loss, ``(output, target) -> scalar``, the mean over a batch.
 
     Raises:
-        DataError: no example at all; entries or outputs that are not finite; a layer that is never used; or gradients
-            of a model whose output is no tensor of logits.
+        DataError: no example at all; a batch that the model does not run on; entries or outputs that are not finite; a
+            layer that is never used; or gradients without a loss, of a model whose outputs are not certainly logits.
     """
-    if isinstance(data, Tensor):
-        raise DataError(f"`data` must be batches, not one tensor {tuple(data.shape)}. Pass [x], or a DataLoader.")
     model = duplicate(model).eval().requires_grad_(False)
     device = next(model.parameters()).device
     found = {name: _empty(spec) for name, (spec, _) in layers.items()}
+    batches = calibration_batches(model, data)  # before there are hooks: it may try the model
     handles = [
         model.get_submodule(used).register_forward_hook(_recorder(name, found[name], spec, gradients))
         for name, (spec, names) in layers.items()
@@ -100,13 +102,15 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     seen = 0
     try:
-        for number, batch in enumerate(data):
-            x = _inputs(batch, number)[: samples - seen].to(device)
+        for whole in batches:
+            batch = whole.first(samples - seen).to(device)
+            del whole  # no batch is kept alive while the next one is made
             with torch.set_grad_enabled(gradients):
-                logits = model(x)
+                output = batch.run(model)
                 if gradients:
-                    _backward(logits, generator)
-            seen += len(x)
+                    total_loss(output, batch, loss, generator).backward()
+            seen += len(batch)
+            del batch, output
             if seen >= samples:
                 break
     finally:
@@ -130,15 +134,6 @@ def _empty(spec: LayerSpec) -> Moments:
     g, f = spec.groups, spec.out_channels // spec.groups
     zero = torch.zeros(g, f, f, dtype=torch.float64)
     return Moments(0, 0, torch.zeros(g, f, dtype=torch.float64), zero, zero.clone())
-
-
-def _inputs(batch: Any, number: int) -> Tensor:
-    x = batch[0] if isinstance(batch, (tuple, list)) else batch
-    if not isinstance(x, Tensor):
-        raise DataError(f"`data` must hold batches x or (x, y) of tensors; batch {number} is a {type(x).__name__}.")
-    if not torch.isfinite(x).all():
-        raise DataError(f"`data` has NaN or infinite entries in batch {number}, shape {tuple(x.shape)}.")
-    return x
 
 
 def _recorder(name: str, moments: Moments, spec: LayerSpec, gradients: bool) -> Callable[..., Tensor]:
@@ -172,15 +167,3 @@ def _recorder(name: str, moments: Moments, spec: LayerSpec, gradients: bool) -> 
         return output
 
     return record
-
-
-def _backward(logits: Any, generator: torch.Generator) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[-1] < 2 or not logits.requires_grad:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DataError(
-            f"loss gradients need a model whose output is logits (n, ..., classes), two classes or more; this one's is "
-            f"{shape}."
-        )
-    flat = logits.float().flatten(0, -2)
-    drawn = torch.multinomial(flat.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
-    F.cross_entropy(flat, drawn.to(flat.device), reduction="sum").backward()

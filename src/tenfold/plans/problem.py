@@ -24,6 +24,7 @@ from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
 from tenfold.linalg.fold import slice_counts
 from tenfold.linalg.slices import slice_spectra
 from tenfold.linalg.svd import require_finite
+from tenfold.plans.loss_gradients import Loss
 from tenfold.plans.output_moments import Moments, collect
 from tenfold.plans.plan import Budget, Factors, LayerPlan, Plan, fingerprint, priced
 
@@ -119,7 +120,9 @@ class Problem:
                     self._spectra[self.sites[i].name, fold, k] = s[position].cpu()
         return [{k: self._spectra[s.name, fold, k] for k in ks} for s, ks in zip(self.sites, wanted, strict=True)]
 
-    def moments(self, *, samples: int, gradients: bool = False, seed: int = 0) -> dict[str, Moments]:
+    def moments(
+        self, *, samples: int, gradients: bool = False, seed: int = 0, loss: Loss | None = None
+    ) -> dict[str, Moments]:
         """Moments of the sites' outputs on the calibration data, by site; cached. See `tenfold.plans.output_moments`.
 
         Raises:
@@ -128,10 +131,12 @@ class Problem:
         """
         if self.data is None:
             raise ArgumentError("`data` must be given for this method: calibration batches x or (x, y).")
-        key = (samples, gradients, seed)
+        key = (samples, gradients, seed, loss)
         if key not in self._moments:
             layers = {s.name: (s.options, list(_modules_of(self.model, [s]))) for s in self.sites}
-            self._moments[key] = collect(self.model, layers, self.data, samples=samples, gradients=gradients, seed=seed)
+            self._moments[key] = collect(
+                self.model, layers, self.data, samples=samples, gradients=gradients, seed=seed, loss=loss
+            )
         return self._moments[key]
 
     def plan(

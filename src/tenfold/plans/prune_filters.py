@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tenfold.errors import BudgetError, UnsupportedLayer, check, is_share
+from tenfold.errors import ArgumentError, BudgetError, UnsupportedLayer, check, is_share
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost, cost
 from tenfold.layers.filters import Filters, find_filters
@@ -22,8 +22,9 @@ class Pruned:
 
     Args:
         model: of plain layers, narrower ones.
-        share: of the filters that was removed, in [0, 1): of each layer, or of all together.
-        removed: channels by the name of the layer, of those that lost any; tied layers lose the same.
+        share: of the filters that was removed, in [0, 1): of all that could be, those of the layers in ``left`` not
+            counted.
+        removed: channels by the name of the layer, of those that lost any, all that depend on each other included.
         left: layers whose filters all had to stay, with the reason.
         dense: cost before.
         small: cost after.
@@ -39,9 +40,10 @@ class Pruned:
 
 def prune_filters(
     model: nn.Module,
-    amount: Budget | float,
-    example_inputs: Any,
-    *,
+    *unnamed: Any,
+    keep: Budget | float | None = None,
+    remove: Budget | float | None = None,
+    example_inputs: Any = None,
     norm: float = 2,
     together: bool = False,
     data: Iterable[Any] | None = None,
@@ -51,16 +53,23 @@ def prune_filters(
     """A new model without its weakest filters, those of least norm. They are gone, not masked; ``model`` is untouched.
 
     Convolutions lose output channels, and norms, residual sums and following layers shrink along. Each layer keeps one
-    filter at least. Save the model whole, or prune again: a plan has no word for it.
+    filter at least. On ``example_inputs`` the new model computes what the old one does with those channels silenced;
+    layers for which that does not hold stay as they are, and are named. Save the model whole, or prune again: a plan
+    has no word for it.
 
     Args:
         model: any module that runs on ``example_inputs``.
-        amount: the share of the filters to remove, in [0, 1); or a budget: the fewest are removed that fit it.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        unnamed: nothing: how much goes or stays is said by name.
+        keep: a budget for the whole model: the fewest filters are removed that fit it. Or the share of the filters that
+            stays, in (0, 1], as a float. This or ``remove``.
+        remove: the share of the filters that goes, in [0, 1); never more is removed, of each layer or of all
+            together. A budget says what is kept, and is none.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Needed.
         norm: 1 or 2: which norm of a filter's weights is its score.
         together: choose among the filters of all layers, by scores relative to the root mean square of a layer's own;
             otherwise every layer loses the same share.
-        data: batches ``x`` or ``(x, y)`` to re-estimate batch norm from; None leaves the statistics of what is left.
+        data: batches to re-estimate batch norm from, see `tenfold.reestimate_`; None leaves the statistics of what is
+            left.
         target_modules: only the filters of these; see `tenfold.plan`.
         exclude_modules: never those of these.
 
@@ -72,8 +81,11 @@ def prune_filters(
 
     Source: Li et al. 2017 (arXiv 1608.08710), L1 norms of filters; the graph is Fang et al. 2023's (arXiv 2301.12900).
     """
-    fine = isinstance(amount, Budget) or (is_share(amount) and amount < 1)
-    check(fine, "amount", "a tenfold.Budget, or a share to remove in [0, 1)", amount)
+    amount = _amount(unnamed, keep, remove)
+    if example_inputs is None:
+        raise ArgumentError(
+            "`example_inputs` must be given: removing filters runs the model. Pass a batch as it takes it."
+        )
     filters = find_filters(
         model, example_inputs, norm=norm, target_modules=target_modules, exclude_modules=exclude_modules
     )
@@ -83,11 +95,35 @@ def prune_filters(
     dense = cost(model, example_inputs)
     share = _fitting(filters, amount, dense, together=together) if isinstance(amount, Budget) else amount
     gone = filters.weakest(share, together=together)
-    small = filters.without(gone)
+    small = filters.checked(gone)
     if data is not None:
         reestimate_(small, data)
-    removed = {name: tuple(gone[b.root]) for b in filters.bundles for name in b.layers if gone[b.root]}
-    return Pruned(small, share, removed, filters.left, dense, cost(small, example_inputs))
+    return Pruned(small, filters.share(gone), filters.names(gone), filters.left, dense, cost(small, example_inputs))
+
+
+def _amount(unnamed: tuple[Any, ...], keep: Any, remove: Any) -> Budget | float:
+    """A budget, or the share to remove."""
+    if unnamed:
+        raise ArgumentError(
+            f"`keep` or `remove` must say how many filters, by name; got {unnamed[0]!r} by position. Pass keep=0.7 "
+            f"for what "
+            "stays, remove=0.3 for what goes, or keep=tenfold.Budget(...); and example_inputs=..."
+        )
+    if (keep is None) == (remove is None):
+        both = "neither" if keep is None else f"keep={keep!r} and remove={remove!r}"
+        raise ArgumentError(
+            f"`keep` or `remove` must be given, one of the two; got {both}. Pass keep=0.7 or remove=0.3."
+        )
+    if remove is not None:
+        remedy = "A budget says what is kept: keep=tenfold.Budget(...)." if isinstance(remove, Budget) else ""
+        share = 1.0 if isinstance(remove, Budget) or not is_share(remove) else float(remove)
+        check(share < 1, "remove", "a share of the filters in [0, 1)", remove, remedy)
+        return share
+    if isinstance(keep, Budget):
+        return keep
+    fine = isinstance(keep, float) and 0 < keep <= 1
+    check(fine, "keep", "a tenfold.Budget, or a share of the filters in (0, 1] as a float", keep)
+    return 1.0 - keep
 
 
 def _fitting(filters: Filters, budget: Budget, dense: Cost, *, together: bool) -> float:
@@ -108,7 +144,7 @@ def _fitting(filters: Filters, budget: Budget, dense: Cost, *, together: bool) -
             for name, value in budget.limits.items()
         }
         parts = ", ".join(f"{name}={value} asked, {smallest[name]} reachable" for name, value in budget.limits.items())
-        raise BudgetError(f"`amount` is below what removing filters can reach on this model: {parts}.", smallest)
+        raise BudgetError(f"`keep` is below what removing filters can reach on this model: {parts}.", smallest)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)

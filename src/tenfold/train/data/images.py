@@ -26,7 +26,7 @@ class _Digest(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """Image files in the place of a uint8 tensor ``(n, channels, size, size)``.
+    """Image files in the place of a tensor ``(n, channels, size, size)``: uint8, or float32 where they are deep.
 
     Only the names are in memory. Each image is cut to a square about its centre, resized and converted; see `decode`.
 
@@ -35,12 +35,14 @@ class Images:
         names: the files, with ``/`` between folder and file.
         channels: 3 (RGB) or 1 (grey).
         size: side of the images in pixels, >= 1.
+        deep: whether they are grey and of more than 8 bits.
     """
 
     root: Path
     names: tuple[str, ...]
     channels: int
     size: int
+    deep: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,7 +57,7 @@ class Images:
         return replace(self, names=tuple(self.names[index] for index in indices.tolist()))
 
     def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
-        """The images at ``indices`` ``(m,)``: uint8 ``(m, channels, size, size)``, on the CPU.
+        """The images at ``indices`` ``(m,)``: ``(m, channels, size, size)``, on the CPU.
 
         Raises:
             DataError: a file that is missing, damaged, or no image.
@@ -91,11 +93,11 @@ class Images:
 
     def _decode(self, index: int) -> np.ndarray:
         name = self.names[index]
-        return decode(self._read(name), str(self.root / name), self.channels, self.size)
+        return decode(self._read(name), str(self.root / name), self.channels, self.size, deep=self.deep)
 
     def _stack(self, decoded: list[Future[np.ndarray]]) -> torch.Tensor:
         if not decoded:
-            return torch.empty(0, *self.shape[1:], dtype=torch.uint8)
+            return torch.from_numpy(np.empty((0, *self.shape[1:]), np.float32 if self.deep else np.uint8))
         return torch.from_numpy(np.stack([image.result() for image in decoded]))
 
     def _hash(self, name: str) -> str:

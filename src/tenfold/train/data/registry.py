@@ -11,6 +11,7 @@ from typing import ParamSpec
 
 from tenfold.errors import DataError
 from tenfold.train.data.own import own_data
+from tenfold.train.data.places import expanded
 from tenfold.train.data.split import Data, Pair, make_data
 
 P = ParamSpec("P")
@@ -46,7 +47,7 @@ def load_data(name: str, root: Path | str | None = None, *, validation: float = 
             or a function of your own: ``"my_file.py:make"``, see `tenfold.train.data.own`.
         root: the folder that holds the data set's files, or the file; by default the usual places are searched, and
             what is found nowhere is downloaded, where it can be. Given, nothing else is searched, and it takes the
-            place of the path in ``name``.
+            place of the path in ``name``. A ``~`` at the start of either is the home folder.
         validation: share of the published training set to hold out, in (0, 1); the same examples every time. Unused
             where a validation set is published.
 
@@ -62,7 +63,7 @@ def load_data(name: str, root: Path | str | None = None, *, validation: float = 
     if found is None:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
         raise DataError(f"`name` must be a known data set; got {name!r}. Nearest: {', '.join(near)}.")
-    place = None if root is None else Path(root)
+    place = None if root is None else expanded(root)
     train, test, *held = known[found](place, path) if colon else known[found](place)
     return make_data(name, train, test, *held, validation=validation)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,11 +129,13 @@ def make_data(name: str, train: Pair, test: Pair, held: Pair | None = None, *, v
         validation: share of ``train`` held out, in (0, 1); stratified, by a fixed seed. Unused with ``held``.
 
     Raises:
-        DataError: images and labels that do not belong together, or are not square images; an empty set.
+        DataError: images and labels that do not belong together, or are not square images; an empty set; labels that
+            are not 0 ... classes - 1, each with an example to train on.
     """
     parts = {"train": train, "test": test} | ({} if held is None else {"validation": held})
     for part, (x, y) in parts.items():
         _check_part(name, part, x, y, train[0].shape)
+    classes = _classes(name, train[1], [y for _, y in parts.values()])
     if held is None:
         kept, out = stratified(train[1], validation, VALIDATION_SEED)
         train, held = _take(train, kept), _take(train, out)
@@ -145,7 +148,7 @@ def make_data(name: str, train: Pair, test: Pair, held: Pair | None = None, *, v
     return Data(
         name,
         *splits,
-        classes=int(torch.cat([s.y for s in splits]).max()) + 1,
+        classes=classes,
         channels=train[0].shape[1],
         size=train[0].shape[2],
         checksum=_checksum(splits),
@@ -163,6 +166,22 @@ def _check_part(name: str, part: str, x: torch.Tensor | Images, y: torch.Tensor,
     if len(y) == 0 or int(y.min()) < 0:
         found = "no example" if len(y) == 0 else f"the label {int(y.min())}"
         raise DataError(f"The {part} set of {name!r} must hold examples with labels from 0; got {found}.")
+
+
+def _classes(name: str, train: torch.Tensor, labels: list[torch.Tensor]) -> int:
+    """The number of classes: one more than the largest label, each with an example in ``train``."""
+    classes = max(int(y.max()) for y in labels) + 1
+    present = train.unique().tolist()
+    if len(present) == classes:
+        return classes
+    held = set(present)
+    missing = list(itertools.islice((label for label in range(classes) if label not in held), 5))
+    some = ", ".join(map(str, missing)) + (" ..." if classes - len(present) > len(missing) else "")
+    remedy = "Subtract 1 from all labels." if 0 not in held and len(present) == classes - 1 else "Number them anew."
+    raise DataError(
+        f"The labels of {name!r} must be 0 ... classes - 1, each with an example to train on; the largest is "
+        f"{classes - 1}, {len(present)} occur in the train set, and {some} not. {remedy}"
+    )
 
 
 def _take(pair: Pair, indices: torch.Tensor) -> Pair:
