@@ -44,9 +44,8 @@ def test_no_step_makes_the_error_grow(generator, groups):
     for _, form in problems(generator, layer):
         v = encoder_start(form)[:, :, :1]
         h = decoder(form, v) + 0.3 * generic(generator, *decoder(form, v).shape)
-        errors = torch.stack(
-            [form.error(v, h), *(form.error(encoder_steps(form, v, h, steps=n), h) for n in range(1, 7))]
-        )
+        each = [v, *(encoder_steps(form, v, h, steps=n) for n in range(1, 7))]
+        errors = torch.stack([form.error(x, h) for x in each])
         assert (errors.diff(dim=0) <= 1e-9 * errors[0]).all()
         assert (errors[-1] < errors[0]).all()
 
@@ -61,15 +60,15 @@ def test_one_step_is_exact_where_the_covariance_is_separable(generator):
 
 def test_no_round_makes_the_error_grow_and_some_make_it_less(generator):
     for _, form in problems(generator):
-        start = encoder_start(form)[:, :, :2]
+        start = encoder_start(form)[:, :, :1]
         errors = []
-        for rounds in (0, 1, 2, 5, 20):
+        for rounds in (0, 1, 2, 10):
             v, h = alternate(form, start, rounds=rounds)
             errors.append(float(form.error(v, h)))
             assert_close(form.error(v, h), form.error(v, decoder(form, v)), rtol=1e-9, atol=1e-12)
         assert errors == sorted(errors, reverse=True)
         if form.rank_rows > 1:
-            assert errors[2] < 0.999 * errors[0]
+            assert errors[2] < (1 - 1e-4) * errors[0]
         else:  # the start is the optimum
             assert errors[-1] == pytest.approx(errors[0], rel=1e-9)
 
@@ -92,13 +91,17 @@ def test_in_tucker_format_the_decoder_keeps_its_rank_and_the_error_falls(generat
 
 @pytest.mark.parametrize("damping", [0.0, 1e-6])
 @pytest.mark.parametrize("rounds", [0, 2])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_outputs_are_never_worse_than_by_the_truncated_svd(rounds, damping, seed):
     generator = torch.Generator().manual_seed(seed)
-    for layer in (convolution(generator), convolution(generator, groups=2, channels=8), linear(generator)):
+    for layer in (
+        convolution(generator),
+        convolution(generator, out=4, groups=2, channels=4, k=(2, 2)),
+        linear(generator),
+    ):
         for _, form in problems(generator, layer, damping):
             matrices = form.fold.matrices(layer.kernel)
-            for rank in range(1, form.fold.full_rank):
+            for rank in {1, 2, form.fold.full_rank - 1} & set(range(1, form.fold.full_rank)):
                 left, right = low_rank_factors(matrices, rank)
                 plain = layer.error(form.fold.kernel(left @ right))
                 left, right = factors(form, *best_encoder(form, rank, rounds=rounds))
@@ -108,13 +111,13 @@ def test_outputs_are_never_worse_than_by_the_truncated_svd(rounds, damping, seed
 def test_the_better_start_is_taken(generator):
     """Uncorrelated noise in one entry alone: what a separable fit makes of it misleads."""
     found = set()
-    for seed in range(60):
+    for seed in range(15):
         g = torch.Generator().manual_seed(seed)
         kernel, a = generic(g, 6, 4, 3, 2), generic(g, 24, 40) * torch.logspace(0, -2, 24, dtype=torch.float64)[:, None]
         mix = generic(g, 24, 24)
         s = mix @ a @ a.mT @ mix.mT
         form = OutputForm.of_inputs(Fold((6, 4, 3, 2), 1, 1, "spatial"), kernel, s[None])
-        for rank in (1, 2, 8):
+        for rank in (1, 8):
             by_data = encoder_start(form)[:, :, :rank]
             v, h = best_encoder(form, rank, rounds=0)
             error, other = float(form.error(v, h)), float(form.error(by_data, decoder(form, by_data)))

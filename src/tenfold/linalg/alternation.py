@@ -13,7 +13,7 @@ for the new encoder: the error never grows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float64
@@ -48,8 +48,13 @@ def best_encoder(
     full = form.fold.full_rank
     check(1 <= rank <= full, "rank", f"in 1..{full}", rank)
     starts = [v[:, :, :rank] for v in (encoder_start(form), weight_start(form))]
+    return alternate(form, better_start(form, starts, outer_rank), rounds=rounds, steps=steps, outer_rank=outer_rank)
+
+
+def better_start(form: OutputForm, starts: Sequence[Tensor], outer_rank: int | None = None) -> Tensor:
+    """The encoder among ``starts`` whose best decoder errs least; the first of equals."""
     errors = [float(form.error(v, _best(form, v, outer_rank)).sum()) for v in starts]
-    return alternate(form, starts[errors.index(min(errors))], rounds=rounds, steps=steps, outer_rank=outer_rank)
+    return starts[errors.index(min(errors))]
 
 
 def alternate(

@@ -22,12 +22,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tenfold.errors import check
-from tenfold.linalg.alternation import alternate
+from tenfold.linalg.alternation import alternate, better_start
 from tenfold.linalg.fold import Fold
 from tenfold.linalg.joint_moments import JointMoments
 from tenfold.linalg.nested_cholesky import nested_cholesky, solve
 from tenfold.linalg.output_decoders import factors, outer_basis, tucker_factors
-from tenfold.linalg.output_forms import OutputForm, form_order
+from tenfold.linalg.output_forms import OutputForm, encoder_start, form_order
 from tenfold.linalg.svd import working
 
 RIDGE = 1e-3
@@ -63,8 +63,9 @@ def refit_both(
 ) -> tuple[Float64[Tensor, "b rows r"], Float64[Tensor, "b r columns"]]:
     """Both factors fitted to y from the layer's unfolded input x; on the samples never worse than those given.
 
-    The ridge holds the product to the *dense* kernel, and where the rank is short that can make the error on the
-    samples grow; then the left factor alone is refitted.
+    Alternation starts from the present encoder or from `encoder_start`, whichever is better. The ridge holds the
+    product to the *dense* kernel, and where the rank is short that can make the error on the samples grow; then the
+    left factor alone is refitted.
 
     Args:
         fold: any but the decoupled one.
@@ -84,7 +85,8 @@ def refit_both(
     h = working(left).reshape(g, s, form.w.shape[1], -1, r).permute(0, 2, 4, 1, 3)
     inner = sorted_moments.through(_encoder(form, v))
     last = refit_last(inner, h.flatten(2), ridge)
-    new_v, new_h = alternate(form, v, rounds=rounds)
+    start = better_start(form, (v, encoder_start(form)[:, :, :r]))
+    new_v, new_h = alternate(form, start, rounds=rounds)
     if sorted_moments.error(form.product(new_v, new_h).flatten(2)) > inner.error(last):
         new_v, new_h = v, last.reshape(h.shape)
     return factors(form, new_v, new_h)
@@ -108,7 +110,8 @@ def refit_tucker(
     middle = working(core).reshape(g, q, -1)
     between = sorted_moments.through(middle @ _encoder(form, v))
     last = refit_last(between, outer.reshape(g, -1, q), ridge)
-    new_v, new_h = alternate(form, v, rounds=rounds, outer_rank=q)
+    start = better_start(form, (v, encoder_start(form)[:, :, : v.shape[2]]), q)
+    new_v, new_h = alternate(form, start, rounds=rounds, outer_rank=q)
     if sorted_moments.error(form.product(new_v, new_h).flatten(2)) > between.error(last):
         basis, triangle = torch.linalg.qr(last)
         return (triangle @ middle).reshape(core.shape), basis.reshape(outer.shape), working(inner)
