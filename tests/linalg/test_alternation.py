@@ -19,7 +19,7 @@ def problems(generator, layer=None, damping=1e-6):
         yield layer, OutputForm.of_inputs(fold, layer.kernel, layer.covariance, damping)
 
 
-def test_many_steps_reach_the_exact_least_squares_encoder(generator):
+def test_as_many_steps_as_unknowns_reach_the_exact_least_squares_encoder(generator):
     layer = convolution(generator, out=4, channels=4, k=(2, 2))
     for _, form in problems(generator, layer):
         h = decoder(form, encoder_start(form)[:, :, :2])
@@ -34,7 +34,7 @@ def test_many_steps_reach_the_exact_least_squares_encoder(generator):
         wanted = (form.w[0].flatten(1) @ root).flatten()
         exact = torch.linalg.lstsq(torch.stack(columns, 1), wanted[:, None], driver="gelsd").solution[:, 0]
         least = form.error(exact.reshape(v.shape), h)
-        found = encoder_steps(form, v, h, steps=4 * v.numel())
+        found = encoder_steps(form, v, h, steps=v.numel())
         assert_close(form.error(found, h), least, rtol=1e-7, atol=1e-9)
 
 

@@ -9,7 +9,7 @@ by then*: what earlier layers have lost, later ones make good as far as they can
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.errors import ArgumentError, DataError, check, is_count
-from tenfold.layers.calibration_batches import Batch, calibration_batches
+from tenfold.layers.calibration_runs import Source, device_of, evaluating, hooked
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import kind_of
 from tenfold.layers.refit_layer import RefitLayer
@@ -120,8 +120,8 @@ def refit_(
     if isinstance(data, Iterator):
         raise DataError("`data` must last for several passes; a generator is used up by one. Pass a list or a loader.")
     layers = _layers(small, dense, factors, memory)
-    source = _Source(data, samples)
-    with torch.no_grad(), _evaluating(small, dense):
+    source = Source(data, samples)
+    with torch.no_grad(), evaluating(small, dense):
         order = _order(small, layers, source) if layers else []
         groups = _shared(order, -(-len(order) // passes), memory)
         report = RefitReport(skipped=tuple(x.name for x in layers if x not in order), passes=len(groups))
@@ -162,55 +162,11 @@ def _layers(small: nn.Module, dense: nn.Module, factors: str, memory: int) -> li
     return [RefitLayer(named, there, holders, factors, memory) for named in found.values()]
 
 
-class _Source:
-    """The first examples of the data, as often as they are asked for."""
-
-    def __init__(self, data: Iterable[Any], samples: int | None) -> None:
-        self.data = data
-        self.samples = samples
-
-    def batches(self, model: nn.Module) -> Iterator[Batch]:
-        """From the beginning. The reader may run ``model`` at once: hooks come afterwards."""
-        return self._cut(calibration_batches(model, self.data))
-
-    def _cut(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        seen = 0
-        for batch in batches:
-            part = batch if self.samples is None else batch.first(self.samples - seen)
-            seen += len(part)
-            yield part
-            if self.samples is not None and seen >= self.samples:
-                return
-        if not seen:
-            raise DataError("`data` must hold at least one batch to refit on; it is empty.")
-
-
 class _Enough(BaseException):
     """Ends a forward pass of which no more is needed. No Exception: a network may catch those."""
 
 
-@contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for model in models for module in model.modules()}
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
-def _hooked(handles: Sequence[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _order(small: nn.Module, layers: Sequence[RefitLayer], source: _Source) -> list[RefitLayer]:
+def _order(small: nn.Module, layers: Sequence[RefitLayer], source: Source) -> list[RefitLayer]:
     """The layers in the order in which they are first used."""
     used: dict[int, RefitLayer] = {}
 
@@ -218,8 +174,8 @@ def _order(small: nn.Module, layers: Sequence[RefitLayer], source: _Source) -> l
         return lambda *_: used.setdefault(id(layer), layer) and None
 
     batch = next(source.batches(small))
-    with _hooked([m.register_forward_pre_hook(note(x)) for x in layers for m in x.modules.values()]):
-        batch.to(_device(small)).run(small)
+    with hooked([m.register_forward_pre_hook(note(x)) for x in layers for m in x.modules.values()]):
+        batch.to(device_of(small)).run(small)
     return list(used.values())
 
 
@@ -235,7 +191,7 @@ def _shared(order: Sequence[RefitLayer], size: int, memory: int) -> list[list[Re
     return groups
 
 
-def _collect(small: nn.Module, dense: nn.Module, group: Sequence[RefitLayer], source: _Source) -> int:
+def _collect(small: nn.Module, dense: nn.Module, group: Sequence[RefitLayer], source: Source) -> int:
     """One pass: the moments of a group of layers; returns how many examples there were."""
     wanted: dict[str, list[Tensor]] = {name: [] for layer in group for name in layer.modules}
     examples = 0
@@ -263,17 +219,13 @@ def _collect(small: nn.Module, dense: nn.Module, group: Sequence[RefitLayer], so
         for name, module in layer.modules.items():
             handles.append(layer.source(module).register_forward_pre_hook(use(layer, name), with_kwargs=True))
             handles.append(module.register_forward_hook(stop))
-    with _hooked(handles):
+    with hooked(handles):
         for batch in batches:
             examples += len(batch)
-            batch.to(_device(dense)).run(dense)
+            batch.to(device_of(dense)).run(dense)
             with suppress(_Enough):
-                batch.to(_device(small)).run(small)
+                batch.to(device_of(small)).run(small)
             missed = next((name for name, outputs in wanted.items() if outputs), None)
             if missed is not None:
                 raise DataError(f"`data` makes the dense network use '{missed}' more often than the compressed one.")
     return examples
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((t.device for t in model.parameters()), torch.device("cpu"))

@@ -7,6 +7,7 @@ and transposition are all in how the input is unfolded.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,14 @@ from tenfold.layers.functional import missing_output, padding_amounts
 from tenfold.layers.spec import LayerSpec
 
 
-def unfold(spec: LayerSpec, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+def unfold(spec: LayerSpec, x: Tensor, output_size: list[int] | None = None, *, every: Sequence[slice] = ()) -> Tensor:
     """The inputs of a layer as ``(g, positions, c prod(k))``, ordered as ``(c, *k)`` of the kernel.
 
     Args:
         spec: the layer's options.
         x: its input, as the layer takes it, with or without an axis of examples.
         output_size: of a transposed convolution, as in `torch.nn.ConvTranspose2d`.
+        every: which output positions, a slice for each spatial axis; all by default. Linear layers have none.
 
     Returns:
         one row for each output position, example after example, in the dtype of ``x``.
@@ -34,6 +36,7 @@ def unfold(spec: LayerSpec, x: Tensor, output_size: list[int] | None = None) -> 
     x = _stuffed(spec, x, output_size) if spec.transposed else _padded(spec, x)
     for axis, (k, d, s) in enumerate(zip(spec.kernel_size, spec.dilation, spec.stride, strict=True)):
         x = x.unfold(2 + axis, d * (k - 1) + 1, 1 if spec.transposed else s)[..., ::d]
+    x = x[(slice(None), slice(None), *every)]
     if spec.transposed:
         x = x.flip(tuple(range(-axes, 0)))
     x = x.unflatten(1, (spec.groups, -1)).movedim(1, 0).movedim(2, -1 - axes)  # (g, N, *positions, c, *k)
