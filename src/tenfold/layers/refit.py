@@ -21,8 +21,9 @@ from tenfold.layers.calibration_runs import Source, device_of, evaluating, hooke
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import kind_of
 from tenfold.layers.refit_layer import RefitLayer
-from tenfold.layers.spec import refuse_wrapped, spec_of
+from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import structure_of
+from tenfold.layers.usable import refuse_unusable
 from tenfold.linalg.refit import RIDGE
 
 
@@ -137,8 +138,8 @@ def refit_(
 
 def _layers(small: nn.Module, dense: nn.Module, factors: str, memory: int) -> list[RefitLayer]:
     """One for all modules that share their factors."""
-    refuse_wrapped(small)
-    refuse_wrapped(dense)
+    refuse_unusable(small)
+    refuse_unusable(dense)
     there = dict(dense.named_modules(remove_duplicate=False))
     found: dict[int, dict[str, Decomposed]] = {}
     for name, layer in structure_of(small).items():
