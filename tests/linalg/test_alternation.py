@@ -89,8 +89,7 @@ def test_in_tucker_format_the_decoder_keeps_its_rank_and_the_error_falls(generat
     assert errors[2] < errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("damping", [0.0, 1e-6])
-@pytest.mark.parametrize("rounds", [0, 2])
+@pytest.mark.parametrize(("rounds", "damping"), [(0, 0.0), (0, 1e-6), (1, 0.0)])
 @pytest.mark.parametrize("seed", range(2))
 def test_outputs_are_never_worse_than_by_the_truncated_svd(rounds, damping, seed):
     generator = torch.Generator().manual_seed(seed)
