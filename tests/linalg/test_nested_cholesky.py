@@ -83,3 +83,14 @@ def test_solving_with_a_singular_matrix_gives_its_least_squares_solution(generat
 def test_a_singular_matrix_in_a_batch_leaves_the_others_exact(generator):
     k = torch.stack([grams(generator, 2)[0], grams(generator, 20)[0]])
     assert_close(nested_cholesky(k)[0][1], nested_cholesky(k[1:])[0][0], rtol=0, atol=0)
+
+
+def test_where_rows_depend_on_each_other_no_solution_explodes(generator):
+    """Rounding makes half of such matrices look positive definite, with pivots that are noise."""
+    a = generic(generator, 100, M, 20)
+    a[:, 3] = a[:, 1] + a[:, 2]
+    k = a @ a.mT
+    x = generic(generator, 100, M, 1)
+    noise = 1e-14 * k.abs().amax() * generic(generator, 100, M, 1)
+    found = solve(*nested_cholesky(k), k @ x + noise)
+    assert float(found.norm(dim=1).max()) < 10 * float(x.norm(dim=1).max())
