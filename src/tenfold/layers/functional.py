@@ -29,12 +29,12 @@ def compute(
         return F.linear(x, weight.mT if spec.kind == "conv1d_gpt2" else weight, bias)
     axes = len(spec.kernel_size)
     if spec.transposed:
-        extra = spec.output_padding if output_size is None else _missing(spec, x, output_size)
+        extra = spec.output_padding if output_size is None else missing_output(spec, x, output_size)
         run = _TRANSPOSED[axes - 1]
         return run(x, weight, bias, spec.stride, spec.padding, extra, spec.groups, spec.dilation)
     padding = spec.padding
     if spec.padding_mode != "zeros":
-        x, padding = F.pad(x, _amounts(spec), spec.padding_mode), 0
+        x, padding = F.pad(x, padding_amounts(spec), spec.padding_mode), 0
     return _CONVS[axes - 1](x, weight, bias, spec.stride, padding, spec.dilation, spec.groups)
 
 
@@ -43,7 +43,7 @@ def pointwise(axes: int, x: Tensor, matrix: Tensor, bias: Tensor | None = None) 
     return _CONVS[axes - 1](x, matrix.reshape(*matrix.shape, *[1] * axes), bias)
 
 
-def _amounts(spec: LayerSpec) -> list[int]:
+def padding_amounts(spec: LayerSpec) -> list[int]:
     """Padding before and after each axis, the last axis first, as `F.pad` takes it."""
     amounts = []
     for axis in reversed(range(len(spec.kernel_size))):
@@ -56,7 +56,7 @@ def _amounts(spec: LayerSpec) -> list[int]:
     return amounts
 
 
-def _missing(spec: LayerSpec, x: Tensor, output_size: list[int]) -> list[int]:
+def missing_output(spec: LayerSpec, x: Tensor, output_size: list[int]) -> list[int]:
     """The output padding that leads to ``output_size``; torch refuses one that is out of range."""
     axes = len(spec.kernel_size)
     least = [

@@ -108,6 +108,11 @@ class TuckerConv(Decomposed):
         middle.copy_(own_layout(self.core, core))
         decoder.copy_(outer.reshape(*outer.shape, *pointwise))
 
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Core, outer and inner basis, as `set_factors` takes them."""
+        encoder, middle, decoder = self.factors
+        return own_layout(self.core, middle), decoder.flatten(1), swap_channels(encoder.flatten(1), self.spec.groups)
+
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``(N, in, *spatial) -> (N, out, *spatial')``; ``output_size`` as in `torch.nn.ConvTranspose2d`."""
         inner = self.encoder(x)
@@ -123,9 +128,8 @@ class TuckerConv(Decomposed):
     @property
     def kernel(self) -> Tensor:
         """See `Decomposed.kernel`."""
-        encoder, middle, decoder = self.factors
-        inner = swap_channels(encoder.flatten(1), self.spec.groups)
-        return grouped_full(own_layout(self.core, middle), (decoder.flatten(1), inner), self.spec.groups)
+        core, *bases = self.tensors()
+        return grouped_full(core, bases, self.spec.groups)
 
     @property
     def bias(self) -> nn.Parameter | None:

@@ -166,12 +166,19 @@ class Fold:
         split = left.reshape(g, s, self.shape[0] // g, -1, r).permute(0, 2, 1, 4, 3)
         return split.reshape(self.shape[0], s * r, *self._kernel_on(self.decoder_axes))
 
-    def product(self, encoder: Float[Tensor, "br c1 *kE"], decoder: Float[Tensor, "f sr *kD"]) -> Tensor:
-        """The kernel ``(f, c, *k)`` of the two convolutions in a row."""
+    def factors(
+        self, encoder: Float[Tensor, "br c1 *kE"], decoder: Float[Tensor, "f sr *kD"]
+    ) -> tuple[Float[Tensor, "b rows r"], Float[Tensor, "b r columns"]]:
+        """Left and right factors: the exact inverse of `decoder` and `encoder`."""
         g, s = self.decoder_groups, self.slices
         right = encoder.reshape(self.batch, -1, self.columns)
         split = decoder.reshape(g, self.shape[0] // g, s, right.shape[1], -1).permute(0, 2, 1, 4, 3)
-        return self.kernel(split.reshape(self.batch, self.rows, -1) @ right)
+        return split.reshape(self.batch, self.rows, -1), right
+
+    def product(self, encoder: Float[Tensor, "br c1 *kE"], decoder: Float[Tensor, "f sr *kD"]) -> Tensor:
+        """The kernel ``(f, c, *k)`` of the two convolutions in a row."""
+        left, right = self.factors(encoder, decoder)
+        return self.kernel(left @ right)
 
     def _kernel_on(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(k if a in axes else 1 for a, k in enumerate(self.kernel_size))

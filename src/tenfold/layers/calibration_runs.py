@@ -1,0 +1,73 @@
+"""Passes of calibration data through networks that are to be left as they are: batches, modes and hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from tenfold.errors import DataError
+from tenfold.layers.calibration_batches import Batch, calibration_batches
+
+
+class Source:
+    """The first examples of the data, as often as they are asked for.
+
+    Args:
+        data: calibration batches.
+        samples: how many examples; None: all.
+    """
+
+    def __init__(self, data: Iterable[Any], samples: int | None) -> None:
+        self.data = data
+        self.samples = samples
+
+    def batches(self, model: nn.Module) -> Iterator[Batch]:
+        """From the beginning. The reader may run ``model`` at once: hooks come afterwards.
+
+        Raises:
+            DataError: no batch at all, or one that cannot be read.
+        """
+        return self._cut(calibration_batches(model, self.data))
+
+    def _cut(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        seen = 0
+        for batch in batches:
+            part = batch if self.samples is None else batch.first(self.samples - seen)
+            seen += len(part)
+            yield part
+            if self.samples is not None and seen >= self.samples:
+                return
+        if not seen:
+            raise DataError("`data` must hold at least one batch to calibrate on; it is empty.")
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module has its own mode again afterwards, whatever is raised."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def hooked(handles: Sequence[Any]) -> Iterator[None]:
+    """Removes hooks at the end, whatever is raised."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Of the first parameter."""
+    return next((t.device for t in model.parameters()), torch.device("cpu"))
