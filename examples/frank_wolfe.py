@@ -37,7 +37,7 @@ def main(epochs: int) -> None:
     loader = list(zip(test[0].split(200), test[1].split(200), strict=True))
     for row in tenfold.sweep(model, tenfold.RankCut(), [0, 0.4, 0.8], loader, data=train[0].split(64)):
         print(
-            f"{row.ratio:.0%} of the ranks removed: {row.params:,} parameters, {row.accuracy:.1%} right after,", end=" "
+            f"{row.removed:.0%} of the ranks removed: {row.params:,} parameters, {row.right_after:.1%} right after,", end=" "
         )
         print(f"{row.reestimated:.1%} with batch norm re-estimated")
 

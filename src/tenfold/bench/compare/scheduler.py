@@ -37,6 +37,8 @@ from tenfold.train import Data, build_model, load_data
 EXPERIMENT, RESULTS, WORK, MERGED = "experiment.json", "results", "work", "results.json"
 _GROWS = ("methods", "budgets", "seeds", "name", "threads", "keep")
 """Keys of an experiment that may change: what was done before stays as it is."""
+_BEFORE = {"cuts": []}
+"""Keys that files of older versions lack, with what was so then."""
 _POLL = 2.0
 """Seconds between looks at the work that other processes do."""
 
@@ -212,7 +214,7 @@ def _settle(experiment: Experiment, data: Data, out: Path) -> None:
     if file.exists():
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
-            old = {key: saved.get(key, body[key]) for key in body}  # a key that is new says what was so before
+            old = {key: saved.get(key, _BEFORE.get(key, body[key])) for key in body}
         except (ValueError, AttributeError) as error:
             raise CheckpointError(f"'{file}' is damaged ({error!r}): choose another folder.") from error
         different = [
