@@ -21,7 +21,7 @@ BODY = {"name": "x", "data": "digits", "model": "cnn", "methods": ["sfw"]}
 
 
 def cut_experiment(*methods, **changes):
-    given = {"recipe": SHORT, "recovery": 0, "budgets": (), "cuts": (Cuts("rank", REMOVE),), "exclude": ["linear"]}
+    given = {"recipe": SHORT, "recovery": 0, "budgets": (), "cuts": (Cuts("rank", REMOVE, exclude=["linear"]),)}
     return experiment(*methods, **(given | changes))
 
 
@@ -97,9 +97,9 @@ def test_a_folder_without_cuts_is_not_gone_on_with_for_some(tmp_path):
 def test_cuts_are_read_from_one_mapping_or_several():
     one = Experiment.from_dict(BODY | {"cuts": {"kind": "rank", "remove": [0, 0.5]}})
     assert one.cuts == (Cuts("rank", (0, 0.5)),)
-    several = [{"kind": "rank", "remove": [0.5]}, {"kind": "filter", "remove": [0.2, 0.4]}]
+    several = [{"kind": "rank", "remove": [0.5], "exclude": ["linear"]}, {"kind": "filter", "remove": [0.2, 0.4]}]
     made = Experiment.from_dict(BODY | {"cuts": several})
-    assert made.cuts == (Cuts("rank", (0.5,)), Cuts("filter", (0.2, 0.4)))
+    assert made.cuts == (Cuts("rank", (0.5,), exclude=["linear"]), Cuts("filter", (0.2, 0.4)))
     assert Experiment.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 

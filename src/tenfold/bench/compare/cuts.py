@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tenfold.bench.compare.findings import CutCurve
 from tenfold.bench.sweep import Cut, FilterCut, RankCut, measured_rows
 from tenfold.errors import check, is_share
-from tenfold.layers.select import Selection
 from tenfold.layers.swap import structure_of, to_dense
 
 RANK, FILTER = "rank", "filter"
@@ -25,6 +24,8 @@ class Cuts:
         kind: "rank": the same share of the full rank in every layer, see `tenfold.RankCut`; "filter": the share of the
             filters of least norm in every layer, see `tenfold.FilterCut`.
         remove: the shares, each in [0, 1), different from one another; at least one.
+        target: only these layers are cut; see `tenfold.plan`.
+        exclude: these never are.
 
     Raises:
         ArgumentError: another kind, no share, one out of range, or one twice.
@@ -32,6 +33,8 @@ class Cuts:
 
     kind: str
     remove: tuple[float, ...]
+    target: str | list[str] | None = None
+    exclude: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -49,8 +52,6 @@ def curve(
     *,
     data: Iterable[Any],
     example: Tensor,
-    target_modules: Selection = None,
-    exclude_modules: Selection = None,
 ) -> CutCurve:
     """All cuts of one kind, each on a copy of ``model``. Of factors, what is cut is the weight that they multiply to.
 
@@ -60,10 +61,8 @@ def curve(
         accuracy: of a model, in [0, 1].
         data: training batches that batch norm is re-estimated from; gone through for every cut.
         example: one input, of batch size 1, for MACs.
-        target_modules: only these layers are cut; see `tenfold.plan`.
-        exclude_modules: never these.
     """
-    chosen = {"target_modules": target_modules, "exclude_modules": exclude_modules}
+    chosen = {"target_modules": cuts.target, "exclude_modules": cuts.exclude}
     cut: Cut = RankCut(**chosen) if cuts.kind == RANK else FilterCut(example, **chosen)
     dense = to_dense(model) if structure_of(model) else model
     return CutCurve(cuts.kind, measured_rows(dense, cut, cuts.remove, accuracy, data=data, example_inputs=example))

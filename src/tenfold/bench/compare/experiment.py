@@ -294,7 +294,8 @@ def _built(value: Any, kind: type[T], where: str) -> T:
             raise ArgumentError(
                 f"`{barred}` is no key of `recipe` here: the experiment's `seeds` and `recovery` say it."
             )
-    plain = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    listed = ("target", "exclude")  # selections stay lists
+    plain = {k: tuple(v) if isinstance(v, list) and k not in listed else v for k, v in value.items()}
     return construct(kind, plain, where, ArgumentError)
 
 

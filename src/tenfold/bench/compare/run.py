@@ -222,7 +222,6 @@ def _cut(setting: Setting, row: Row, trained: nn.Module) -> list[CutCurve]:
             lambda small: setting.score(small, setting.data.validation).accuracy,
             data=setting.calibration(row.seed),
             example=setting.example(trained),
-            **setting.selection(),
         )
         for cuts in setting.experiment.cuts
     ]
