@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tenfold.bench.environment import place
 from tenfold.cli.option_names import renamed
 from tenfold.errors import ArgumentError, CheckpointError, DataError
 from tenfold.files import atomic_folder, write_json
@@ -221,10 +222,10 @@ def training_folder(out: Path, settings: Settings) -> Iterator[None]:
 
 
 def write_training(out: Path, settings: Settings, model: nn.Module, plan: Plan, results: dict[str, Any]) -> None:
-    """Add the trained model and its figures to the folder of a training."""
+    """Add the trained model and its figures, with where they were made, to the folder of a training."""
     save(model, out / MODEL, plan)
     settings.write(out)
-    write_json(out / RESULTS, results)
+    write_json(out / RESULTS, results | {"place": asdict(place())})
 
 
 def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, results: dict[str, Any]) -> None:
