@@ -41,8 +41,8 @@ format: .venv/.dev ## rewrite the code in the project's style
 bench: .venv/.dev ## speed and memory; writes JSON to benchmarks/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-docs: .venv/.dev ## rewrite what is made from results: tables, reports, pictures
-	$(BIN)/python -m docs.tables
+docs: .venv/.dev ## rewrite what is made from results: tables, pictures; reports, which are not committed
+	$(BIN)/python -m tools.pages
 
 clean: ## remove the environment and caches
 	rm -rf .venv build .pytest_cache .ruff_cache .hypothesis
