@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test lint format bench docs dist clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,5 +44,9 @@ bench: .venv/.dev ## speed and memory; writes JSON to benchmarks/results
 docs: .venv/.dev ## rewrite what is made from results: tables, pictures; reports, which are not committed
 	$(BIN)/python -m tools.pages
 
+dist: .venv/.base ## build the wheel and the source archive, into dist/
+	$(PIP) build
+	$(BIN)/python -m build --outdir dist .
+
 clean: ## remove the environment and caches
-	rm -rf .venv build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
