@@ -10,8 +10,8 @@ factors), who train on all of MNIST, at a learning rate of 0.01 and for longer. 
 accuracy in the end go into the JSON file, the curves into a PNG beside it. Both are rewritten after each run, and runs
 that the file holds already are not run again.
 
-A script, and no file for ``tenfold compare``: that begins from networks as they are built, and trains all by one loop with
-momentum, a schedule and a validation set, of which there is nothing here. What is looked at is the loss of the training.
+A script, and no file for ``tenfold compare``: that begins from networks as they are built, and trains all of them by
+one loop with momentum, a schedule and a validation set, of which there is nothing here: what counts is the training loss.
 """
 
 import argparse

@@ -34,8 +34,8 @@ OLDER = {
     "experiments/tdlrt/results/compression.json",
     "experiments/tdlrt/results/conditioning.json",
 }
-"""Files that are older than the rule. What they do not say is null, ``recorded`` says why, and ``added_in`` is the commit
-that the file came with, later than the code that made it. The list only gets shorter."""
+"""Files that are older than the rule. What they do not say is null, ``recorded`` says why, and ``added_in`` is the
+commit that the file came with, later than the code that made it. The list only gets shorter."""
 FACTS = {
     "commit": lambda v: isinstance(v, str) and re.fullmatch(r"[0-9a-f]{40}", v) is not None,
     "dirty": lambda v: isinstance(v, bool),

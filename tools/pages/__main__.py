@@ -43,7 +43,7 @@ TABLES: dict[str, Callable[..., str]] = {
 
 
 def main() -> int:
-    """Rewrite pages and pictures, make reports; with ``--check``, say which pages and pictures are out of step and fail."""
+    """Rewrite pages and pictures, make reports; with ``--check``, say what is out of step, and fail."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where something is out of step")
     check = parser.parse_args().check

@@ -6,7 +6,6 @@ rest. A mark names the folder as the page links to it: ``<!-- table: comparison 
 
 from pathlib import Path
 
-from tools.pages.cells import NOTHING_YET, ROOT, markdown
 from tenfold.bench.compare.results import Results
 from tenfold.bench.compare.scheduler import MERGED
 from tenfold.bench.report import removal, stale_pictures, tables, tradeoff, words, write_pictures, write_report
@@ -14,6 +13,7 @@ from tenfold.bench.report.figure import Panel
 from tenfold.bench.report.summary import entries
 from tenfold.bench.report.tables import Cell, Table
 from tenfold.cli.compare import REPORT
+from tools.pages.cells import NOTHING_YET, ROOT, markdown
 
 PICTURES = ("params", "latency", "cuts")
 FOLDER = "pictures"
@@ -39,8 +39,8 @@ def comparison(link: str) -> str:
             f"- {_plain('; '.join(facts))}.\n",
             _table(tables.headline(found, results)),
             *(_picture(panel, f"{link}/{FOLDER}") for panel in shown),
-            f"\n[{MERGED}]({link}/{MERGED}) has every figure. `tenfold report {_here(link)}` makes the page with ranks, "
-            "singular values, curves, costs and failures, as does `make docs`.\n",
+            f"\n[{MERGED}]({link}/{MERGED}) has every figure. `tenfold report {_here(link)}` makes the page with "
+            "ranks, singular values, curves, costs and failures, as does `make docs`.\n",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""Accuracy over a range of cuts: what remains of a trained network when shares of it are removed, without retraining."""
+"""Accuracy over a range of cuts: shares of a trained network are removed, without retraining."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def curve(
         data: training batches that batch norm is re-estimated from; gone through for every cut.
         example: one input, of batch size 1, for MACs.
     """
-    chosen = {"target_modules": cuts.target, "exclude_modules": cuts.exclude}
-    cut: Cut = RankCut(**chosen) if cuts.kind == RANK else FilterCut(example, **chosen)
+    cut: Cut = (
+        RankCut(target_modules=cuts.target, exclude_modules=cuts.exclude)
+        if cuts.kind == RANK
+        else FilterCut(example, target_modules=cuts.target, exclude_modules=cuts.exclude)
+    )
     dense = to_dense(model) if structure_of(model) else model
     return CutCurve(cuts.kind, measured_rows(dense, cut, cuts.remove, accuracy, data=data, example_inputs=example))

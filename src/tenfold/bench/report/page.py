@@ -94,7 +94,9 @@ def sections(found: Sequence[Entry], results: Results) -> list[Section]:
     parts = [
         Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),
         Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*tradeoff.all_costs(found))),
-        Section("cuts", "Without retraining", (_CUTS,), _some(tables.cuts(found)), _some(removal.against_removed(found))),
+        Section(
+            "cuts", "Without retraining", (_CUTS,), _some(tables.cuts(found)), _some(removal.against_removed(found))
+        ),
         Section("layers", "Ranks", (_RANKS,), panels=_some(maps.rank_map(found), maps.evolution(found))),
         Section("spectra", "Singular values", (_SPECTRA,), panels=_some(curves.spectra(found))),
         Section("training", "Training", (_TRAINING,), panels=_some(curves.training(found))),

@@ -144,22 +144,26 @@ def stages(found: Sequence[Entry]) -> Table | None:
 def cuts(found: Sequence[Entry]) -> Table | None:
     """Accuracy against the share that is removed of a trained network; None where nothing was cut."""
     cut = {kind: removal.cut_entries(found, kind) for kind in removal.KINDS}
-    rows_of = [row for group in cut.values() for e in group.values() for run in e.done for c in run.cuts for row in c.rows]
-    shares = sorted({row.removed for row in rows_of})
+    runs = [run for group in cut.values() for entry in group.values() for run in entry.done]
+    shares = sorted({row.removed for run in runs for curve in run.cuts for row in curve.rows})
     if not shares:
         return None
-    groups = []
-    for kind, named in cut.items():
-        rows = []
-        for name, entry in named.items():
-            stages = [removal.by_share(entry, kind, stage) for stage in removal.STAGES.values()]
-            cells = [" / ".join(_short_percent(means.get(share)) for means in stages) for share in shares]
-            rows.append([Cell(name), *map(Cell, cells), Cell(entry.seeds, entry.lack)])
-        if rows:
-            groups.append(Group(f"{removal.KINDS[kind].capitalize()} removed", rows))
-    caption = "Accuracy in per cent on the validation set by the share removed: right after / with batch norm re-estimated; "
-    caption += "no retraining. Means over the seeds."
+    groups = [
+        Group(
+            f"{removal.KINDS[kind].capitalize()} removed",
+            [[Cell(name), *_by_share(e, kind, shares), Cell(e.seeds, e.lack)] for name, e in named.items()],
+        )
+        for kind, named in cut.items()
+        if named
+    ]
+    caption = "Validation accuracy in per cent by the share removed: right after / with batch norm re-estimated; no "
+    caption += "retraining. Means over the seeds."
     return Table(caption, ["Method", *(f"{100 * share:g} %" for share in shares), "Seeds"], groups)
+
+
+def _by_share(entry: Entry, kind: str, shares: Sequence[float]) -> list[Cell]:
+    stages = [removal.by_share(entry, kind, stage) for stage in removal.STAGES.values()]
+    return [Cell(" / ".join(_short_percent(means.get(share)) for means in stages)) for share in shares]
 
 
 def _short_percent(value: Mean | None) -> str:
