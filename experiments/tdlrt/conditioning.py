@@ -11,7 +11,7 @@ accuracy in the end go into the JSON file, the curves into a PNG beside it. Both
 that the file holds already are not run again.
 
 A script, and no file for ``tenfold compare``: that begins from networks as they are built, and trains all of them by
-one loop with momentum, a schedule and a validation set, of which there is nothing here: what counts is the training loss.
+one loop with momentum, a schedule and a validation set. Here is nothing of these: what counts is the training loss.
 """
 
 import argparse

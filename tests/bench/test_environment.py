@@ -94,8 +94,9 @@ def test_what_a_comparison_and_the_command_line_write_says_it(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(8, 8))
     plan = tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=1.0))
     settings = runs.Settings("train", {}, "x", {}, {}, {})
-    runs.write_training(tmp_path / "run", settings, model, plan, {"seconds": {}})
+    returned = runs.write_training(tmp_path / "run", settings, model, plan, {"seconds": {}})
     written = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert written == json.loads(json.dumps(returned))
     assert written["seconds"] == {}
     assert unsaid(written) <= {"commit", "dirty"}  # no git here is no fault of theirs
     assert written["place"] == json.loads(json.dumps(asdict(place())))

@@ -221,14 +221,18 @@ def training_folder(out: Path, settings: Settings) -> Iterator[None]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_training(out: Path, settings: Settings, model: nn.Module, plan: Plan, results: dict[str, Any]) -> None:
-    """Add the trained model and its figures, with where they were made, to the folder of a training."""
+def write_training(
+    out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]
+) -> dict[str, Any]:
+    """Add the trained model and its results to the folder of a training: the figures, and where they were made."""
+    results = figures | {"place": asdict(place())}
     save(model, out / MODEL, plan)
     settings.write(out)
-    write_json(out / RESULTS, results | {"place": asdict(place())})
+    write_json(out / RESULTS, results)
+    return results
 
 
-def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, results: dict[str, Any]) -> None:
-    """Write a whole run folder, atomically."""
+def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]) -> dict[str, Any]:
+    """Write a whole run folder, atomically; as `write_training`."""
     with atomic_folder(out) as new:
-        write_training(new, settings, model, plan, results)
+        return write_training(new, settings, model, plan, figures)
