@@ -74,12 +74,16 @@ def test_without_budgets_methods_choose_for_themselves(tmp_path):
     assert all(run.cuts == [] for run in results.runs)
 
 
-def test_filters_are_cut_too(tmp_path):
+def test_filters_are_cut_too_of_factors_as_well(tmp_path):
     pytest.importorskip("torch_pruning")
     cuts = (Cuts("filter", (0.5,)), Cuts("rank", (0.5,)))
-    (run,) = compare(cut_experiment(tenfold.Dense(), cuts=cuts), tmp_path).runs
-    assert [curve.kind for curve in run.cuts] == ["filter", "rank"]
-    assert all(curve.rows[0].params < run.price.dense_params for curve in run.cuts)
+    budgets = (tenfold.Budget(params=0.5),)
+    runs = compare(cut_experiment(tenfold.Factors(), budgets=budgets, cuts=cuts), tmp_path).runs
+    assert [run.method for run in runs] == ["dense", "factors"]
+    for run in runs:
+        assert [curve.kind for curve in run.cuts] == ["filter", "rank"]
+        assert [curve.rows[0].failure for curve in run.cuts] == [None, None]
+        assert all(curve.rows[0].params < run.price.dense_params for curve in run.cuts)
 
 
 def test_a_folder_without_cuts_is_not_gone_on_with_for_some(tmp_path):
