@@ -180,8 +180,8 @@ def test_failures_are_results_and_the_others_go_on(tmp_path):
     assert failed["dense"] is None
     assert (failed["broken"].type, failed["broken"].message) == ("ZeroDivisionError", "of the ranks")
     assert failed["svd"].type == "BudgetError"
-    assert RunResult.read(tmp_path / "results" / "svd-params1-s0.json").failure == failed["svd"]
-    assert "of the ranks" in (tmp_path / "work" / "broken-params1-s0.failed.txt").read_text()
+    assert RunResult.read(tmp_path / "results" / "svd-params2-s0.json").failure == failed["svd"]
+    assert "of the ranks" in (tmp_path / "work" / "broken-params2-s0.failed.txt").read_text()
     # ... and are kept, until they are to be tried again
     done = []
     original = module.run
@@ -190,7 +190,7 @@ def test_failures_are_results_and_the_others_go_on(tmp_path):
         compare(both, tmp_path)
         assert done == []
         compare(both, tmp_path, retry=True)
-    assert sorted(done) == ["broken-params1-s0", "svd-params1-s0"]
+    assert sorted(done) == ["broken-params2-s0", "svd-params2-s0"]
 
 
 def test_a_dense_training_that_fails_takes_those_with_it_that_start_from_it(tmp_path):
