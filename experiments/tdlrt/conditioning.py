@@ -9,12 +9,16 @@ the root of each singular value in either. The design is that of Schotthoefer et
 factors), who train on all of MNIST, at a learning rate of 0.01 and for longer. The loss of each epoch and the test
 accuracy in the end go into the JSON file, the curves into a PNG beside it. Both are rewritten after each run, and runs
 that the file holds already are not run again.
+
+A script, and no file for ``tenfold compare``: that begins from networks as they are built, and trains all of them by
+one loop with momentum, a schedule and a validation set. Here is nothing of these: what counts is the training loss.
 """
 
 import argparse
 import itertools
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tenfold
+from tenfold.bench.environment import place
 from tenfold.files import write_json
 from tenfold.layers import deploy
 from tenfold.layers.tucker_protocol import factorised
@@ -113,7 +118,7 @@ def main() -> None:
     names = ("examples", "epochs", "batch", "lr")
     body: dict = {
         "settings": {name: getattr(given, name) for name in names} | {"method": METHOD.to_dict()},
-        "torch": torch.__version__,
+        "place": asdict(place(__file__)),
         "rows": [],
     }
     if given.out.exists():

@@ -3,8 +3,20 @@
 import random
 from dataclasses import replace
 
-from tenfold.bench.compare.findings import Accuracy, Curve, Evolution, Latency, Layer, Price, Spectra, Spectrum, Verdict
+from tenfold.bench.compare.findings import (
+    Accuracy,
+    Curve,
+    CutCurve,
+    Evolution,
+    Latency,
+    Layer,
+    Price,
+    Spectra,
+    Spectrum,
+    Verdict,
+)
 from tenfold.bench.compare.results import Failure, Place, Results, RunResult
+from tenfold.bench.sweep import SweepRow
 from tenfold.train.history import Epoch
 
 METHODS = {"alds": "post-training", "svd": "post-training", "lrpet": "training"}
@@ -33,6 +45,24 @@ def synthetic(*, seeds=(0, 1, 2), budgets=(0.5, 0.25), methods=tuple(METHODS), l
         "recovery": RECOVERY,
     }
     return Results("synthetic", experiment, runs, len(runs))
+
+
+def cut(results, kinds=("rank", "filter"), shares=(0.0, 0.5, 0.8)) -> Results:
+    """The same with cuts of what was trained; the last share cannot be reached in lrpet's second seed."""
+
+    def curves(run):
+        if run.kind == "post-training" or run.failure is not None:
+            return []
+        draw = random.Random(f"cuts {run.id}")
+        made = []
+        for kind in kinds:
+            rows = [SweepRow(s, 1000, 2000, 0.9 - s * draw.uniform(0.4, 0.6), 0.9 - 0.2 * s) for s in shares]
+            if run.label == "lrpet" and run.seed == 1:
+                rows[-1] = SweepRow(shares[-1], failure="cannot be reached")
+            made.append(CutCurve(kind, rows))
+        return made
+
+    return replace(results, runs=[replace(run, cuts=curves(run)) for run in results.runs])
 
 
 def _run(method, kind, budget, seed, layers) -> RunResult:

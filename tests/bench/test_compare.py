@@ -1,5 +1,6 @@
 """Comparisons: every run once, whatever happens; what is measured; failures as results."""
 
+import contextlib
 import json
 import random
 from collections import Counter
@@ -12,6 +13,7 @@ from compare_stubs import Broken, experiment, process, read
 import tenfold
 from tenfold.bench.compare import scheduler as module
 from tenfold.bench.compare.experiment import DataChoice
+from tenfold.bench.compare.queue import claim
 from tenfold.bench.compare.read_yaml import read_experiment
 from tenfold.bench.compare.results import Results, RunResult
 from tenfold.bench.compare.scheduler import compare
@@ -19,6 +21,14 @@ from tenfold.errors import CheckpointError, DataError
 from tenfold.train import evaluate, load_data, loop
 
 ROOT = Path(__file__).parents[2]
+
+
+def unclaimed(out) -> bool:
+    """Whether nobody holds anything of the comparison in ``out``."""
+    locks = list((out / "work" / "claims").iterdir())
+    assert locks
+    with contextlib.ExitStack() as stack:
+        return all(stack.enter_context(claim(lock.parent, lock.stem)) for lock in locks)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,7 @@ def test_killed_ten_times_it_ends_with_the_same_results(whole, tmp_path):
     started = Counter(line.split()[-1] for line in lines if " start " in line)
     assert sum(started.values()) > len(started)  # some were cut in the middle
     assert set(finished.values()) == {1}
-    assert not list((tmp_path / "work" / "claims").iterdir())
+    assert unclaimed(tmp_path)
 
 
 def test_two_processes_do_each_run_once_and_both_end_with_all(whole, tmp_path):
@@ -170,8 +180,8 @@ def test_failures_are_results_and_the_others_go_on(tmp_path):
     assert failed["dense"] is None
     assert (failed["broken"].type, failed["broken"].message) == ("ZeroDivisionError", "of the ranks")
     assert failed["svd"].type == "BudgetError"
-    assert RunResult.read(tmp_path / "results" / "svd-params1-s0.json").failure == failed["svd"]
-    assert "of the ranks" in (tmp_path / "work" / "broken-params1-s0.failed.txt").read_text()
+    assert RunResult.read(tmp_path / "results" / "svd-params2-s0.json").failure == failed["svd"]
+    assert "of the ranks" in (tmp_path / "work" / "broken-params2-s0.failed.txt").read_text()
     # ... and are kept, until they are to be tried again
     done = []
     original = module.run
@@ -180,7 +190,7 @@ def test_failures_are_results_and_the_others_go_on(tmp_path):
         compare(both, tmp_path)
         assert done == []
         compare(both, tmp_path, retry=True)
-    assert sorted(done) == ["broken-params1-s0", "svd-params1-s0"]
+    assert sorted(done) == ["broken-params2-s0", "svd-params2-s0"]
 
 
 def test_a_dense_training_that_fails_takes_those_with_it_that_start_from_it(tmp_path):
@@ -197,7 +207,7 @@ def test_a_full_disk_is_no_result(tmp_path, monkeypatch):
     monkeypatch.setattr("tenfold.train.loop.save_checkpoint", full)
     with pytest.raises(OSError, match="No space"):
         compare(experiment(tenfold.SVD(), recipe=_short()), tmp_path)
-    assert not list((tmp_path / "work" / "claims").iterdir())
+    assert unclaimed(tmp_path)
     assert not (tmp_path / "results").exists()
 
 

@@ -5,12 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
-from result_stubs import synthetic
+from result_stubs import cut, synthetic
 
 from tenfold.bench.compare.results import Results
 
-comparison = importlib.import_module("docs.comparison")
-tables = importlib.import_module("docs.tables")
+comparison = importlib.import_module("tools.pages.comparison")
+tables = importlib.import_module("tools.pages.__main__")
 LINK = "experiments/made/results"
 
 
@@ -37,7 +37,7 @@ def cells(page):
     return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
 
 
-def test_one_command_brings_page_report_and_pictures_into_step(place, monkeypatch, capsys):
+def test_one_command_brings_page_and_pictures_into_step(place, monkeypatch, capsys):
     root, folder = place
     assert make(monkeypatch) == 0
     assert "Not measured yet." in (root / "README.md").read_text()
@@ -52,7 +52,7 @@ def test_one_command_brings_page_report_and_pictures_into_step(place, monkeypatc
     found = [run.test.accuracy for run in results.runs if run.label == "lrpet"]
     assert f"{100 * sum(found) / 3:.2f} ±" in cells(page)["lrpet"][0]
     linked = re.findall(r'(?:src|srcset)="([^"]+)"|\]\(([^)]+)\)', page)
-    assert len(linked) == 6
+    assert len(linked) == 5
     for link in linked:
         assert (root / (link[0] or link[1])).is_file()
     capsys.readouterr()
@@ -60,7 +60,7 @@ def test_one_command_brings_page_report_and_pictures_into_step(place, monkeypatc
     replace(results, runs=changed).write(folder / "results.json")
     assert make(monkeypatch, "--check") == 1
     said = capsys.readouterr().out
-    for stale in ("README.md", "report.html", "params.png", "params-dark.png", "latency.png", "latency-dark.png"):
+    for stale in ("README.md", "params.png", "params-dark.png", "latency.png", "latency-dark.png"):
         assert f"{stale}: out of step" in said
     assert (root / "README.md").read_text() == page
     assert make(monkeypatch) == 0
@@ -94,4 +94,19 @@ def test_where_every_run_failed_there_is_a_table_without_pictures(place, monkeyp
     assert "<picture>" not in page
     assert cells(page)["svd"][0] == "failed"
     assert comparison.stages(f"../{LINK}") == "Not measured yet.\n"
+    assert make(monkeypatch, "--check") == 0
+
+
+def test_cuts_are_published_as_a_table_and_a_picture(place, monkeypatch):
+    root, folder = place
+    (root / "README.md").write_text(f"<!-- table: cuts {LINK} -->\n<!-- end -->\n")
+    assert make(monkeypatch) == 0
+    assert "Not measured yet." in (root / "README.md").read_text()
+    cut(synthetic(budgets=(0.5,))).write(folder / "results.json")
+    assert make(monkeypatch) == 0
+    page = (root / "README.md").read_text()
+    assert cells(page)["dense"][0].split(" / ")[1] == "90.0"
+    for link in re.findall(r'(?:src|srcset)="([^"]+)"', page):
+        assert (root / link).is_file()
+        assert "cuts" in link
     assert make(monkeypatch, "--check") == 0

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image
 from pages import panels, parse, rows
-from result_stubs import synthetic
+from result_stubs import cut, synthetic
 from scipy import stats
 
 from tenfold.bench.compare.results import Failure, Results
@@ -60,6 +60,42 @@ def written(results, folder):
 def runs_of(results, label, budget):
     wanted = {} if budget is None else {"params": budget}
     return [run for run in results.runs if run.label == label and run.budget == wanted and run.failure is None]
+
+
+# ---- cuts
+
+
+def test_cuts_have_a_table_and_a_plot_with_the_means_over_the_seeds(results, tmp_path):
+    made = cut(replace(results, runs=[run for run in results.runs if run.budget.get("params") in (None, 0.5)]))
+    page = written(made, tmp_path)
+    table = rows(page.one("section", id="cuts").one("table"))
+    labels = ("dense", "lrpet")
+    assert [(g, c[0]) for g, c in table] == [(f"{g} removed", n) for g in ("Ranks", "Filters") for n in labels]
+    panel = panels(page)["cuts"]
+    assert [choice["options"] for choice in panel["choices"]] == [
+        ["ranks", "filters"],
+        ["right after", "norms re-estimated"],
+    ]
+    for i, kind in enumerate(("rank", "filter")):
+        for label, cells in zip(labels, (c for g, c in table if g.startswith(kind.capitalize())), strict=True):
+            runs = [run for run in made.runs if run.label == label]
+            found = [row for run in runs for c in run.cuts if c.kind == kind for row in c.rows]
+            for j, name in enumerate(("right_after", "reestimated")):
+                (trace,) = [t for t in panel["figures"][f"{i},{j}"]["data"] if t["name"] == label]
+                assert trace["x"] == [0.0, 0.5, 0.8]
+                for share, y, cell in zip(trace["x"], trace["y"], cells[1:4], strict=True):
+                    known = [getattr(r, name) for r in found if r.removed == share and r.failure is None]
+                    assert len(known) == (2 if (label, share) == ("lrpet", 0.8) else 3)
+                    assert y == pytest.approx(statistics.mean(known), rel=1e-5)
+                    assert cell.split(" / ")[j] == f"{100 * statistics.mean(known):.1f}"
+    assert "cuts" not in panels(written(results, tmp_path))
+
+
+def test_cuts_at_several_budgets_are_told_apart(results, tmp_path):
+    page = written(cut(results), tmp_path)
+    names = [trace["name"] for trace in panels(page)["cuts"]["figures"]["0,0"]["data"]]
+    assert names[0] == "dense"
+    assert len(set(names)) == len(names) == 1 + len(BUDGETS)
 
 
 # ---- the numbers

@@ -42,8 +42,10 @@ def test_a_failing_case_is_recorded_and_the_others_run(tmp_path):
     assert written["results"] == [{"value": 1}]
     assert [f["case"] for f in written["failures"]] == ["a"]
     assert "no such net" in written["failures"][0]["error"]
-    assert {"date", "commit", "dirty", "cpu", "cores", "threads"} <= set(written["environment"])
-    assert {"tenfold", "torch", "numpy", "scipy"} <= set(written["environment"]["versions"])
+    assert {"commit", "dirty", "cpu", "cores", "threads"} <= set(written["place"])
+    assert {"tenfold", "torch", "numpy", "scipy"} <= set(written["place"]["versions"])
+    assert written["place"]["device"] == "cpu"
+    assert written["date"]
 
 
 def test_weights_have_the_spectrum_that_is_said(model):

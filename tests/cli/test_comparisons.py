@@ -120,5 +120,4 @@ def test_stopped_it_says_how_to_go_on(tenfold, tmp_path, monkeypatch):
         stopped = tenfold(*SMALL, "--out", tmp_path / "x")
     assert stopped.exit_code == 130
     assert "the same command goes on" in stopped.stderr
-    assert list((tmp_path / "x" / "work" / "claims").iterdir()) == []
     assert tenfold(*SMALL, "--out", tmp_path / "x").exit_code == 0

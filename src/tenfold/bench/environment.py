@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,23 +20,25 @@ _PACKAGES = ("tenfold", "torch", "numpy", "scipy", "accelerate")
 _HERE = Path(__file__).parents[1]
 
 
-def place(*more: str) -> Place:
-    """What a result records of this process and machine.
+def place(*more: str, device: str | None = None, packages: Sequence[str] = ()) -> Place:
+    """What a result records of this process and machine: every program that writes results asks here.
 
     Args:
         more: code beside the package that takes part, as git's path patterns: whether it is committed counts, too.
+        device: "cpu" or "cuda", what it runs on; None: the GPU if there is one, as in training.
+        packages: whose versions count beside those that always do.
     """
     commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", "errors.py") else None
     gpu = torch.cuda.is_available()
     return Place(
-        versions={"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        versions={"python": platform.python_version()} | {name: _version(name) for name in (*_PACKAGES, *packages)},
         commit=commit,
         dirty=None if commit is None else bool(_git("status", "--porcelain", "--", ".", *more)),
         cpu=cpu(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if gpu else None,
-        device="cuda" if gpu else "cpu",
+        device=device or ("cuda" if gpu else "cpu"),
     )
 
 

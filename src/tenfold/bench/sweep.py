@@ -22,7 +22,7 @@ from tenfold.plans.uniform_plan import fraction_plan
 from tenfold.train.score import score
 
 Cut = Callable[[nn.Module, float], nn.Module]
-"""``(model, ratio) -> model``: a copy with the share ``ratio`` removed of whatever it is that is removed."""
+"""``(model, share) -> model``: a copy without ``share`` of whatever it is that is removed."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class RankCut:
     target_modules: Selection = None
     exclude_modules: Selection = None
 
-    def __call__(self, model: nn.Module, ratio: float) -> nn.Module:
-        """A copy of ``model``, by ranks ``max(1, round((1 - ratio) full))``."""
+    def __call__(self, model: nn.Module, share: float) -> nn.Module:
+        """A copy of ``model``, by ranks ``max(1, round((1 - share) full))``."""
         problem = survey(model, target_modules=self.target_modules, exclude_modules=self.exclude_modules)
-        return build(problem, fraction_plan(problem, "rank-cut", 1 - ratio, self.fold)).model
+        return build(problem, fraction_plan(problem, "rank-cut", 1 - share, self.fold)).model
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class FilterCut:
     target_modules: Selection = None
     exclude_modules: Selection = None
 
-    def __call__(self, model: nn.Module, ratio: float) -> nn.Module:
+    def __call__(self, model: nn.Module, share: float) -> nn.Module:
         """A copy of ``model`` with fewer filters."""
         return prune_filters(
             model,
-            remove=ratio,
+            remove=share,
             example_inputs=self.example_inputs,
             norm=self.norm,
             together=self.together,
@@ -72,21 +72,21 @@ class FilterCut:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One ratio of a sweep.
+    """One share of a sweep.
 
     Args:
-        ratio: the share removed.
-        params: of the compressed model.
-        macs: of the compressed model; None without example inputs.
-        accuracy: right after, in [0, 1].
-        reestimated: with batch norm re-estimated; None without data for it.
+        removed: the share, in [0, 1).
+        params: of what is left.
+        macs: of what is left; None without example inputs.
+        right_after: accuracy right after, in [0, 1].
+        reestimated: accuracy with batch norm re-estimated; None without data for it.
         failure: why there is none of all this; None where it worked.
     """
 
-    ratio: float
+    removed: float
     params: int | None = None
     macs: int | None = None
-    accuracy: float | None = None
+    right_after: float | None = None
     reestimated: float | None = None
     failure: str | None = None
 
@@ -98,52 +98,69 @@ class SweepRow:
 def sweep(
     model: nn.Module,
     method: Method | Cut,
-    ratios: Sequence[float],
+    remove: Sequence[float],
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     data: Iterable[Any] | None = None,
     example_inputs: Any = None,
 ) -> list[SweepRow]:
-    """Compress ``model`` at each ratio, without any training, and measure each result. The model is untouched.
+    """Compress ``model`` by each share, without any training, and measure each result. The model is untouched.
 
     Args:
         model: trained.
-        method: a `Method`: ``Budget(params=1 - ratio)`` is what it is given; or `RankCut`, `FilterCut`, or any
-            function ``(model, ratio) -> model``.
-        ratios: shares to remove, each in [0, 1).
-        loader: test batches ``(x, y)``, gone through for every ratio.
+        method: a `Method`: ``Budget(params=1 - share)`` is what it is given; or `RankCut`, `FilterCut`, or any
+            function ``(model, share) -> model``.
+        remove: shares to remove, each in [0, 1).
+        loader: test batches ``(x, y)``, gone through for every share.
         data: training batches ``x`` or ``(x, y)`` to re-estimate batch norm from, and to calibrate a method that needs
-            them; gone through for every ratio.
+            them; gone through for every share.
         example_inputs: for MACs only; see `tenfold.plan`.
 
     Returns:
-        one row per ratio. A ratio that cannot be reached is a row with its failure.
+        one row per share. What cannot be reached is a row with its failure.
 
     Raises:
-        ArgumentError: a ratio out of range, or an iterator that can be gone through only once.
+        ArgumentError: a share out of range, or an iterator that can be gone through only once.
     """
-    for ratio in ratios:
-        check(is_share(ratio) and ratio < 1, "ratios", "numbers in [0, 1): shares to remove", ratio)
+    for share in remove:
+        check(is_share(share) and share < 1, "remove", "numbers in [0, 1): shares to remove", share)
     for name, value in (("loader", loader), ("data", data)):
         if isinstance(value, Iterator):
-            raise ArgumentError(f"`{name}` is gone through for every ratio; got a {type(value).__name__}. Pass a list.")
+            raise ArgumentError(f"`{name}` is gone through for every share; got a {type(value).__name__}. Pass a list.")
+
+    def accuracy(small: nn.Module) -> float:
+        return score(small, loader).accuracy
+
+    return measured_rows(model, method, remove, accuracy, data=data, example_inputs=example_inputs)
+
+
+def measured_rows(
+    model: nn.Module,
+    method: Method | Cut,
+    remove: Sequence[float],
+    accuracy: Callable[[nn.Module], float],
+    *,
+    data: Iterable[Any] | None,
+    example_inputs: Any,
+) -> list[SweepRow]:
+    """The rows of a `sweep`, by any ``accuracy`` of a model, in [0, 1]; arguments are taken as they are."""
     rows = []
-    for ratio in ratios:
+    for share in remove:
         try:
-            small = _compressed(model, method, ratio, data)
+            small = _compressed(model, method, share, data)
         except TenfoldError as error:
-            rows.append(SweepRow(ratio, failure=str(error)))
+            rows.append(SweepRow(share, failure=str(error)))
             continue
-        costs, right_after = cost(small, example_inputs), score(small, loader).accuracy
+        costs, right_after = cost(small, example_inputs), accuracy(small)
         again = None
         if data is not None:
             reestimate_(small, data)
-            again = score(small, loader).accuracy
-        rows.append(SweepRow(ratio, costs.params, costs.macs, right_after, again))
+            again = accuracy(small)
+        rows.append(SweepRow(share, costs.params, costs.macs, right_after, again))
     return rows
 
 
-def _compressed(model: nn.Module, method: Method | Cut, ratio: float, data: Iterable[Any] | None) -> nn.Module:
+def _compressed(model: nn.Module, method: Method | Cut, share: float, data: Iterable[Any] | None) -> nn.Module:
     if not isinstance(method, Method):
-        return method(model, ratio)
-    return compress(model, method, Budget(params=1.0 - ratio), data=data, norms="keep").model
+        return method(model, share)
+    return compress(model, method, Budget(params=1.0 - share), data=data, norms="keep").model

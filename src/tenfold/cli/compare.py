@@ -224,7 +224,7 @@ def table(results: Results) -> Any:
     for group in ([entry for entry in found if entry.dense], *by_budget(found).values()):
         if group and not group[0].dense:
             made.add_section()
-            made.add_row(" ".join(f"{name}={value}" for name, value in group[0].budget.items()), style="bold")
+            made.add_row(" ".join(f"{k}={v}" for k, v in group[0].budget.items()) or group[0].where, style="bold")
         for entry in group:
             made.add_row(entry.label, *_figures(entry))
     network, data = results.experiment["model"], results.experiment["data"]["name"]

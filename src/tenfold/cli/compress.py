@@ -124,8 +124,8 @@ def command(
         plan=None if plan is None else str(plan),
     )
     done = work(source, way, settings, recovery)
-    body = _results(out, settings, way, done)
-    runs.write_run(out, settings, done.model, done.result.plan, body)
+    figures = _results(out, settings, way, done)
+    body = runs.write_run(out, settings, done.model, done.result.plan, figures)
     return Outcome(body, _shown(out, source, way, done))
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tenfold.bench.environment import place
 from tenfold.cli.option_names import renamed
 from tenfold.errors import ArgumentError, CheckpointError
 from tenfold.files import atomic_folder, write_json
@@ -210,14 +211,18 @@ def training_folder(out: Path, settings: Settings) -> Iterator[None]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_training(out: Path, settings: Settings, model: nn.Module, plan: Plan, results: dict[str, Any]) -> None:
-    """Add the trained model and its figures to the folder of a training."""
+def write_training(
+    out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]
+) -> dict[str, Any]:
+    """Add the trained model and its results to the folder of a training: the figures, and where they were made."""
+    results = figures | {"place": asdict(place())}
     save(model, out / MODEL, plan)
     settings.write(out)
     write_json(out / RESULTS, results)
+    return results
 
 
-def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, results: dict[str, Any]) -> None:
-    """Write a whole run folder, atomically."""
+def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]) -> dict[str, Any]:
+    """Write a whole run folder, atomically; as `write_training`."""
     with atomic_folder(out) as new:
-        write_training(new, settings, model, plan, results)
+        return write_training(new, settings, model, plan, figures)

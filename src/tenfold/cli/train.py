@@ -109,8 +109,8 @@ def command(
         trained = _fit(job, out, resume=resume, tensorboard=tensorboard)
     with Steps(["compressing and evaluating"]).step():
         result, rows = _finish(job, trained)
-    body = _results(out, job.settings, trained, result, rows)
-    runs.write_training(out, job.settings, result.model, result.plan, body)
+    figures = _results(out, job.settings, trained, result, rows)
+    body = runs.write_training(out, job.settings, result.model, result.plan, figures)
     treated = job.method.describe(job.network, job.goal())
     return Outcome(
         body, [*tables.described(job.method.name, treated), *_shown(out, job.settings, trained, result, rows)]

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from tenfold.bench.compare.cuts import Cuts
 from tenfold.errors import ArgumentError, check, is_count
 from tenfold.methods import get_method, list_methods
 from tenfold.methods.contract.method import Method
@@ -130,7 +131,7 @@ _WORK = ("begin", "optimizer", "attach")
 
 @dataclass(frozen=True)
 class Row:
-    """One run: a method at a budget with a seed. ``budget`` is None for the dense run alone."""
+    """One run: a method at a budget with a seed. ``budget`` is None for the dense run, and in experiments without."""
 
     entry: Entry
     budget: Budget | None
@@ -156,7 +157,7 @@ class Experiment:
         data: the data set.
         model: as `tenfold.build_model` takes it.
         methods: at least one; "dense" among them changes nothing.
-        budgets: at least one.
+        budgets: at least one; or none, where every method chooses by itself how much it keeps.
         seeds: of everything random: first weights, order, augmentation. At least one.
         recipe: of a training that is ``recipe.epochs`` long; its seed is replaced. ``distill`` is the share of the
             dense network's word in the recovery after a compression, and 0 elsewhere.
@@ -167,6 +168,8 @@ class Experiment:
             None: all that are trained on.
         threads: that torch may use on the CPU, >= 1.
         latency: how it is measured.
+        cuts: what is removed, without retraining, of the networks that the dense training and the methods that work
+            while a network trains leave; at most one of a kind.
         keep: keep the networks that come out, as `tenfold.save` writes them.
 
     Raises:
@@ -177,7 +180,7 @@ class Experiment:
     data: DataChoice
     model: str
     methods: tuple[Entry, ...]
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Budget, ...] = ()
     seeds: tuple[int, ...] = (0,)
     recipe: Recipe = field(default_factory=Recipe)
     recovery: int = 0
@@ -186,6 +189,7 @@ class Experiment:
     calibration: int | None = None
     threads: int = 1
     latency: Timing = field(default_factory=Timing)
+    cuts: tuple[Cuts, ...] = ()
     keep: bool = False
 
     def __post_init__(self) -> None:
@@ -197,8 +201,12 @@ class Experiment:
         epochs = self.recipe.epochs
         check(self.recovery < epochs, "recovery", f"below the {epochs} epochs of the recipe", self.recovery)
         check(self.recipe.total is None, "total", "left out: the experiment windows the schedule", self.recipe.total)
-        for name in ("methods", "budgets", "seeds"):
+        for name in ("methods", "seeds"):
             check(len(getattr(self, name)) > 0, name, "a list with at least one entry", [])
+        lost = [entry.label for entry in self.methods if entry.method.needs_budget and not self.budgets]
+        check(not lost, "budgets", f"a list with at least one entry for {', '.join(lost)}", [])
+        kinds = [each.kind for each in self.cuts]
+        check(len(set(kinds)) == len(kinds), "cuts", "of different kinds", kinds)
         for entry in self.methods:
             self.whole(0, entry)  # its own check of the values
         for seed in self.seeds:
@@ -215,7 +223,7 @@ class Experiment:
         """Every run, as results are ordered: by seed within budget within method, dense first."""
         compressed = [e for e in self.methods if e.kind != DENSE]
         rows = [Row(Entry(Dense()), None, seed) for seed in self.seeds]
-        return rows + [Row(e, b, seed) for e in compressed for b in self.budgets for seed in self.seeds]
+        return rows + [Row(e, b, seed) for e in compressed for b in self.budgets or (None,) for seed in self.seeds]
 
     @property
     def epochs(self) -> int:
@@ -253,7 +261,7 @@ class Experiment:
 
         ``methods`` is "all", or a list of names and of mappings ``{method: NAME, FIELD: VALUE, ..., after: true}``,
         with ``recipe: {lr: 0.5}`` where a method needs one of its own; ``budgets`` a list of mappings
-        ``{params: 0.5, macs: 0.5}``.
+        ``{params: 0.5, macs: 0.5}``, ``cuts`` one mapping or a list of them, ``{kind: rank, remove: [0.2, 0.4]}``.
 
         Raises:
             ArgumentError: an unknown key, or a value that cannot be; the message names the key.
@@ -261,22 +269,20 @@ class Experiment:
         parts = dict(body)
         if isinstance(parts.get("data"), str):
             parts["data"] = {"name": parts["data"]}
-        for key, kind in (("data", DataChoice), ("recipe", Recipe), ("latency", Timing), ("budgets", Budget)):
+        if isinstance(parts.get("cuts"), Mapping):
+            parts["cuts"] = [parts["cuts"]]
+        for key, kind in (("data", DataChoice), ("recipe", Recipe), ("latency", Timing)):
             if key in parts:
-                parts[key] = _each(parts[key], kind, key)
+                parts[key] = _built(parts[key], kind, f"`{key}`")
+        for key, kind in (("budgets", Budget), ("cuts", Cuts)):
+            if key in parts:
+                parts[key] = tuple(_built(each, kind, f"each of `{key}`") for each in _list(parts[key], key))
         if "methods" in parts:
             wanted = sorted(list_methods()) if parts["methods"] == ALL else _list(parts["methods"], "methods")
             parts["methods"] = tuple(_entry(each) for each in wanted)
         if "seeds" in parts:
             parts["seeds"] = tuple(_list(parts["seeds"], "seeds"))
         return construct(cls, parts, "the experiment", ArgumentError)
-
-
-def _each(value: Any, kind: type[Any], key: str) -> Any:
-    """``value`` as a dataclass; a list of them for budgets."""
-    if kind is Budget:
-        return tuple(_built(each, kind, f"each of `{key}`") for each in _list(value, key))
-    return _built(value, kind, f"`{key}`")
 
 
 def _built(value: Any, kind: type[T], where: str) -> T:
@@ -289,7 +295,8 @@ def _built(value: Any, kind: type[T], where: str) -> T:
             raise ArgumentError(
                 f"`{barred}` is no key of `recipe` here: the experiment's `seeds` and `recovery` say it."
             )
-    plain = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    listed = ("target", "exclude")  # selections stay lists
+    plain = {k: tuple(v) if isinstance(v, list) and k not in listed else v for k, v in value.items()}
     return construct(kind, plain, where, ArgumentError)
 
 

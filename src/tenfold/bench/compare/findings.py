@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tenfold.bench.sweep import SweepRow
 from tenfold.train.history import Epoch
 
 POINTS = 32
@@ -171,3 +172,16 @@ class Evolution:
 
     epochs: list[int]
     ranks: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class CutCurve:
+    """Accuracy on the validation set against the share that is removed, of the network as training left it.
+
+    Args:
+        kind: what is removed: "rank" or "filter".
+        rows: one per share, in the order of the experiment.
+    """
+
+    kind: str
+    rows: list[SweepRow]

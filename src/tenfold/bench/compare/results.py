@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tenfold.bench.compare.findings import Accuracy, Curve, Evolution, Latency, Layer, Price, Spectra, Verdict
+from tenfold.bench.compare.findings import Accuracy, Curve, CutCurve, Evolution, Latency, Layer, Price, Spectra, Verdict
 from tenfold.errors import CheckpointError, TenfoldError
 from tenfold.files import write_json
 from tenfold.validation import construct
@@ -97,6 +97,8 @@ class RunResult:
         layers: in module order.
         spectra: of the layers that may be decomposed.
         evolution: None for methods whose ranks do not change while they train.
+        cuts: of the network as training left it, apart from what the method makes of it; empty where the experiment
+            asks for none, and for "post-training", whose network is that of the dense run.
         place: where it was made.
     """
 
@@ -124,6 +126,7 @@ class RunResult:
     layers: list[Layer] = field(default_factory=list)
     spectra: list[Spectra] = field(default_factory=list)
     evolution: Evolution | None = None
+    cuts: list[CutCurve] = field(default_factory=list)
 
     def write(self, path: Path | str) -> None:
         """Write it as a file of its own, atomically."""

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tenfold.bench.compare.cuts import curve
 from tenfold.bench.compare.experiment import AFTER, DENSE, Experiment, Row
-from tenfold.bench.compare.findings import Accuracy, Curve, Verdict
+from tenfold.bench.compare.findings import Accuracy, Curve, CutCurve, Verdict
 from tenfold.bench.compare.measure import became, finite, price, sampled_spectra, speed
 from tenfold.bench.compare.rank_history import Watched
 from tenfold.bench.compare.results import Failure, Place, RunResult
@@ -178,6 +179,8 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
     found["curves"] = [Curve("training", history)]
     found["seconds"] = {"training": sum(epoch.seconds for epoch in history)}
     found["accuracy"] = Accuracy(history[-1].validation_accuracy)
+    if row.entry.kind != AFTER:
+        found["cuts"] = _cut(setting, row, trained)
     result = _compressed(setting, row, trained)
     found["layers"] = [became(name, layer) for name, layer in result.plan.layers.items()]
     found["level"] = finite(result.plan.level)
@@ -208,6 +211,20 @@ def _compressed(setting: Setting, row: Row, trained: nn.Module) -> Result:
     data = setting.calibration(row.seed) if method.needs_data else None
     selection = setting.selection()
     return compress(trained, method, row.budget, example_inputs=example, data=data, norms="keep", **selection)
+
+
+def _cut(setting: Setting, row: Row, trained: nn.Module) -> list[CutCurve]:
+    """What the cuts of the experiment leave of a trained network, on the validation set."""
+    return [
+        curve(
+            cuts,
+            trained,
+            lambda small: setting.score(small, setting.data.validation).accuracy,
+            data=setting.calibration(row.seed),
+            example=setting.example(trained),
+        )
+        for cuts in setting.experiment.cuts
+    ]
 
 
 def _mended(

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from tenfold.bench.compare.experiment import AFTER, Experiment, Row
-from tenfold.bench.compare.queue import Claims, journal
+from tenfold.bench.compare.queue import claim, journal
 from tenfold.bench.compare.results import Failure, Results, RunResult
 from tenfold.bench.compare.run import Setting, Tell, failed, run, train_base
 from tenfold.bench.environment import place
@@ -37,6 +37,8 @@ from tenfold.train import Data, build_model, load_data
 EXPERIMENT, RESULTS, WORK, MERGED = "experiment.json", "results", "work", "results.json"
 _GROWS = ("methods", "budgets", "seeds", "name", "threads", "keep")
 """Keys of an experiment that may change: what was done before stays as it is."""
+_BEFORE = {"cuts": []}
+"""Keys that files of older versions lack, with what was so then."""
 _POLL = 2.0
 """Seconds between looks at the work that other processes do."""
 
@@ -110,7 +112,7 @@ def compare(
         made = tasks(setting, out)
         if retry:
             _forget_failures(made)
-        _work_off(made, Claims(out / WORK / "claims"), out, watch)
+        _work_off(made, out, watch)
         return merge(experiment, out)
 
 
@@ -143,12 +145,12 @@ def merge(experiment: Experiment, out: Path) -> Results:
     return results
 
 
-def _work_off(made: list[Task], claims: Claims, out: Path, watch: Watch) -> None:
+def _work_off(made: list[Task], out: Path, watch: Watch) -> None:
     """Do what nobody else does, until all is done."""
     while pending := [task for task in made if not task.done]:
         for task in pending:
             with contextlib.ExitStack() as stack:
-                if not task.ready or not stack.enter_context(claims.claim(task.id)) or task.done:
+                if not task.ready or not stack.enter_context(claim(out / WORK / "claims", task.id)) or task.done:
                     continue
                 before = sum(t.epochs for t in made if t.done)
                 watch(task.id, before)
@@ -212,7 +214,7 @@ def _settle(experiment: Experiment, data: Data, out: Path) -> None:
     if file.exists():
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
-            old = {key: saved.get(key, body[key]) for key in body}  # a key that is new says what was so before
+            old = {key: saved.get(key, _BEFORE.get(key, body[key])) for key in body}
         except (ValueError, AttributeError) as error:
             raise CheckpointError(f"'{file}' is damaged ({error!r}): choose another folder.") from error
         different = [

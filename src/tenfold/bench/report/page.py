@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tenfold.bench.compare.results import Results, RunResult
-from tenfold.bench.report import curves, maps, tables, tradeoff, words
+from tenfold.bench.report import curves, maps, removal, tables, tradeoff, words
 from tenfold.bench.report.figure import THEMES, Panel
 from tenfold.bench.report.summary import Entry, entries
 from tenfold.bench.report.tables import Cell, Group, Table
@@ -94,6 +94,9 @@ def sections(found: Sequence[Entry], results: Results) -> list[Section]:
     parts = [
         Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),
         Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*tradeoff.all_costs(found))),
+        Section(
+            "cuts", "Without retraining", (_CUTS,), _some(tables.cuts(found)), _some(removal.against_removed(found))
+        ),
         Section("layers", "Ranks", (_RANKS,), panels=_some(maps.rank_map(found), maps.evolution(found))),
         Section("spectra", "Singular values", (_SPECTRA,), panels=_some(curves.spectra(found))),
         Section("training", "Training", (_TRAINING,), panels=_some(curves.training(found))),
@@ -110,6 +113,10 @@ _TRADEOFF = (
     "Marks are means over the seeds, bars their 95 % intervals; very wide ones run out of the plot. The broad grey "
     "line is the Pareto front of the means: who stands on it is beaten by no one in both figures. Latency is relative "
     "to the dense network, because each model was measured in turns with it."
+)
+_CUTS = (
+    "Of each network as its training left it, the same share is removed in every layer, each time from the whole "
+    "network; no weight is trained after."
 )
 _RANKS = "Colour is the share that is kept, numbers are ranks; a range where the seeds differ."
 _SPECTRA = (

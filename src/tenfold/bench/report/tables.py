@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tenfold.bench.compare.findings import Latency
 from tenfold.bench.compare.results import Results, RunResult
+from tenfold.bench.report import removal
 from tenfold.bench.report.figure import si
 from tenfold.bench.report.summary import Entry, Mean, best, by_budget, latencies, median, percent
 
@@ -138,6 +139,35 @@ def stages(found: Sequence[Entry]) -> Table | None:
     caption = "On the validation set, stage by stage; the test set is measured once, in the end."
     drawn = {name: lambda entry, figure=figure: _percent(entry.over(figure)) for name, figure in _STAGES.items()}
     return _filled(caption, found, drawn)
+
+
+def cuts(found: Sequence[Entry]) -> Table | None:
+    """Accuracy against the share that is removed of a trained network; None where nothing was cut."""
+    cut = {kind: removal.cut_entries(found, kind) for kind in removal.KINDS}
+    runs = [run for group in cut.values() for entry in group.values() for run in entry.done]
+    shares = sorted({row.removed for run in runs for curve in run.cuts for row in curve.rows})
+    if not shares:
+        return None
+    groups = [
+        Group(
+            f"{removal.KINDS[kind].capitalize()} removed",
+            [[Cell(name), *_by_share(e, kind, shares), Cell(e.seeds, e.lack)] for name, e in named.items()],
+        )
+        for kind, named in cut.items()
+        if named
+    ]
+    caption = "Validation accuracy in per cent by the share removed: right after / with batch norm re-estimated; no "
+    caption += "retraining. Means over the seeds."
+    return Table(caption, ["Method", *(f"{100 * share:g} %" for share in shares), "Seeds"], groups)
+
+
+def _by_share(entry: Entry, kind: str, shares: Sequence[float]) -> list[Cell]:
+    stages = [removal.by_share(entry, kind, stage) for stage in removal.STAGES.values()]
+    return [Cell(" / ".join(_short_percent(means.get(share)) for means in stages)) for share in shares]
+
+
+def _short_percent(value: Mean | None) -> str:
+    return NOTHING if value is None else f"{100 * value.value:.1f}"
 
 
 def costs(found: Sequence[Entry]) -> Table | None:

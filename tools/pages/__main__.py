@@ -1,8 +1,9 @@
-"""Write what is made from result files: ``python -m docs.tables``; ``--check`` only compares.
+"""Write what is made from result files: ``python -m tools.pages``; ``--check`` only compares.
 
-That is the tables of README.md and docs/, and the report and pictures of each published comparison. A table stands
-between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function in `docs.accuracy`, `docs.comparison`,
-`docs.trained` or `docs.timing`, with its arguments behind it. No figure is typed by hand.
+That is the tables of README.md and docs/, and the pictures of each published comparison. A table stands between
+``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function in `accuracy`, `comparison`, `trained` or `timing`
+beside this, with its arguments behind it. No figure is typed by hand. The reports of the comparisons, pages of five
+megabytes, are made along and not kept in the repository.
 """
 
 import argparse
@@ -10,8 +11,8 @@ import re
 import sys
 from collections.abc import Callable
 
-from docs import accuracy, comparison, timing, trained
-from docs.cells import ROOT
+from tools.pages import accuracy, comparison, timing, trained
+from tools.pages.cells import ROOT
 
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 MARK = re.compile(r"(<!-- table: (\w+)([^\n]*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -25,6 +26,7 @@ TABLES: dict[str, Callable[..., str]] = {
         accuracy.pretrained,
         comparison.comparison,
         comparison.stages,
+        comparison.cuts,
         trained.sfw,
         trained.conditioning,
         trained.tolerance,
@@ -41,7 +43,7 @@ TABLES: dict[str, Callable[..., str]] = {
 
 
 def main() -> int:
-    """Rewrite pages, reports and pictures; with ``--check``, say which are out of step and fail."""
+    """Rewrite pages and pictures, make reports; with ``--check``, say what is out of step, and fail."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where something is out of step")
     check = parser.parse_args().check

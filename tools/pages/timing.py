@@ -1,6 +1,6 @@
 """Tables of speed, from the result files of benchmarks."""
 
-from docs.cells import benchmark, markdown
+from tools.pages.cells import benchmark, markdown
 
 
 def allocation_speed() -> str:

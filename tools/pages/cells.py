@@ -4,7 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTHING_YET = "Not measured yet.\n"
 DATA = {"fashion-mnist": "Fashion-MNIST", "cifar10-jpeg": "CIFAR-10 (JPEG)", "digits": "digits"}
 

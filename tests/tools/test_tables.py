@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_tables_are_in_step_with_the_result_files() -> None:
-    done = subprocess.run([sys.executable, "-m", "docs.tables", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tools.pages", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -3,7 +3,7 @@
 import json
 import statistics
 
-from docs.cells import ROOT, markdown
+from tools.pages.cells import ROOT, markdown
 
 WAYS = {"tdlrt": "TDLRT, rank fixed", "tucker": "SGD on Tucker factors", "matrix": "SGD on two factors"}
 

@@ -1,22 +1,21 @@
-"""The comparisons that are published: tables, a report and pictures from the ``results.json`` in a folder.
+"""The comparisons that are published: tables and pictures from the ``results.json`` in a folder.
 
 ``tenfold compare --experiment experiments/NAME/config.yaml --out experiments/NAME/results`` makes the file, `write` the
 rest. A mark names the folder as the page links to it: ``<!-- table: comparison experiments/NAME/results -->``.
 """
 
-import tempfile
 from pathlib import Path
 
-from docs.cells import NOTHING_YET, ROOT, markdown
 from tenfold.bench.compare.results import Results
 from tenfold.bench.compare.scheduler import MERGED
-from tenfold.bench.report import stale_pictures, tables, tradeoff, words, write_pictures, write_report
+from tenfold.bench.report import removal, stale_pictures, tables, tradeoff, words, write_pictures, write_report
 from tenfold.bench.report.figure import Panel
 from tenfold.bench.report.summary import entries
 from tenfold.bench.report.tables import Cell, Table
 from tenfold.cli.compare import REPORT
+from tools.pages.cells import NOTHING_YET, ROOT, markdown
 
-PICTURES = ("params", "latency")
+PICTURES = ("params", "latency", "cuts")
 FOLDER = "pictures"
 _IN_THE_TABLE = ("Methods", "Budgets")
 
@@ -40,8 +39,8 @@ def comparison(link: str) -> str:
             f"- {_plain('; '.join(facts))}.\n",
             _table(tables.headline(found, results)),
             *(_picture(panel, f"{link}/{FOLDER}") for panel in shown),
-            f"\n[The report]({link}/{REPORT}), a page to be downloaded, has ranks, singular values, curves, costs and "
-            f"failures; [{MERGED}]({link}/{MERGED}) every figure.\n",
+            f"\n[{MERGED}]({link}/{MERGED}) has every figure. `tenfold report {_here(link)}` makes the page with "
+            "ranks, singular values, curves, costs and failures, as does `make docs`.\n",
         ]
     )
 
@@ -51,6 +50,14 @@ def stages(link: str) -> str:
     results = _read(link)
     made = None if results is None else tables.stages(entries(results))
     return NOTHING_YET if made is None else _table(made)
+
+
+def cuts(link: str) -> str:
+    """Accuracy against the share that is removed: table and picture."""
+    results = _read(link)
+    found = [] if results is None else entries(results)
+    made, panel = tables.cuts(found), removal.against_removed(found)
+    return NOTHING_YET if made is None or panel is None else f"{_table(made)}\n{_picture(panel, f'{link}/{FOLDER}')}\n"
 
 
 def write(folder: Path) -> None:
@@ -63,17 +70,18 @@ def write(folder: Path) -> None:
 
 
 def stale(folder: Path) -> list[Path]:
-    """What `write` would change: the report byte for byte, pictures by what they show."""
-    results, report = Results.read(folder / MERGED), folder / REPORT
-    with tempfile.TemporaryDirectory() as new:
-        write_report(results, Path(new) / REPORT)
-        same = report.exists() and report.read_bytes() == (Path(new) / REPORT).read_bytes()
-    return [*([] if same else [report]), *stale_pictures(results, folder / FOLDER, PICTURES)]
+    """The pictures that `write` would change, by what they show. Reports are not kept: none is out of step."""
+    return stale_pictures(Results.read(folder / MERGED), folder / FOLDER, PICTURES)
 
 
 def _read(link: str) -> Results | None:
-    path = ROOT / link.replace("../", "") / MERGED  # as a page links to it, from a folder of its own or not
+    path = ROOT / _here(link) / MERGED
     return Results.read(path) if path.exists() else None
+
+
+def _here(link: str) -> str:
+    """A folder as the root sees it; pages in folders of their own link to it otherwise."""
+    return link.replace("../", "")
 
 
 def _table(made: Table) -> str:

@@ -2,7 +2,7 @@
 
 import statistics
 
-from docs.cells import DATA, markdown, percent, results, spread
+from tools.pages.cells import DATA, markdown, percent, results, spread
 
 
 def first_path() -> str:

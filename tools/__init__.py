@@ -1,0 +1,1 @@
+"""Programs about this repository; none of them is part of the package."""
