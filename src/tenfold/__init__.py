@@ -55,7 +55,7 @@ from tenfold.methods.vbmf import VBMF as VBMF
 from tenfold.plans.apply import Report as Report
 from tenfold.plans.apply import Result as Result
 from tenfold.plans.apply import apply as apply
-from tenfold.plans.plan import Budget as Budget
+from tenfold.plans.budget import Budget as Budget
 from tenfold.plans.plan import LayerPlan as LayerPlan
 from tenfold.plans.plan import Plan as Plan
 from tenfold.plans.problem import Problem as Problem

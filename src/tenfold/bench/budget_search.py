@@ -16,7 +16,8 @@ from torch import nn
 from tenfold.errors import BudgetError, TenfoldError, check
 from tenfold.methods.contract.method import Method
 from tenfold.plans.apply import build
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 
 

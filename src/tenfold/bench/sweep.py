@@ -15,7 +15,7 @@ from tenfold.layers.select import Selection
 from tenfold.methods.contract.builder import compress
 from tenfold.methods.contract.method import Method
 from tenfold.plans.apply import build
-from tenfold.plans.plan import Budget
+from tenfold.plans.budget import Budget
 from tenfold.plans.problem import survey
 from tenfold.plans.prune_filters import prune_filters
 from tenfold.plans.uniform_plan import fraction_plan

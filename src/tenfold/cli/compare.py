@@ -25,7 +25,7 @@ from tenfold.cli.options import DataRoot, Exclude, Target, recipe_options, with_
 from tenfold.errors import ArgumentError, DataError, TenfoldError
 from tenfold.methods import list_methods
 from tenfold.own_code import absolute
-from tenfold.plans.plan import Budget
+from tenfold.plans.budget import Budget
 from tenfold.train import Recipe
 
 NAME = "compare"

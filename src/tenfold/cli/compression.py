@@ -23,7 +23,8 @@ from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
 from tenfold.plans.apply import Result, build
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 from tenfold.train import Epoch, Recipe, evaluate, fit
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.methods import get_method, method_class
 from tenfold.methods.contract.method import Method
-from tenfold.plans.plan import Budget
+from tenfold.plans.budget import Budget
 
 _REGEX = re.compile(r"[][*+?(){}|^$\\]")
 

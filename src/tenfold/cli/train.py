@@ -38,7 +38,7 @@ from tenfold.methods.contract.method import Goal, Method
 from tenfold.methods.contract.own import record
 from tenfold.own_code import absolute
 from tenfold.plans.apply import Result
-from tenfold.plans.plan import Budget
+from tenfold.plans.budget import Budget
 from tenfold.train import Fit, Recipe, fit
 from tenfold.train.calibration import calibration
 from tenfold.train.data import Data

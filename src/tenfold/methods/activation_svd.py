@@ -8,9 +8,10 @@ from typing import ClassVar
 from tenfold.errors import check, is_count, is_share
 from tenfold.linalg.output_aware import damped, output_basis
 from tenfold.methods.contract.method import Method
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import settle
 from tenfold.plans.output_candidates import OutputBasis, factors_of, output_candidates
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.minmax import allocate
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tenfold.methods.contract.method import Method
-from tenfold.plans.plan import Budget, LayerPlan, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import Problem
 
 

@@ -15,8 +15,9 @@ from tenfold.layers.swap import planned, rebuild, structure_of
 from tenfold.layers.tucker import TuckerConv
 from tenfold.linalg.fold import NAMES
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import settle
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
 from tenfold.plans.tucker_candidates import pointwise
 from tenfold.plans.uniform_plan import lines

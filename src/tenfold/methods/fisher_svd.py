@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 from tenfold.errors import check, is_count, is_share
 from tenfold.linalg.output_aware import damped, output_basis
 from tenfold.methods.contract.method import Method
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import settle
 from tenfold.plans.loss_gradients import find_loss, loss_name, require_loss
 from tenfold.plans.output_candidates import OutputBasis, factors_of, kept_product, output_candidates
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.lagrange import allocate
 

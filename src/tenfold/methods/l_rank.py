@@ -18,8 +18,9 @@ from tenfold.layers.spec import to_weight
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.linalg.svd import low_rank_factors
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import candidates, settle
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 from tenfold.ranks.lagrange import allocate
 from tenfold.ranks.measures import MEASURES

@@ -17,7 +17,8 @@ from tenfold.layers.batchnorm import norm_after
 from tenfold.layers.spec import LayerSpec
 from tenfold.methods.contract.projection import Projection, Ranks, Sites, without
 from tenfold.optim.projection.projector import ProjectionSettings
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.uniform import allocate
 

@@ -25,7 +25,8 @@ from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.dtensor import whole
 from tenfold.optim.frank_wolfe.optimizer import FrankWolfe
 from tenfold.optim.frank_wolfe.param_groups import kernel_shape
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.plans.uniform_plan import uniform_plan
 

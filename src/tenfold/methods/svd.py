@@ -8,7 +8,8 @@ from typing import ClassVar
 from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
 from tenfold.methods.contract.method import Method
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.plans.uniform_plan import uniform_plan
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
 from tenfold.methods.contract.method import Method
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import candidates, settle
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.minmax import allocate

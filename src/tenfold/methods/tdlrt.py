@@ -27,8 +27,9 @@ from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.tucker.integrator import Integrator
 from tenfold.optim.tucker.resize import more
 from tenfold.optim.tucker.settings import IntegratorSettings
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import settle
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
 from tenfold.plans.tucker_candidates import tucker_candidates
 from tenfold.ranks.candidates import Candidates

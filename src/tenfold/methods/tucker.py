@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tenfold.methods.contract.method import Method
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import settle
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.plans.tucker_candidates import tucker_candidates
 from tenfold.ranks.minmax import allocate

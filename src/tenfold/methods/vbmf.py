@@ -9,8 +9,9 @@ from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
 from tenfold.linalg.vbmf import vbmf_rank
 from tenfold.methods.contract.method import Method
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import candidates, settle
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.uniform import allocate

@@ -23,7 +23,8 @@ from tenfold.layers.usable import refuse_unusable
 from tenfold.linalg.fold import Fold
 from tenfold.linalg.projection import project
 from tenfold.linalg.svd import low_rank_factors, require_finite
-from tenfold.plans.plan import Budget, Factors, LayerPlan, Plan, fingerprint, priced
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Factors, LayerPlan, Plan, fingerprint, priced
 from tenfold.plans.printed import Printed
 from tenfold.plans.problem import Problem
 

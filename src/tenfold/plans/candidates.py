@@ -19,7 +19,8 @@ from tenfold.layers.cost import Cost
 from tenfold.layers.find import FoundLayer
 from tenfold.linalg.fold import Fold
 from tenfold.linalg.svd import singular_values
-from tenfold.plans.plan import Budget, LayerPlan, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import ALLOWED, NO_SAVING, Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import Measure

@@ -1,4 +1,4 @@
-"""Budgets and plans: what may be kept of a model, and what each of its layers becomes.
+"""Plans: what each layer of a model becomes, with its predicted error and cost.
 
 A plan is plain data. It round-trips through JSON, can be edited by hand, compared with another and built later, on
 another machine, or after another method's training. Costs are recomputed from the ranks whenever a plan is read, so an
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from tenfold.errors import ArgumentError, PlanError, check
+from tenfold.errors import ArgumentError, PlanError
 from tenfold.layers.cost import Cost, LayerCost
 from tenfold.layers.tucker import why_impossible
 from tenfold.linalg.fold import Fold
@@ -24,73 +23,6 @@ from tenfold.plans.printed import Printed
 from tenfold.validation import construct
 
 FORMAT = "tenfold-plan/1"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What may be kept of the whole model: a fraction as a float in (0, 1] or as text, "25%"; a number as an int >= 2.
-
-    Args:
-        params: parameters, everything counted (biases, norms, layers left dense; tied ones once; no buffers).
-        macs: multiply-adds of one forward pass for the example inputs.
-
-    Several limits hold at once, and none is ever exceeded.
-
-    Raises:
-        ArgumentError: no limit at all, or one out of range. The int 1 is refused: it might mean all of it.
-    """
-
-    params: float | int | str | None = None
-    macs: float | int | str | None = None
-
-    def __post_init__(self) -> None:
-        """Read percentages; check that there is a limit and that each is in its range."""
-        for one in fields(self):
-            object.__setattr__(self, one.name, _limit(one.name, getattr(self, one.name)))
-        check(bool(self.limits), "Budget", "given at least one limit", self, "Write e.g. Budget(params=0.25).")
-
-    @property
-    def limits(self) -> dict[str, float | int]:
-        """The limits that are set, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-
-    def exceeded(self, dense: Cost, small: Cost) -> str | None:
-        """Which limits ``small`` exceeds, in words with both numbers; None where it keeps to all of them."""
-        words = []
-        for name in self.limits:
-            kept, whole = getattr(small, name), getattr(dense, name)
-            if kept is not None and whole is not None and kept > self.allowed(name, whole):
-                words.append(f"{kept:,} {name} where {self.allowed(name, whole):,} of {whole:,} are allowed")
-        return ", ".join(words) or None
-
-    def allowed(self, name: str, dense: int) -> int:
-        """The limit ``name`` as a number, given what the dense model costs. Rounded down: budgets are one-sided."""
-        value = self.limits[name]
-        return value if isinstance(value, int) else int(value * dense)
-
-
-def _limit(name: str, value: Any) -> float | int | None:
-    """One limit as a fraction or a number."""
-    if value is None:
-        return None
-    percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
-    value = float(percent[1]) / 100 if percent else value
-    check(
-        value is True or value != 1 or isinstance(value, float),
-        name,
-        "unambiguous",
-        value,
-        f"Write 1.0 or '100%' for all of it; one of the {name} alone is no budget.",
-    )
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    check(
-        number and (value >= 2 if isinstance(value, int) else 0 < value <= 1),
-        name,
-        "a fraction in (0, 1] as a float or a percentage, or a number >= 2 as an int",
-        value,
-        "0.25 or '25%' keeps a quarter; 250_000 keeps so many.",
-    )
-    return value
 
 
 @dataclass(frozen=True)

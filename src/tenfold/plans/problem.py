@@ -24,9 +24,10 @@ from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
 from tenfold.linalg.fold import slice_counts
 from tenfold.linalg.slices import slice_spectra
 from tenfold.linalg.svd import require_finite
+from tenfold.plans.budget import Budget
 from tenfold.plans.loss_gradients import Loss
 from tenfold.plans.output_moments import Moments, collect
-from tenfold.plans.plan import Budget, Factors, LayerPlan, Plan, fingerprint, priced
+from tenfold.plans.plan import Factors, LayerPlan, Plan, fingerprint, priced
 
 _BATCHED = 1 << 17
 """Kernels up to this many numbers are factorised together with others of their shape; larger ones gain nothing."""

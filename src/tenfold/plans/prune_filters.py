@@ -13,7 +13,7 @@ from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost, cost
 from tenfold.layers.filters import Filters, find_filters
 from tenfold.layers.select import Selection
-from tenfold.plans.plan import Budget
+from tenfold.plans.budget import Budget
 
 
 @dataclass(frozen=True)

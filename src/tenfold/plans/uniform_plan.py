@@ -8,8 +8,9 @@ from typing import Any
 
 from tenfold.layers.tucker import full_ranks as pair_full_ranks
 from tenfold.linalg.fold import Fold
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import candidates, settle, shapes
-from tenfold.plans.plan import Budget, LayerPlan, Plan
+from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.plans.tucker_candidates import pointwise, tucker_line
 from tenfold.ranks.candidates import Candidates

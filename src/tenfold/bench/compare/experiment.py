@@ -23,7 +23,7 @@ from tenfold.methods import get_method, list_methods
 from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
-from tenfold.plans.plan import Budget
+from tenfold.plans.budget import Budget
 from tenfold.train.recipe import Recipe
 from tenfold.validation import construct
 

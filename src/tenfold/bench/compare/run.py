@@ -28,7 +28,7 @@ from tenfold.methods.contract.builder import compress
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.methods.dense import Dense
 from tenfold.plans.apply import Result
-from tenfold.plans.plan import Budget
+from tenfold.plans.budget import Budget
 from tenfold.plans.serialization import save
 from tenfold.train import (
     Data,

@@ -11,7 +11,8 @@ from tenfold.layers.select import Selection
 from tenfold.layers.usable import refuse_unusable
 from tenfold.methods.contract.method import Method, Norms, check_budget, check_method
 from tenfold.plans.apply import Result
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import survey
 
 

@@ -29,7 +29,8 @@ from tenfold.layers.copy_model import duplicate
 from tenfold.layers.cost import Cost
 from tenfold.layers.select import Selection
 from tenfold.plans.apply import Result, build
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 
 Norms = Literal["auto", "keep", "reestimate"]

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from tenfold.errors import check, is_count, is_share
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.projection.penalty import Penalty, hook_penalty, slots_of
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.budget import Budget
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.plans.uniform_plan import uniform_plan
 

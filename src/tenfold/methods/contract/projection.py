@@ -24,8 +24,9 @@ from tenfold.linalg.fold import NAMES, Fold
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.hooks import State, gradient_scale, hook_steps, trained_by
 from tenfold.optim.projection.projector import RENEW, ProjectionResult, ProjectionSettings, project_
+from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import candidates, refuse, settle, shapes, smallest
-from tenfold.plans.plan import Budget, Plan
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES

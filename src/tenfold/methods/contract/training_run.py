@@ -15,7 +15,7 @@ from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
 from tenfold.methods.contract.builder import check_arguments
 from tenfold.methods.contract.method import Goal, Method, Norms
 from tenfold.plans.apply import Result
-from tenfold.plans.plan import Budget
+from tenfold.plans.budget import Budget
 
 
 class TrainingRun:
