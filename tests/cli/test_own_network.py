@@ -60,7 +60,7 @@ def kept(model):
 
 two_in = [(torch.ones(4, 20), torch.ones(4, 30))] * 2
 named = [{"ids": torch.zeros(4, 9, dtype=torch.long), "mask": torch.ones(4, 9)}] * 2
-unclear = [(torch.zeros(4, 9, dtype=torch.long), torch.ones(4, 9))]
+unclear = [(torch.zeros(4, 9, dtype=torch.long), torch.zeros(4, 9))]
 once = iter(two_in)
 one = torch.ones(8, 1, 24, 17)
 nothing = []
@@ -194,7 +194,7 @@ def test_naming_the_file_again_is_the_users_word(tenfold, code, net, tmp_path):
 @pytest.mark.parametrize(("model", "inputs"), [("TwoIn", "two_in"), ("Named", "named")])
 def test_inputs_may_be_several_or_named(tenfold, code, tmp_path, model, inputs):
     words = ("--model", f"{code}:{model}", "--inputs", f"{code}:{inputs}")
-    cut = ("--method", "svd", "--budget", "macs=0.7")
+    cut = ("--method", "pca", "--budget", "macs=0.7")
     planned = json.loads(tenfold("plan", *words, *cut, "--json").stdout)
     assert planned["cost"]["share"]["macs"] <= 0.7
     made = tenfold("compress", *words, *cut, "--out", tmp_path / "b")
@@ -237,7 +237,7 @@ REFUSED = [
     (("compress", "--model", "CODE:Net", "--guard", "-1"), "`--score` must be given", "--guard"),
     (("compress", "--model", "CODE:Net", "--budget", "params=0.5", "--finetune", "2"), "`--finetune`", "--data"),
     (("compress", "--model", "CODE:Net", "--budget", "params=0.5", "--batch-size", "2"), "`--batch-size`", "--data"),
-    (("plan", "--model", "CODE:Named", "--inputs", "CODE:unclear", "--budget", "macs=0.5"), "`--inputs`", "dicts"),
+    (("plan", "--model", "CODE:Named", "--inputs", "CODE:unclear", "--budget", "macs=0.5"), "`--inputs`", "ambiguous"),
     (("plan", "--model", "CODE:Net", "--inputs", "CODE:once", "--budget", "macs=0.5"), "`--inputs`", "more than once"),
     (("plan", "--model", "CODE:Net", "--inputs", "CODE:one", "--budget", "macs=0.5"), "`--inputs`", "[x]"),
     (("plan", "--model", "CODE:Net", "--inputs", "CODE:nothing", "--budget", "macs=0.5"), "`--inputs`", "one batch"),

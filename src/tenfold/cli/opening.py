@@ -16,7 +16,7 @@ from tenfold.cli import runs
 from tenfold.cli.figures import Stage, accuracy, own_score
 from tenfold.cli.network_options import Named
 from tenfold.cli.option_names import renamed
-from tenfold.cli.own_inputs import OwnBatches, inputs_of, own_batches
+from tenfold.cli.own_inputs import OwnBatches, first_inputs, own_batches
 from tenfold.errors import ArgumentError, CheckpointError, DataError
 from tenfold.layers.cost import Cost, cost
 from tenfold.layers.swap import structure_of, to_dense
@@ -154,7 +154,7 @@ def open_network(named: Named, *, needs: Sequence[str] = (), reason: str = "") -
         if data is not None:
             settings = replace(settings, data=settings.data | {"checksum": data.checksum})
     model = (network.to(runs.device()) if data is not None else network).eval()
-    first = None if inputs is None else _first(inputs, model)
+    first = None if inputs is None else first_inputs(inputs, model)
     return Opened(named, settings, model, plan, data, inputs, first, score)
 
 
@@ -243,12 +243,6 @@ def _data(settings: runs.Settings, named: Named) -> Data:
             f"figures would not compare. Point `--data-root` at the same files."
         )
     return data
-
-
-def _first(inputs: OwnBatches, model: nn.Module) -> Any:
-    for batch in inputs:
-        return inputs_of(batch, model)
-    raise DataError(f"`inputs` must hold at least one batch; {inputs.reference!r} gives none.")
 
 
 def _path(named: Named) -> str | None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tenfold.cli.option_names import renamed
 from tenfold.errors import ArgumentError, DataError
+from tenfold.layers.calibration_batches import calibration_batches
 from tenfold.own_code import call_own, load_own
 
 _END = object()
@@ -59,35 +61,13 @@ def own_batches(reference: str) -> OwnBatches:
     return OwnBatches(reference, made)
 
 
-def inputs_of(batch: Any, model: nn.Module) -> Any:
-    """What of ``batch`` the model is called with: a tensor, a tuple of positional or a dict of keyword arguments.
-
-    A tensor or a dict is the inputs. Of a pair whose first part is a tuple, a list or a dict, that part is. Any other
-    tuple is the inputs if ``forward`` takes that many arguments and needs more than one; where it needs one only, it is
-    ``(inputs, target)`` if ``forward`` takes no more.
+def first_inputs(batches: OwnBatches, model: nn.Module) -> Any:
+    """What the model is called with on the first batch: a tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises:
-        DataError: a tuple that could be either, or a batch of another kind.
+        DataError: no batch, or one that `tenfold.layers.calibration_batches` cannot read.
     """
-    if isinstance(batch, (Tensor, Mapping)):
-        return batch
-    if not isinstance(batch, (tuple, list)) or not batch:
-        raise DataError(f"`inputs` must hold tensors, tuples or dicts; got a {type(batch).__name__} of nothing usable.")
-    if len(batch) == 1 or (len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping))):
-        first = batch[0]
-        return tuple(first) if isinstance(first, list) else first
-    alone, all_ = (_takes(model, count) for count in (1, len(batch)))
-    if alone and all_:
-        raise DataError(
-            f"`inputs` must say what is an input: the model takes one argument and {len(batch)} alike, so that the "
-            f"last of a tuple could be a target. Give dicts by the names of the arguments, or ((inputs, ...), target)."
-        )
-    return tuple(batch) if all_ else batch[0]
-
-
-def _takes(model: nn.Module, count: int) -> bool:
-    try:
-        inspect.signature(model.forward).bind(*[None] * count)
-    except TypeError:
-        return False
-    return True
+    with renamed(data="--inputs"):
+        for batch in calibration_batches(model, batches):
+            return dict(batch.kwargs) or (batch.args[0] if len(batch.args) == 1 else batch.args)
+    raise DataError(f"`inputs` must hold at least one batch; {batches.reference!r} gives none.")

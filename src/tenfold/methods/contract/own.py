@@ -35,5 +35,5 @@ def own_method(reference: str, argument: str = "method") -> type[Method]:
 
 
 def record(method: Method) -> dict[str, Any]:
-    """`Method.to_dict`, with the reference of a user's own method for its name: what makes it again."""
+    """`Method.to_dict`, with the reference of a user's own method for its name: `get_method` makes it again of that."""
     return method.to_dict() | {"method": _REFERENCES.get(type(method), method.name)}
