@@ -13,7 +13,8 @@ import pytest
 import tenfold
 
 SOURCE = Path(inspect.getfile(tenfold))
-MODULES = [info.name for info in pkgutil.walk_packages(tenfold.__path__, "tenfold.")]
+FOUND = list(pkgutil.walk_packages(tenfold.__path__, "tenfold."))
+MODULES, PACKAGES = [info.name for info in FOUND], [info.name for info in FOUND if info.ispkg]
 HEAVY = (
     *("tenfold.train", "tenfold.bench", "tenfold.cli"),
     *("scipy.optimize", "scipy.linalg", "scipy.sparse", "scipy.stats"),
@@ -36,6 +37,24 @@ def test_no_module_is_hidden_behind_an_object_of_its_name(name):
     module = importlib.import_module(name)
     package, _, last = name.rpartition(".")
     assert getattr(importlib.import_module(package), last) is module
+
+
+def bound(statement: ast.stmt) -> dict[str, str]:
+    """The names that a statement of a package's own file gives to something, with what it is where it is imported."""
+    if isinstance(statement, ast.ImportFrom):
+        return {alias.asname or alias.name: f"{statement.module}.{alias.name}" for alias in statement.names}
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return {statement.name: "its own"}
+    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+    return {node.id: "its own" for node in targets if isinstance(node, ast.Name)}
+
+
+@pytest.mark.parametrize("name", ["tenfold", *PACKAGES])
+def test_no_package_gives_the_name_of_one_of_its_modules_to_something_else(name):
+    """Which of the two one would get hangs on what has been imported so far."""
+    source = Path(inspect.getfile(importlib.import_module(name))).read_text()
+    given = {key: what for node in ast.parse(source).body for key, what in bound(node).items()}
+    assert {key: what for key, what in given.items() if f"{name}.{key}" in MODULES and what != f"{name}.{key}"} == {}
 
 
 @pytest.mark.parametrize(("home", "names"), PUBLIC.items(), ids=list(PUBLIC))

@@ -71,7 +71,8 @@ def test_a_method_is_built_with_its_fields():
 def test_an_unknown_name_lists_the_known_ones(name, message):
     with pytest.raises(tenfold.ArgumentError) as caught:
         tenfold.get_method(name)
-    assert str(caught.value).startswith(f"`method` must be one of {', '.join(tenfold.list_methods())}; ")
+    known = ", ".join(tenfold.list_methods())
+    assert str(caught.value).startswith(f"`method` must be one of {known}, or FILE.py:CLASS; ")
     assert str(caught.value).endswith(message)
 
 
