@@ -216,3 +216,18 @@ def test_a_core_that_was_replaced_after_the_optimizer_was_made_is_one_sentence()
     with pytest.raises(ArgumentError, match=r"has another core .* than its optimizer holds"):
         run(model, optimizer, lambda m, _: m().square().sum(), 1)
     assert isinstance(model, Kernel)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_the_optimizer_underneath_never_steps_a_basis(static) -> None:
+    """Neither by a gradient, nor by weight decay, which needs none but a zero."""
+    model = net(static=static).eval()
+    optimizer = around(model, CYCLE, base=torch.optim.AdamW, lr=0.05, weight_decay=0.5)
+    for step in range(8):
+        run(model, optimizer, lambda m, _, step=step: loss(m, step), 1)
+        for layer in factorised(model).values():
+            assert not any(basis in optimizer.inner.state for basis in layer.bases)
+            for u, rank in zip(layer.bases, layer.ranks, strict=True):
+                each = u.detach()[:, :rank].unflatten(0, (layer.groups, -1))
+                eye = torch.eye(rank, dtype=u.dtype).expand(layer.groups, -1, -1)
+                torch.testing.assert_close(each.mT @ each, eye, rtol=0, atol=1e-12)
