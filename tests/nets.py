@@ -5,6 +5,7 @@ way that one test is about stands beside that test.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,6 +49,59 @@ def transposed() -> nn.Sequential:
 def small_image() -> Tensor:
     """Two images with four channels."""
     return torch.randn(2, 4, 7, 7)
+
+
+def conv_chain(*channels: int, size: int, classes: int, padding: int = 0, groups: int = 1) -> nn.Sequential:
+    """3 x 3 convolutions with a ReLU between, the last in ``groups``, and a head that sees every place of images of
+    ``size``."""
+    layers: list[nn.Module] = []
+    pairs = list(pairwise(channels))
+    for i, (n_in, n_out) in enumerate(pairs, 1):
+        last = i == len(pairs)
+        layers.append(nn.Conv2d(n_in, n_out, 3, padding=padding, groups=groups if last else 1))
+        layers += [] if last else [nn.ReLU()]
+    places = (size - len(pairs) * (2 - 2 * padding)) ** 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(places * channels[-1], classes))
+
+
+def linear_chain(*widths: int) -> nn.Sequential:
+    """Linear layers with a ReLU between."""
+    layers = [m for n_in, n_out in pairwise(widths) for m in (nn.Linear(n_in, n_out), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def conv_norm_chain(dtype: torch.dtype = torch.float64, seed: int = 3) -> nn.Sequential:
+    """``mid`` alone is larger than 1x1 and not the first convolution; a norm follows all three."""
+    torch.manual_seed(seed)
+    made = nn.Sequential()
+    made.add_module("first", nn.Conv2d(3, 8, 3, padding=1, bias=False))
+    made.add_module("norm1", nn.BatchNorm2d(8))
+    made.add_module("relu1", nn.ReLU())
+    made.add_module("mid", nn.Conv2d(8, 12, 3, padding=1))
+    made.add_module("norm2", nn.BatchNorm2d(12))
+    made.add_module("relu2", nn.ReLU())
+    made.add_module("point", nn.Conv2d(12, 16, 1))
+    made.add_module("norm3", nn.BatchNorm2d(16))
+    made.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    made.add_module("flat", nn.Flatten())
+    made.add_module("head", nn.Linear(16, 10))
+    return made.to(dtype)
+
+
+def norm_dropout(
+    channels: int = 2, classes: int = 3, *, norm: bool = True, dropout: float = 0.0, seed: int = 7
+) -> nn.Sequential:
+    """What evaluation does otherwise than training, a batch norm and dropout, between a convolution and a head."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, padding=1),
+        nn.BatchNorm2d(6) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(24, classes),
+    )
 
 
 # ---- more than one way through
@@ -125,6 +179,23 @@ class SumConcatDepthwise(nn.Module):
         y = y + self.back(F.relu(self.inner(y)))
         y = F.relu(self.deep(y))
         return self.head(torch.cat([y, F.relu(self.side(x))], 1).mean((2, 3)))
+
+
+# ---- inputs and outputs that are no single tensor
+
+
+class WordAndImage(nn.Module):
+    """Two inputs, one of them integers, by keyword; a dict of two outputs; a batch norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.table, self.head, self.drop = nn.Embedding(7, 8), nn.Linear(8, 5), nn.Dropout(0.5)
+        self.norm.running_mean.normal_()
+
+    def forward(self, image: Tensor, word: Tensor) -> dict[str, Tensor]:
+        features = self.norm(self.conv(image)).relu().mean((2, 3))
+        return {"logits": self.head(self.drop(features + self.table(word))), "features": features}
 
 
 # ---- tied weights
@@ -210,7 +281,45 @@ class TiedStrides(nn.Module):
         return self.b(torch.relu(self.a(x)))
 
 
+class TiedConvs(nn.Module):
+    """Two convolutions with one weight, between a stem and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.two = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(torch.relu(self.one(torch.relu(self.stem(x))))).mean((2, 3)))
+
+
 # ---- layers that are used often, or never
+
+
+class ReusedTwoNames(nn.Module):
+    """One module used three times under two names, at two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(6, 6, 3, padding=1)
+        self.b = self.a
+        self.down = nn.Conv2d(6, 6, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(self.down(self.b(self.a(x))))
+
+
+class UsedTwice(nn.Module):
+    """One linear layer used twice, on sequences of unlike lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.relu(self.layer(x))[:, :2])
 
 
 class Pyramid(nn.Module):
