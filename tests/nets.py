@@ -33,6 +33,12 @@ def image() -> Tensor:
     return torch.randn(2, 3, 8, 8)
 
 
+def labelled_images(seed: int) -> tuple[Tensor, Tensor]:
+    """A batch for `chain`: eight images and a class of ten for each."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(8, 3, 8, 8, generator=g), torch.randint(10, (8,), generator=g)
+
+
 def transposed() -> nn.Sequential:
     """Layers whose MACs are *not* proportional to their parameters: a transposed convolution, an uneven stride; see
     `small_image`."""

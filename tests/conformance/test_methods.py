@@ -15,7 +15,7 @@ from torch import nn
 import helpers
 import tenfold
 from helpers import counted, same_state, state
-from nets import Tied, chain, image, small_image, tokens, transposed
+from nets import Tied, chain, image, labelled_images, small_image, tokens, transposed
 from tenfold.linalg.fold import NAMES
 
 METHODS = tenfold.list_methods()
@@ -259,13 +259,8 @@ def test_a_model_without_layers_to_decompose_is_refused_where_they_are_needed(me
 # ---- during training
 
 
-def batch(i: int) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(i)
-    return torch.randn(8, 3, 8, 8, generator=g), torch.randint(10, (8,), generator=g)
-
-
 def train(method, model, optimizer, steps=6) -> list[float]:
-    return helpers.train(model, optimizer, batch, range(steps), needs_closure=method.needs_closure)
+    return helpers.train(model, optimizer, labelled_images, range(steps), needs_closure=method.needs_closure)
 
 
 def test_begin_gives_a_copy(method):
