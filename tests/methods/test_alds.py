@@ -178,7 +178,7 @@ def test_an_impossible_budget_names_the_smallest_which_then_succeeds(net, kind, 
     problem = tenfold.survey(make(), example_inputs=inputs())
     method = tenfold.ALDS(folds=folds)
     with pytest.raises(tenfold.BudgetError) as caught:
-        method.plan(problem, tenfold.Budget(**{name: kind(1) if kind is int else 1e-6}))
+        method.plan(problem, tenfold.Budget(**{name: kind(2) if kind is int else 1e-6}))
     (smallest,) = caught.value.smallest.values()
     assert type(smallest) is kind
     assert f"{smallest}" in str(caught.value)
