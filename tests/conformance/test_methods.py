@@ -19,7 +19,7 @@ from nets import Tied, chain, image, labelled_images, small_image, tokens, trans
 from tenfold.linalg.fold import NAMES
 
 METHODS = tenfold.list_methods()
-MODELS = {"chain": (chain, image), "unlike": (transposed, small_image), "tied": (Tied, tokens)}
+MODELS = {"chain": (chain, image), "transposed": (transposed, small_image), "tied": (Tied, tokens)}
 EVERY = ".*"
 GOAL = tenfold.Goal(steps_per_epoch=2, steps=6)
 BUDGETS = (

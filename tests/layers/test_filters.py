@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import tenfold
 from helpers import same_state, state

@@ -151,7 +151,7 @@ def test_any_edit_survives_json(data):
 
 
 def test_slices_written_as_groups_in_older_plans_are_read_as_slices():
-    plan = plan_for("unlike", tenfold.ALDS(slices=(2,)), params=0.5)
+    plan = plan_for("transposed", tenfold.ALDS(slices=(2,)), params=0.5)
     assert any(layer.slices > 1 for layer in plan.layers.values())
     body = json.loads(plan.to_json())
     for layer in body["layers"].values():
