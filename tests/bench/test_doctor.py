@@ -5,11 +5,14 @@ import torch
 from torch import nn
 
 import tenfold
+from helpers import same_state, state
 from tenfold.bench import doctor
 from tenfold.errors import ArgumentError
 
 
-class Net(nn.Module):
+class EveryReason(nn.Module):
+    """A layer that may pay, used at two sizes, beside one for each reason why not."""
+
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 3, padding=1)
@@ -43,7 +46,7 @@ def by_name(found):
 
 
 def test_break_even_ranks_are_the_largest_that_are_cheaper(steady):
-    model, x = Net(), torch.randn(2, 3, 8, 8)
+    model, x = EveryReason(), torch.randn(2, 3, 8, 8)
     found = doctor.diagnose(model, x)
     twice = by_name(found)["twice"]
     problem = tenfold.survey(model, example_inputs=x)
@@ -64,14 +67,14 @@ def test_break_even_ranks_are_the_largest_that_are_cheaper(steady):
 
 
 def test_layers_are_timed_on_the_shapes_that_they_see(steady):
-    doctor.diagnose(Net(), torch.randn(2, 3, 8, 8))
+    doctor.diagnose(EveryReason(), torch.randn(2, 3, 8, 8))
     shapes = [shape for shape, ranks in steady if ranks == ["0", "8", "16", "24", "17"]]
     assert sorted(shapes) == [(2, 32, 4, 4), (2, 32, 8, 8)]
     assert steady[0] == ((2, 3, 8, 8), ["model"])
 
 
 def test_every_layer_that_cannot_pay_says_why(steady):
-    found = by_name(doctor.diagnose(Net(), torch.randn(2, 3, 8, 8), exclude_modules=["head"]))
+    found = by_name(doctor.diagnose(EveryReason(), torch.randn(2, 3, 8, 8), exclude_modules=["head"]))
     assert found["idle"].reason == doctor.UNUSED
     assert found["depth"].reason == doctor.NO_RANK
     assert "Embedding" in found["table"].reason
@@ -81,14 +84,14 @@ def test_every_layer_that_cannot_pay_says_why(steady):
 
 def test_a_layer_that_is_slower_at_every_rank_says_so(monkeypatch):
     monkeypatch.setattr(doctor, "milliseconds", lambda models, x, **_: {n: 1.0 + (n != "0") for n in models})
-    found = by_name(doctor.diagnose(Net(), torch.randn(1, 3, 8, 8), target_modules=["twice"]))["twice"]
+    found = by_name(doctor.diagnose(EveryReason(), torch.randn(1, 3, 8, 8), target_modules=["twice"]))["twice"]
     assert (found.reason, found.even_ms) == (doctor.SLOWER, 0)
 
 
 @pytest.mark.parametrize("fold", ["spatial", "decoupled"])
 def test_it_measures_for_real_and_changes_nothing(fold):
-    model, x = Net().train(), torch.randn(1, 3, 8, 8)
-    state, drawn = {k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state()
+    model, x = EveryReason().train(), torch.randn(1, 3, 8, 8)
+    before, drawn = state(model), torch.random.get_rng_state()
     small = tenfold.apply(model, tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=0.8)))
     seen = []
     found = doctor.diagnose(small.train(), x, rungs=2, rounds=3, fold=fold, report=lambda *words: seen.append(words))
@@ -96,14 +99,14 @@ def test_it_measures_for_real_and_changes_nothing(fold):
     assert all(t.ms > 0 for layer in found.layers for t in layer.timings)
     assert [name for _, _, name in seen] == ["stem", "depth", "twice", "idle", "head"]
     assert small.training and all(not m._forward_pre_hooks for m in small.modules())  # noqa: PT018
-    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert same_state(model, before)
     assert torch.equal(drawn, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize(("field", "value"), [("rungs", 1), ("rounds", 2), ("threads", 0), ("fold", "channels")])
 def test_what_is_out_of_range_is_refused(field, value):
     with pytest.raises(ArgumentError, match=f"`{field}`"):
-        doctor.diagnose(Net(), torch.randn(1, 3, 8, 8), **{field: value})
+        doctor.diagnose(EveryReason(), torch.randn(1, 3, 8, 8), **{field: value})
 
 
 def test_a_model_without_layers_has_nothing_to_examine():

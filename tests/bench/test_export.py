@@ -7,30 +7,16 @@ import torch
 from torch import nn
 
 import tenfold
+from nets import DataDependent, WordAndImage
 from tenfold.bench.export import export
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.layers.fold_batchnorm import fold_batchnorm
-
-
-class Net(nn.Module):
-    """Two inputs, one of them integers, by keyword; two outputs; a batch norm and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.table, self.head, self.drop = nn.Embedding(7, 8), nn.Linear(8, 5), nn.Dropout(0.5)
-        self.norm.running_mean.normal_()
-
-    def forward(self, image, word):
-        features = self.norm(self.conv(image)).relu().mean((2, 3))
-        return {"logits": self.head(self.drop(features + self.table(word))), "features": features}
-
 
 INPUTS = {"image": torch.randn(1, 3, 6, 6), "word": torch.tensor([4])}
 
 
 def small():
-    return tenfold.apply(Net(), tenfold.plan(Net(), tenfold.SVD(), tenfold.Budget(params=0.6)))
+    return tenfold.apply(WordAndImage(), tenfold.plan(WordAndImage(), tenfold.SVD(), tenfold.Budget(params=0.6)))
 
 
 def test_torch_export_runs_for_every_batch(tmp_path):
@@ -64,11 +50,6 @@ def test_onnx_runs_for_every_batch_in_onnx_runtime(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
 
 
-class Branches(nn.Module):
-    def forward(self, x):
-        return x if float(x.sum()) > 0 else -x
-
-
 def off():
     net = nn.Linear(2, 2)
     with torch.no_grad():
@@ -79,7 +60,7 @@ def off():
 @pytest.mark.parametrize(
     ("model", "inputs", "options", "says"),
     [
-        (Branches(), torch.ones(2, 2), {}, "cannot be exported: torch.export failed with"),
+        (DataDependent(nn.Identity()), torch.ones(2, 2), {}, "cannot be exported: torch.export failed with"),
         (nn.Linear(2, 2), torch.zeros(1, 2), {"reference": off()}, "off by"),
         (nn.Linear(2, 2), torch.zeros(()), {}, "first axis is the batch"),
         (nn.Linear(2, 2), torch.zeros(1, 2), {"format": "tflite"}, "onnx, torch-export"),

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
 
 import tenfold
+from nets import linear_chain
 from tenfold.bench.budget_search import smallest_budget
 from tenfold.errors import ArgumentError, TenfoldError
 
@@ -12,8 +12,7 @@ from tenfold.errors import ArgumentError, TenfoldError
 @pytest.fixture
 def problem():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 10))
-    return tenfold.survey(net)
+    return tenfold.survey(linear_chain(40, 60, 50, 10))
 
 
 def share(problem):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tenfold
-from ranks.nets import chain
+from helpers import same_state, state
+from nets import chain
 from tenfold.layers.swap import structure_of
 
 
@@ -23,7 +24,7 @@ def accuracy(model) -> float:
 def test_each_row_is_the_compression_alone_and_the_model_is_untouched() -> None:
     model = chain()
     model[1].running_mean.fill_(5.0)  # stale: nothing gets through the ReLU behind it
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state(model)
     calibration = [x for x, _ in data(3)]
     rows = tenfold.sweep(
         model, tenfold.SVD(), [0.0, 0.3, 0.5], data(), data=calibration, example_inputs=calibration[0][:1]
@@ -37,8 +38,7 @@ def test_each_row_is_the_compression_alone_and_the_model_is_untouched() -> None:
         assert row.reestimated == accuracy(small)
         assert json.loads(json.dumps(row.to_dict()))["removed"] == row.removed
     assert any(row.reestimated != row.right_after for row in rows)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+    assert same_state(model, before)
 
 
 def test_a_cut_of_ranks_takes_the_same_share_of_each_and_leaves_what_would_grow() -> None:

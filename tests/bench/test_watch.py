@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import tenfold
+from nets import conv_chain
 from tenfold.bench.compare.rank_history import Watched
 from tenfold.layers.tucker_protocol import factorised
 from tenfold.methods.contract.method import Goal
@@ -15,8 +16,7 @@ EPOCHS, STEPS = 4, 5
 def watched(method):
     """A short training on noise: what was seen of it, the model, and the ranks of cut layers, at first and by step."""
     torch.manual_seed(0)
-    convs = nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU()
-    model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(64, 10))
+    model = conv_chain(3, 12, 16, size=6, classes=10)
     watch = Watched(method, lambda done: None)
     model = watch.begin(model)
     x, y = torch.randn(16, 3, 6, 6), torch.randint(10, (16,))

@@ -4,9 +4,9 @@ import types
 
 import pytest
 import torch
-from torch import nn
 
 import tenfold
+from nets import conv_chain
 
 nets = importlib.import_module("benchmarks.nets")
 record = importlib.import_module("benchmarks.record")
@@ -16,7 +16,7 @@ reference = importlib.import_module("benchmarks.reference")
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(4, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.Flatten(), nn.Linear(32, 10)).eval()
+    return conv_chain(4, 12, 8, size=6, classes=10).eval()
 
 
 @pytest.mark.parametrize("kept", [0.4, 0.6, 0.8])

@@ -10,15 +10,16 @@ import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+import helpers
 import tenfold
-from ranks.nets import Tied, chain, counted, image, small_image, tokens, unlike
+from helpers import counted, same_state, state
+from nets import Tied, chain, image, labelled_images, small_image, tokens, transposed
 from tenfold.linalg.fold import NAMES
 
 METHODS = tenfold.list_methods()
-MODELS = {"chain": (chain, image), "unlike": (unlike, small_image), "tied": (Tied, tokens)}
+MODELS = {"chain": (chain, image), "transposed": (transposed, small_image), "tied": (Tied, tokens)}
 EVERY = ".*"
 GOAL = tenfold.Goal(steps_per_epoch=2, steps=6)
 BUDGETS = (
@@ -109,7 +110,7 @@ def test_nonsense_in_any_field_is_an_argument_error_that_names_it(method):
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 def test_the_built_model_keeps_the_budget_and_costs_what_the_plan_says(method, case, budget):
     model, x = case
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state(model)
     small, plan, report = compressed(method, model, budget, x)
     used, dense = counted(small, x), counted(model, x)
     assert (plan.params, plan.macs) == used == (report.small.params, report.small.macs)
@@ -120,8 +121,7 @@ def test_the_built_model_keeps_the_budget_and_costs_what_the_plan_says(method, c
             assert used[i] <= (value * dense[i] if isinstance(value, float) else value)
     assert small(x).shape == model(x).shape
     assert torch.isfinite(small(x)).all()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])  # the given model is untouched
+    assert same_state(model, before)  # the given model is untouched
 
 
 @pytest.mark.parametrize("fold", NAMES)
@@ -260,35 +260,18 @@ def test_a_model_without_layers_to_decompose_is_refused_where_they_are_needed(me
 
 
 def train(method, model, optimizer, steps=6) -> list[float]:
-    """A plain loop that knows nothing of the method but whether it wants a closure."""
-    losses = []
-    for i in range(steps):
-        g = torch.Generator().manual_seed(i)
-        x, y = torch.randn(8, 3, 8, 8, generator=g), torch.randint(10, (8,), generator=g)
-
-        def closure(x=x, y=y):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            return loss
-
-        loss = optimizer.step(closure) if method.needs_closure else closure()
-        if not method.needs_closure:
-            optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+    return helpers.train(model, optimizer, labelled_images, range(steps), needs_closure=method.needs_closure)
 
 
 def test_begin_gives_a_copy(method):
     model = chain()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state(model)
     begun = method.begin(model)
     assert {id(p) for p in begun.parameters()}.isdisjoint({id(p) for p in model.parameters()})
     optimizer = method.optimizer(begun, lr=0.05, goal=GOAL)
     assert isinstance(optimizer, torch.optim.Optimizer)
     train(method, begun, optimizer)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+    assert same_state(model, before)
     assert any(p.grad is not None for p in begun.parameters())
 
 
@@ -296,7 +279,7 @@ def test_what_it_trains_it_can_finish(method):
     model = method.begin(chain())
     optimizer = method.optimizer(model, lr=0.05, goal=GOAL)
     train(method, model, optimizer)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state(model)
     x = image()
     budget = tenfold.Budget(params=0.8) if takes_budgets(method) else None
     result = method.finish(model, budget, data=data(x), example_inputs=x, target_modules=EVERY)
@@ -304,8 +287,7 @@ def test_what_it_trains_it_can_finish(method):
     assert (result.report.small.params, result.report.small.macs) == counted(result.model, x)
     assert set(result.report.seconds) >= {"plan", "apply"}
     assert all(seconds >= 0 for seconds in result.report.seconds.values())
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+    assert same_state(model, before)
 
 
 def test_attach_serves_any_optimizer_or_says_what_to_do_instead(method):
@@ -338,11 +320,10 @@ def test_a_run_stopped_in_the_middle_resumes_to_the_same_bits(method):
 
     model, optimizer = fresh()
     train(method, model, optimizer, 3)
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = state(model)
     other, resumed = fresh()
     other.load_state_dict(weights)
     resumed.load_state_dict(optimizer.state_dict())
     for a, b in ((model, optimizer), (other, resumed)):
         train(method, a, b, 3)
-    for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    assert same_state(model, other)

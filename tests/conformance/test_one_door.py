@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
-from ranks.nets import chain, image
+from helpers import same_state, train
+from nets import chain, image, labelled_images
 from tenfold.layers import copy_model, cost, find
 from tenfold.methods.contract.method import Method
 from tenfold.plans.apply import build
@@ -35,26 +36,8 @@ def trained() -> nn.Module:
     return model.eval()
 
 
-def same(one: nn.Module, two: nn.Module) -> bool:
-    a, b = one.state_dict(), two.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def step(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, i: int) -> None:
-    g = torch.Generator().manual_seed(i)
-    x, y = torch.randn(8, 3, 8, 8, generator=g), torch.randint(10, (8,), generator=g)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    if method.needs_closure:
-        optimizer.step(closure)
-    else:
-        closure()
-        optimizer.step()
+    train(model, optimizer, labelled_images, [i], needs_closure=method.needs_closure)
 
 
 # ---- one builder
@@ -66,9 +49,9 @@ def test_apply_of_the_plan_is_what_compress_builds(method):
     budget = None if method.name == "dense" else tenfold.Budget(params=0.8)
     result = tenfold.compress(model, method, budget, norms="keep", **given)
     built = tenfold.apply(model, tenfold.plan(model, method, budget, **given))
-    assert same(built, result.model)
+    assert same_state(built, result.model)
     again = build(tenfold.survey(model, **given), result.plan, budget)
-    assert same(again.model, result.model)
+    assert same_state(again.model, result.model)
     assert again.report.small == result.report.small
 
 
@@ -80,7 +63,7 @@ def test_a_plan_that_travelled_builds_the_same(method):
         with pytest.raises(tenfold.PlanError, match="holds no factors"):
             tenfold.apply(model, tenfold.Plan.from_json(plan.to_json()))
         return
-    assert same(tenfold.apply(model, tenfold.Plan.from_json(plan.to_json())), tenfold.apply(model, plan))
+    assert same_state(tenfold.apply(model, tenfold.Plan.from_json(plan.to_json())), tenfold.apply(model, plan))
 
 
 def test_lrpets_energy_transfer_reaches_the_model_however_it_is_built():
@@ -174,7 +157,7 @@ def test_finish_in_mid_run_changes_nothing(method):
                 run.finish(data=loader)
         return run.model
 
-    assert same(go(False), go(True))
+    assert same_state(go(False), go(True))
 
 
 def test_a_run_has_one_optimizer(method):

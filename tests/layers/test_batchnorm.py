@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layer_stubs import TinyResNet, batches, low_rank, state
+from layer_stubs import low_rank
 from torch import Tensor, nn
 
+from helpers import random_batches, same_state, state
+from nets import FanOut, Idle, PreActivation, Remembers, Residual
 from tenfold.errors import ArgumentError, DataError
 from tenfold.layers import swap
 from tenfold.layers.batchnorm import norm_after, reestimate_
@@ -34,18 +36,6 @@ def conv(inner: int = 4, outer: int = 4) -> nn.Module:
     return nn.Conv2d(inner, outer, 3, padding=1)
 
 
-class PreActivation(nn.Module):
-    """Norms come before the convolutions: only the first convolution has a norm behind it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(4), conv()
-        self.bn2, self.conv2 = nn.BatchNorm2d(4), conv()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(torch.relu(self.bn2(self.conv1(torch.relu(self.bn1(x))))))
-
-
 class Shared(nn.Module):
     """One norm behind two convolutions, and one convolution before two norms."""
 
@@ -57,16 +47,6 @@ class Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.b(self.norm(self.a(x))))
         return self.n2(self.c(self.n1(self.c(x))))
-
-
-class FanOut(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = conv(), nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        return self.bn(y) + y
 
 
 class Misordered(nn.Module):
@@ -103,7 +83,7 @@ PAIRS = {
     "transposed": (lambda: plain(nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4)), {"0": "1"}),
     "activation between": (lambda: plain(conv(), nn.ReLU(), nn.BatchNorm2d(4)), {}),
     "no norm": (lambda: plain(conv(), nn.ReLU(), conv()), {}),
-    "resnet": (TinyResNet, RESNET),
+    "resnet": (Residual, RESNET),
     "pre-activation": (PreActivation, {"conv1": "bn2"}),
     "shared": (Shared, {}),
     "fan-out": (FanOut, {}),
@@ -138,23 +118,12 @@ def test_the_users_pairs_must_name_layers_and_norms(pair: tuple[str, str]) -> No
 
 
 def test_looking_for_pairs_changes_nothing() -> None:
-    class Writes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn, self.calls = conv(), nn.BatchNorm2d(4), 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            self.last = self.bn(self.conv(x))
-            return self.last
-
-    net = Writes()
+    net = Remembers()
     before = state(net)
-    assert norm_after(net) == {"conv": "bn"}
+    assert norm_after(net) == {"fc": "norm"}
     assert (net.calls, hasattr(net, "last")) == (0, False)
     copy.deepcopy(net)
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert same_state(net, before)
 
 
 # ---- statistics
@@ -185,7 +154,7 @@ def test_statistics_are_those_of_all_the_data_whatever_the_batches(sizes: tuple[
 
 def test_a_large_offset_costs_no_digits() -> None:
     net = nn.Sequential(nn.BatchNorm1d(2)).double()
-    data = [x.double() + 1e8 for x in batches(16, 2, count=4)]
+    data = [x.double() + 1e8 for x in random_batches(16, 2, count=4)]
     reestimate_(net, data)
     torch.testing.assert_close(net[0].running_var, torch.cat(data).var(0), rtol=1e-6, atol=0)
 
@@ -193,7 +162,7 @@ def test_a_large_offset_costs_no_digits() -> None:
 def test_deeper_norms_see_what_training_would_show_them() -> None:
     """One batch: the whole network in training mode, dropout aside, is the reference."""
     net = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), conv(4, 5), nn.BatchNorm2d(5))
-    (x,) = batches(6, 3, 5, 5, count=1)
+    (x,) = random_batches(6, 3, 5, 5, count=1)
     reestimate_(net, [x])
     with torch.no_grad():
         first = net[0](x)
@@ -213,18 +182,18 @@ def test_a_norm_used_twice_gets_the_statistics_of_both_uses() -> None:
             return self.norm(3 * self.norm(x) + 1)
 
     net = Twice()
-    (x,) = batches(50, 3, count=1)
+    (x,) = random_batches(50, 3, count=1)
     reestimate_(net, [x])
     again = 3 * (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt() + 1
     assert_statistics(net.norm, torch.cat([x, again]).numpy())
 
 
 def test_only_the_statistics_change() -> None:
-    net = TinyResNet()
+    net = Residual()
     net.layer1[0].eval()
     net.layer1[1].bn1.momentum = None
     before, modes, random = state(net), [m.training for m in net.modules()], torch.get_rng_state()
-    reestimate_(net, list(batches(4, 3, 8, 8, count=2)))
+    reestimate_(net, list(random_batches(4, 3, 8, 8, count=2)))
     assert torch.equal(torch.get_rng_state(), random)
     assert [m.training for m in net.modules()] == modes
     assert net.layer1[1].bn1.momentum is None
@@ -234,32 +203,28 @@ def test_only_the_statistics_change() -> None:
     assert not any(p.grad is not None for p in net.parameters())
 
 
-def unchanged(net: nn.Module, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_no_data_is_an_error_and_leaves_the_statistics(training: bool) -> None:
-    net = TinyResNet().train(training)
+    net = Residual().train(training)
     before = state(net)
     for nothing in ([], iter(())):
         with pytest.raises(DataError, match="`data` must hold at least one batch"):
             reestimate_(net, nothing)
-    assert unchanged(net, before)
+    assert same_state(net, before)
     assert all(m.training == training for m in net.modules())
 
 
 def test_data_that_fails_half_way_leaves_the_statistics() -> None:
-    net = TinyResNet().eval()
+    net = Residual().eval()
     before = state(net)
     with pytest.raises(DataError, match="on batch 1 its forward pass failed with RuntimeError"):
-        reestimate_(net, [*batches(4, 3, 8, 8, count=1), torch.zeros(4, 2, 8, 8)])
+        reestimate_(net, [*random_batches(4, 3, 8, 8, count=1), torch.zeros(4, 2, 8, 8)])
     one_value = nn.Sequential(nn.BatchNorm1d(3)).eval()
     kept = state(one_value)
     with pytest.raises(DataError, match="more than 1 value per channel"):
         reestimate_(one_value, [torch.randn(4, 3), torch.randn(1, 3)])
-    assert unchanged(net, before)
-    assert unchanged(one_value, kept)
+    assert same_state(net, before)
+    assert same_state(one_value, kept)
     assert not any(m.training for m in net.modules())
     assert not net.bn1._forward_pre_hooks
 
@@ -272,34 +237,26 @@ def test_a_model_without_statistics_is_left_alone_and_the_data_unread() -> None:
     for net in (nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)):
         before = state(net)
         reestimate_(net, never())
-        assert unchanged(net, before)
+        assert same_state(net, before)
 
 
 def test_a_norm_that_the_data_never_reaches_keeps_its_statistics() -> None:
-    class Idle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.idle = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-            self.idle.running_mean += 5
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)
-
-    net = Idle()
-    reestimate_(net, batches(4, 3, count=2))
+    net = Idle(lambda: nn.BatchNorm1d(3))
+    net.idle.running_mean += 5
+    reestimate_(net, random_batches(4, 3, count=2))
     assert torch.equal(net.idle.running_mean, torch.full((3,), 5.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_statistics_keep_their_type(dtype: torch.dtype) -> None:
     net = nn.Sequential(nn.BatchNorm1d(3)).to(dtype)
-    reestimate_(net, [x.to(dtype) for x in batches(32, 3, count=2)])
+    reestimate_(net, [x.to(dtype) for x in random_batches(32, 3, count=2)])
     assert net[0].running_var.dtype == dtype
 
 
 def test_compressed_networks_are_re_estimated_too() -> None:
-    small = swap.apply(TinyResNet(), low_rank(TinyResNet(), 2))
-    (x,) = batches(6, 3, 8, 8, count=1)
+    small = swap.apply(Residual(), low_rank(Residual(), 2))
+    (x,) = random_batches(6, 3, 8, 8, count=1)
     reestimate_(small, [x])
     with torch.no_grad():
         assert_statistics(small.bn1, small.conv1(x).numpy())

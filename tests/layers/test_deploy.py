@@ -1,15 +1,14 @@
 """What comes out is deployable: compile, export, ONNX; quantities agree with eager mode."""
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from layer_stubs import TUCKER, Entry, TinyResNet, factorised, low_rank, relative
+from layer_stubs import TUCKER, Entry, factorised, low_rank
 from torch import Tensor, nn
 
+from helpers import passes_alone, relative
+from nets import Residual
 from tenfold.layers import swap
 
 LAYERS = {
@@ -34,7 +33,7 @@ cases = pytest.mark.parametrize(
 
 @pytest.fixture(params=["channel", "decoupled", TUCKER])
 def small_net(request: pytest.FixtureRequest) -> nn.Module:
-    net = TinyResNet().eval()
+    net = Residual().eval()
     return swap.apply(net, low_rank(net, 2, request.param))
 
 
@@ -107,12 +106,7 @@ def check_hosts() -> None:
 
 
 def test_hosts_that_read_the_weight_compile_and_export() -> None:
-    """In a process of its own: dynamo cannot see through the shape checker that tests install."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_deploy; test_deploy.check_hosts()"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    passes_alone(check_hosts)
 
 
 def test_transformer_encoders_compile_in_eval_mode() -> None:
@@ -156,6 +150,6 @@ def test_symbolic_tracing_keeps_the_factors(small_net: nn.Module) -> None:
 
 def test_meta_device_and_dtype_moves_work(small_net: nn.Module) -> None:
     x = torch.randn(2, 3, 8, 8)
-    double = swap.apply(TinyResNet().eval(), low_rank(TinyResNet(), 2)).double()
+    double = swap.apply(Residual().eval(), low_rank(Residual(), 2)).double()
     assert double(x.double()).dtype == torch.float64
     assert small_net.to("meta")(x.to("meta")).shape == (2, 5)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from layer_stubs import TUCKER, factorised, relative, sliced
+from layer_stubs import TUCKER, factorised, sliced
 from torch import Tensor, nn
 
+from helpers import relative
 from tenfold.linalg.fold import NAMES, Fold, folds_for
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -9,31 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
-from ranks.nets import chain, image, small_image, unlike
+from helpers import same_state, state
+from nets import SumConcatDepthwise, chain, image, small_image, transposed
 from tenfold.layers.channel_graph import ChannelGraph, fault, generic, silenced
 from tenfold.layers.copy_model import duplicate
 from tenfold.layers.filters import find_filters
 
 pytest.importorskip("torch_pruning")
-
-
-class Small(nn.Module):
-    """A residual sum, a concatenation, a depthwise convolution, a linear head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.n1 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.inner = nn.Conv2d(6, 8, 3, padding=1)
-        self.back = nn.Conv2d(8, 6, 1)
-        self.deep = nn.Conv2d(6, 6, 3, padding=1, groups=6)
-        self.side = nn.Conv2d(3, 4, 1)
-        self.head = nn.Linear(10, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.n1(self.first(x)))
-        y = y + self.back(F.relu(self.inner(y)))
-        y = F.relu(self.deep(y))
-        return self.head(torch.cat([y, F.relu(self.side(x))], 1).mean((2, 3)))
 
 
 def x() -> torch.Tensor:
@@ -42,10 +24,10 @@ def x() -> torch.Tensor:
 
 def test_what_is_left_computes_what_the_whole_does_with_the_channels_at_zero() -> None:
     """The channels of ``inner`` and ``side`` are alone on their way: silencing them is removing them."""
-    model = Small().eval()
+    model = SumConcatDepthwise().eval()
     gone = {"inner": [1, 4, 5], "side": [0]}
     small = find_filters(model, x()).without(gone)
-    silent = Small().eval()
+    silent = SumConcatDepthwise().eval()
     silent.load_state_dict(model.state_dict())
     with torch.no_grad():
         for name, channels in gone.items():
@@ -60,7 +42,7 @@ def test_what_is_left_computes_what_the_whole_does_with_the_channels_at_zero() -
 
 @pytest.mark.parametrize("norm", [1, 2])
 def test_scores_are_norms_of_filters_and_those_that_are_tied_stand_together(norm) -> None:
-    model = Small()
+    model = SumConcatDepthwise()
     bundles = {b.root: b for b in find_filters(model, x(), norm=norm).bundles}
     w = model.inner.weight.detach().double().flatten(1)
     torch.testing.assert_close(bundles["inner"].scores, w.norm(p=norm, dim=1))
@@ -73,7 +55,7 @@ def test_scores_are_norms_of_filters_and_those_that_are_tied_stand_together(norm
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.99])
 def test_the_weakest_go_and_one_always_stays(share, together) -> None:
-    filters = find_filters(Small(), x())
+    filters = find_filters(SumConcatDepthwise(), x())
     gone = filters.weakest(share, together=together)
     total = sum(map(len, filters.bundles))
     if together:
@@ -88,22 +70,21 @@ def test_the_weakest_go_and_one_always_stays(share, together) -> None:
 
 
 def test_parameters_and_macs_really_fall_and_the_model_given_is_untouched() -> None:
-    model = Small().train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model = SumConcatDepthwise().train()
+    before = state(model)
     done = tenfold.prune_filters(model, remove=0.5, example_inputs=x())
     assert done.small == tenfold.cost(done.model, x())
     assert done.small.params < 0.5 * done.dense.params
     assert done.small.macs < 0.5 * done.dense.macs
     assert done.model.training
     assert model.training
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+    assert same_state(model, before)
     done.model(x()).sum().backward()
 
 
 @pytest.mark.parametrize("budget", [tenfold.Budget(params=0.6), tenfold.Budget(macs=0.4), tenfold.Budget(params=300)])
 def test_the_fewest_filters_go_that_a_budget_asks_for(budget) -> None:
-    model, inputs = Small(), x()
+    model, inputs = SumConcatDepthwise(), x()
     done = tenfold.prune_filters(model, keep=budget, example_inputs=inputs, together=True)
 
     def fits(cost) -> bool:
@@ -122,15 +103,15 @@ def test_the_fewest_filters_go_that_a_budget_asks_for(budget) -> None:
 
 def test_a_budget_out_of_reach_names_the_smallest_which_then_succeeds() -> None:
     with pytest.raises(tenfold.BudgetError) as caught:
-        tenfold.prune_filters(Small(), keep=tenfold.Budget(params=0.001), example_inputs=x())
+        tenfold.prune_filters(SumConcatDepthwise(), keep=tenfold.Budget(params=0.001), example_inputs=x())
     least = caught.value.smallest["params"]
     assert str(least) in str(caught.value)
-    done = tenfold.prune_filters(Small(), keep=tenfold.Budget(params=least), example_inputs=x())
+    done = tenfold.prune_filters(SumConcatDepthwise(), keep=tenfold.Budget(params=least), example_inputs=x())
     assert done.small.params <= least * done.dense.params
 
 
 def test_batch_norm_is_estimated_again_from_data() -> None:
-    model, batches = Small(), [x(), x()]
+    model, batches = SumConcatDepthwise(), [x(), x()]
     plain = tenfold.prune_filters(model, remove=0.3, example_inputs=x()).model
     done = tenfold.prune_filters(model, remove=0.3, example_inputs=x(), data=batches).model
     tenfold.reestimate_(plain, batches)
@@ -138,15 +119,15 @@ def test_batch_norm_is_estimated_again_from_data() -> None:
 
 
 def test_output_channels_and_groups_stay_with_the_reason() -> None:
-    done = tenfold.prune_filters(unlike(), remove=0.5, example_inputs=small_image())
+    done = tenfold.prune_filters(transposed(), remove=0.5, example_inputs=small_image())
     assert done.left == {"3": "its channels are the model's output"}
-    assert done.model(small_image()).shape == unlike()(small_image()).shape
+    assert done.model(small_image()).shape == transposed()(small_image()).shape
     with pytest.raises(tenfold.UnsupportedLayer, match="'3' has groups of channels"):
         tenfold.prune_filters(chain(), remove=0.5, example_inputs=image())
 
 
 def test_selections_and_frozen_weights() -> None:
-    model = Small()
+    model = SumConcatDepthwise()
     for p in model.parameters():
         p.requires_grad_(False)
     done = tenfold.prune_filters(
@@ -162,20 +143,20 @@ def test_what_cannot_be_done_is_refused() -> None:
                   {"keep": 0.0}, {"keep": 1.1}, {"keep": 1}):  # fmt: skip
         [name] = wrong
         with pytest.raises(tenfold.ArgumentError, match=f"`{name}` must be"):
-            tenfold.prune_filters(Small(), **wrong, example_inputs=x())
+            tenfold.prune_filters(SumConcatDepthwise(), **wrong, example_inputs=x())
     for both in ({}, {"keep": 0.5, "remove": 0.5}):
         with pytest.raises(tenfold.ArgumentError, match="`keep` or `remove` must be given, one of"):
-            tenfold.prune_filters(Small(), **both, example_inputs=x())
+            tenfold.prune_filters(SumConcatDepthwise(), **both, example_inputs=x())
     for unnamed in ((0.5,), (0.5, x()), (tenfold.Budget(params=0.5), x())):
         with pytest.raises(tenfold.ArgumentError, match=r"by position. Pass keep=0.7 .*remove=0.3"):
-            tenfold.prune_filters(Small(), *unnamed)
+            tenfold.prune_filters(SumConcatDepthwise(), *unnamed)
     with pytest.raises(tenfold.ArgumentError, match="`example_inputs` must be given"):
-        tenfold.prune_filters(Small(), remove=0.5)
+        tenfold.prune_filters(SumConcatDepthwise(), remove=0.5)
     with pytest.raises(tenfold.ArgumentError, match="`norm`"):
-        tenfold.prune_filters(Small(), remove=0.5, example_inputs=x(), norm=3)
+        tenfold.prune_filters(SumConcatDepthwise(), remove=0.5, example_inputs=x(), norm=3)
     with pytest.raises(tenfold.ArgumentError, match="`example_inputs`"):
-        tenfold.prune_filters(Small(), remove=0.5, example_inputs=torch.randn(2, 7, 8, 8))
-    small = tenfold.compress(Small(), tenfold.SVD(), tenfold.Budget(params=0.8)).model
+        tenfold.prune_filters(SumConcatDepthwise(), remove=0.5, example_inputs=torch.randn(2, 7, 8, 8))
+    small = tenfold.compress(SumConcatDepthwise(), tenfold.SVD(), tenfold.Budget(params=0.8)).model
     with pytest.raises(tenfold.ArgumentError, match="`model` must be dense"):
         tenfold.prune_filters(small, remove=0.5, example_inputs=x())
 
@@ -183,14 +164,14 @@ def test_what_cannot_be_done_is_refused() -> None:
 def test_a_missing_package_is_named_with_the_command(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(tenfold.TenfoldError, match=r"pip install 'tenfold\[prune\]'"):
-        tenfold.prune_filters(Small(), remove=0.5, example_inputs=x())
+        tenfold.prune_filters(SumConcatDepthwise(), remove=0.5, example_inputs=x())
 
 
 # ---- what is kept and what is removed
 
 
 def test_keeping_a_share_is_removing_the_rest() -> None:
-    model, inputs = Small(), x()
+    model, inputs = SumConcatDepthwise(), x()
     for keep in (0.5, 0.7, 1.0):
         kept = tenfold.prune_filters(model, keep=keep, example_inputs=inputs)
         gone = tenfold.prune_filters(model, remove=1 - keep, example_inputs=inputs)

@@ -5,9 +5,10 @@ import itertools
 
 import pytest
 import torch
-from layer_stubs import Entry, TinyResNet, low_rank
+from layer_stubs import Entry, low_rank
 from torch import nn
 
+from nets import DataDependent, FanOut, Residual, lived
 from tenfold.errors import ArgumentError
 from tenfold.layers import swap
 from tenfold.layers.fold_batchnorm import fold_batchnorm, norm_folds
@@ -23,14 +24,6 @@ OPTIONS = {
     "circular": {"padding": 1, "padding_mode": "circular"},
     "depthwise": {"groups": 4, "bias": False},
 }
-
-
-def lived(norm):
-    """A norm with everything other than at the start."""
-    for tensor in (*norm.parameters(), norm.running_mean):
-        nn.init.normal_(tensor.data)
-    norm.running_var.uniform_(0.2, 3.0)
-    return norm
 
 
 def pair(layer, norm):
@@ -88,7 +81,7 @@ def test_a_linear_layer_needs_inputs_as_proof(compressed):
 
 @pytest.mark.parametrize("fold", [None, "channel", "decoupled"])
 def test_a_whole_network(fold):
-    net = TinyResNet().double()
+    net = Residual().double()
     for norm in net.modules():
         if isinstance(norm, NORMS):
             lived(norm)
@@ -107,19 +100,8 @@ def test_norms_without_affine_parameters_and_other_dtypes():
     torch.testing.assert_close(folded(x), half(x), rtol=0.05, atol=0.05)
 
 
-class Twice(nn.Module):
-    """A convolution whose output is used twice; asked for, in a way that no tracer follows."""
-
-    def __init__(self, twice=True, traceable=True):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), lived(nn.BatchNorm2d(4))
-        self.twice, self.traceable = twice, traceable
-
-    def forward(self, x):
-        y = self.conv(x)
-        if not self.traceable and float(y.detach().sum()) > 1e9:
-            return y
-        return self.norm(y) + (y if self.twice else 0)
+def single():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), lived(nn.BatchNorm2d(4)))
 
 
 def shared_layer():
@@ -151,13 +133,13 @@ def parametrized():
 STAY = [
     (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), "tracks no statistics"),
     (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), "no layer stands directly"),
-    (Twice, "no layer stands directly"),
+    (FanOut, "no layer stands directly"),
     (shared_layer, "no layer stands directly"),
     (shared_norm, "no layer stands directly"),
     (shared_weight, "shares its weight"),
     (hooked, "carries hooks"),
     (parametrized, "more than a plain layer"),
-    (lambda: Twice(False, traceable=False), "cannot be traced"),
+    (lambda: DataDependent(single()), "cannot be traced"),
 ]
 
 
@@ -174,13 +156,13 @@ def test_what_cannot_be_folded_stays_and_says_why(make, reason):
 
 
 def test_inputs_or_the_users_word_prove_what_tracing_cannot():
-    net, x = Twice(False, traceable=False).double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    net, x = DataDependent(single()).double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
     exact(net, x, example_inputs=x)
-    exact(net, x, given={"conv": "norm"})
+    exact(net, x, given={"inner.0": "inner.1"})
 
 
 def test_a_model_that_uses_the_output_twice_is_refused():
-    net, x = Twice(True, traceable=False).double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    net, x = DataDependent(FanOut()).double(), torch.randn(2, 4, 5, 5, dtype=torch.float64)
     with pytest.raises(ArgumentError, match="outputs differ by"):
         fold_batchnorm(net, example_inputs=x)
     with pytest.raises(ArgumentError, match="wrapped in DataParallel"):

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from layer_stubs import TinyResNet, batches, state
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from helpers import random_batches, state
+from nets import Residual
 from tenfold.errors import ArgumentError, DataError, TenfoldWarning
 from tenfold.layers.input_moments import InputSide, input_moments
 from tenfold.layers.spec import spec_of, to_kernel
@@ -19,12 +20,12 @@ SAMPLES = 12
 
 
 def images(size=10, count=3):
-    return [x.double() for x in batches(4, 3, size, size, count=count)]
+    return [x.double() for x in random_batches(4, 3, size, size, count=count)]
 
 
 def network():
     torch.manual_seed(0)
-    return TinyResNet().double()
+    return Residual().double()
 
 
 def sides(net):

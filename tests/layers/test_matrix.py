@@ -7,11 +7,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from layer_stubs import TUCKER, factorised, relative, sliced
+from layer_stubs import TUCKER, factorised, sliced
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import relative, same_state
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.layers.matrix import LowRank, LowRankConv, LowRankLinear
 from tenfold.layers.spec import spec_of
@@ -196,8 +197,7 @@ def test_factorising_leaves_the_layer_and_the_random_state_alone(case) -> None:
     with torch.no_grad():
         for p in small.parameters():
             p.zero_()
-    for name, tensor in layer.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert same_state(layer, before)
 
 
 @pytest.mark.parametrize(

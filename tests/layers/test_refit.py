@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
-from layer_stubs import TUCKER, Entry, Tied, TinyResNet, batches, entry_for, full_rank, low_rank, relative, state
+from layer_stubs import TUCKER, Entry, entry_for, full_rank, low_rank
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torch.testing import assert_close
 
+from helpers import random_batches, relative, same_state, state
+from nets import Residual, Tied
 from tenfold.errors import ArgumentError, DataError
 from tenfold.layers.refit import RefitReport, refit_
 from tenfold.layers.spec import spec_of
@@ -19,12 +21,12 @@ FORMS = ("channel", "spatial", "spatial-t", "input", "decoupled", TUCKER)
 
 
 def images(count=4, size=10, n=6, seed=0):
-    return [x.double() for x in batches(n, 3, size, size, count=count, seed=seed)]
+    return [x.double() for x in random_batches(n, 3, size, size, count=count, seed=seed)]
 
 
 def network(seed=0):
     torch.manual_seed(seed)
-    net = TinyResNet().double().eval()
+    net = Residual().double().eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):  # statistics as after training
             nn.init.normal_(module.running_mean, std=0.1)
@@ -278,10 +280,10 @@ def test_all_calls_of_a_layer_count():
 def test_embeddings_that_are_tied_to_a_head_do_no_harm():
     torch.manual_seed(0)
     net = Tied()
-    small = apply(net, {"up": Entry(3), "down": Entry(3)})
+    small = apply(net, {"first": Entry(3), "second": Entry(3)})
     report = refit_(small, net, [torch.randint(11, (5, 7)) for _ in range(3)])
-    assert list(report.layers) == ["up"]
-    assert small.up.decoder.weight is small.down.decoder.weight
+    assert list(report.layers) == ["first"]
+    assert small.first.decoder.weight is small.second.decoder.weight
 
 
 def test_activations_that_work_in_place_do_not_touch_what_is_aimed_at():
@@ -418,13 +420,13 @@ def test_what_cannot_be_fitted_is_refused_and_nothing_is_left_behind():
     refuse(DataError, "a generator is used up by one", batches=iter(data))
     refuse(DataError, "it is empty", batches=[])
     refuse(ArgumentError, "`dense` must be the network .* no such layer", dense=linear_net())
-    refuse(ArgumentError, "a Conv2d there that computes something else", dense=TinyResNet(width=4).double())
+    refuse(ArgumentError, "a Conv2d there that computes something else", dense=Residual(width=4).double())
     refuse(ArgumentError, "must not be wrapped in DataParallel", dense=nn.DataParallel(net))
     refuse(DataError, "NaN or infinite", batches=[data[0] * torch.nan])
     for times, which in ((1, "the dense network use '0.layer' more"), (3, "the compressed network use '0.layer' more")):
         fewer, other = (nn.Sequential(Repeated(n), nn.Linear(8, 8)).double() for n in (2, times))
         refuse(DataError, which, model=apply(other, low_rank(other, 2)), dense=fewer, batches=[vectors()], passes=1)
-    assert all(torch.equal(t, before[n]) for n, t in state(small).items())
+    assert same_state(small, before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for model in (net, small) for m in model.modules())
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from layer_stubs import DENSE, Entry, TinyResNet, entry_for, full_rank, low_rank, relative, state
+from layer_stubs import DENSE, Entry, entry_for, full_rank, low_rank
 from torch import Tensor, nn
 
+from helpers import relative, same_state, state
+from nets import Remembers, Residual
 from tenfold.errors import ArgumentError, PlanError, TenfoldError, UnsupportedLayer
 from tenfold.layers import swap
 from tenfold.layers.find import find
@@ -33,7 +35,7 @@ NAMES = [
 
 
 def test_every_plain_layer_is_found_in_module_order() -> None:
-    assert chosen(TinyResNet()) == NAMES
+    assert chosen(Residual()) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -53,11 +55,11 @@ def test_every_plain_layer_is_found_in_module_order() -> None:
     ],
 )
 def test_selection_follows_peft(target: Any, exclude: Any, expected: list[str]) -> None:
-    assert chosen(TinyResNet(), target, exclude) == expected
+    assert chosen(Residual(), target, exclude) == expected
 
 
 def test_the_reason_says_that_it_was_the_users_choice() -> None:
-    found = {t.name: t.reason for t in find(TinyResNet(), ["conv1", "fc"], ["fc"])}
+    found = {t.name: t.reason for t in find(Residual(), ["conv1", "fc"], ["fc"])}
     assert found["conv1"] is None
     assert found["fc"] == "in exclude_modules"
     assert found["layer1.0.conv2"] == "not in target_modules"
@@ -77,13 +79,13 @@ def test_the_reason_says_that_it_was_the_users_choice() -> None:
 )
 def test_a_wrong_name_is_one_clear_error(argument: str, selection: Any, words: list[str]) -> None:
     with pytest.raises(ArgumentError) as error:
-        find(TinyResNet(), **{argument: selection})
+        find(Residual(), **{argument: selection})
     for word in [f"`{argument}`", *words]:
         assert word in str(error.value)
 
 
 def test_the_suggested_expression_for_a_container_selects_its_layers() -> None:
-    assert chosen(TinyResNet(), r"(.*\.)?layer1\..*") == NAMES[1:-1]
+    assert chosen(Residual(), r"(.*\.)?layer1\..*") == NAMES[1:-1]
 
 
 def test_a_layer_named_in_full_is_never_left_dense_silently() -> None:
@@ -175,8 +177,7 @@ def test_the_rest_of_a_model_with_such_a_layer_is_replaced(kind: str) -> None:
     net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": LEFT[kind][0]()})
     small = swap.apply(net, {"a": entry_for(net["a"])})
     assert isinstance(small["a"], LowRank)
-    for name, tensor in net["b"].state_dict().items():
-        assert torch.equal(small["b"].state_dict()[name], tensor)
+    assert same_state(small["b"], net["b"])
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal"])
@@ -218,7 +219,7 @@ def test_depthwise_convolutions_are_found_and_exact() -> None:
 
 @pytest.mark.parametrize("slices", [1, 2])
 def test_a_network_at_full_rank_equals_the_dense_one(slices: int) -> None:
-    net, x = TinyResNet().double().eval(), torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    net, x = Residual().double().eval(), torch.randn(2, 3, 9, 9, dtype=torch.float64)
     todo = full_rank(net)
     if slices == 2:
         todo = {name: entry_for(net.get_submodule(name), slices=2) for name in todo if name != "conv1"}
@@ -229,7 +230,7 @@ def test_a_network_at_full_rank_equals_the_dense_one(slices: int) -> None:
 
 
 def test_back_to_dense_restores_every_weight_and_the_structure() -> None:
-    net = TinyResNet().double()
+    net = Residual().double()
     dense = swap.to_dense(swap.apply(net, full_rank(net)))
     assert repr(dense) == repr(net)
     assert list(dense.state_dict()) == list(net.state_dict())
@@ -238,14 +239,14 @@ def test_back_to_dense_restores_every_weight_and_the_structure() -> None:
 
 
 def test_back_to_dense_computes_what_the_factors_compute_at_any_rank() -> None:
-    net, x = TinyResNet().eval(), torch.randn(2, 3, 9, 9)
+    net, x = Residual().eval(), torch.randn(2, 3, 9, 9)
     small = swap.apply(net, low_rank(net, 2))
     assert relative(swap.to_dense(small)(x), small(x)) < 1e-5
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_given_model_is_bitwise_untouched(training: bool) -> None:
-    net = TinyResNet().train(training)
+    net = Residual().train(training)
     net.layer1[0].eval()
     before, modes, random = state(net), [m.training for m in net.modules()], torch.get_rng_state()
     small = swap.apply(net, low_rank(net, 2))
@@ -256,23 +257,21 @@ def test_the_given_model_is_bitwise_untouched(training: bool) -> None:
         with torch.no_grad():
             for tensor in (*made.parameters(), *made.buffers()):
                 tensor.zero_()
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert same_state(net, before)
 
 
 def test_to_dense_leaves_the_factorised_model_untouched() -> None:
-    small = swap.apply(TinyResNet(), low_rank(TinyResNet(), 2))
+    small = swap.apply(Residual(), low_rank(Residual(), 2))
     before = state(small)
     dense = swap.to_dense(small)
     with torch.no_grad():
         for p in dense.parameters():
             p.zero_()
-    for name, tensor in small.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert same_state(small, before)
 
 
 def test_modes_and_frozen_weights_are_kept_layer_by_layer() -> None:
-    net = TinyResNet()
+    net = Residual()
     net.layer1[1].eval()
     net.layer1[0].requires_grad_(False)
     small = swap.apply(net, low_rank(net, 2))
@@ -315,7 +314,7 @@ def test_lists_dicts_and_references_outside_the_tree_all_see_the_new_layer() -> 
 
 
 def test_dense_entries_and_an_empty_plan_give_a_plain_copy() -> None:
-    net = TinyResNet()
+    net = Residual()
     for todo in ({}, {"conv1": DENSE}):
         copied = swap.apply(net, todo)
         assert repr(copied) == repr(net)
@@ -323,15 +322,6 @@ def test_dense_entries_and_an_empty_plan_give_a_plain_copy() -> None:
 
 
 def test_stored_activations_do_not_stop_the_copy() -> None:
-    class Remembers(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.last = self.fc(x)
-            return self.last
-
     net = Remembers()
     net(torch.randn(2, 4))
     with pytest.raises(RuntimeError, match="graph leaves"):
@@ -352,7 +342,7 @@ def test_stored_activations_do_not_stop_the_copy() -> None:
     ],
 )
 def test_an_impossible_structure_is_one_clear_error(todo: Any, words: str) -> None:
-    net = TinyResNet()
+    net = Residual()
     for build in (swap.apply, swap.skeleton):
         with pytest.raises(PlanError) as error:
             build(net, todo)
@@ -360,7 +350,7 @@ def test_an_impossible_structure_is_one_clear_error(todo: Any, words: str) -> No
 
 
 def test_weights_that_are_not_finite_are_named() -> None:
-    net = TinyResNet()
+    net = Residual()
     net.layer1[0].conv2.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(TenfoldError, match=r"'layer1\.0\.conv2' has NaN"):
         swap.apply(net, low_rank(net, 2))

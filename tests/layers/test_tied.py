@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
-from layer_stubs import DENSE, Entry, Tied, entry_for, full_rank, relative
-from torch import Tensor, nn
+from layer_stubs import DENSE, Entry, entry_for, full_rank
+from torch import nn
 
 import tenfold
+from helpers import relative
+from nets import ThreeTiedLinears, Tied, TiedStrides, TwoNames
 from tenfold.errors import PlanError
 from tenfold.layers import swap
 from tenfold.layers.cost import count_params
@@ -17,46 +19,7 @@ from tenfold.layers.matrix import LowRank
 TOKENS = torch.arange(10).reshape(2, 5)
 
 
-class Twice(nn.Module):
-    """One module under two names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Linear(8, 8)
-        self.b = self.a
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(torch.relu(self.a(x)))
-
-
-class OtherBiases(nn.Module):
-    """One weight, a bias each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.c = nn.Linear(8, 8, bias=False)
-        self.b.weight = self.c.weight = self.a.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c(self.b(torch.relu(self.a(x))))
-
-
-class OtherStrides(nn.Module):
-    """One kernel, used with two strides: the same factors serve both."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Conv2d(4, 4, 3, stride=1, padding=1)
-        self.b = nn.Conv2d(4, 4, 3, stride=2, padding=2, padding_mode="circular")
-        self.b.weight = self.a.weight
-        self.b.bias = self.a.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(torch.relu(self.a(x)))
-
-
-INPUTS = {Twice: (3, 8), OtherBiases: (3, 8), OtherStrides: (2, 4, 6, 6)}
+INPUTS = {TwoNames: (3, 8), ThreeTiedLinears: (3, 8), TiedStrides: (2, 4, 6, 6)}
 cases = pytest.mark.parametrize("kind", INPUTS)
 
 
@@ -70,7 +33,7 @@ def test_tied_layers_are_one_target_with_aliases(kind: type[nn.Module]) -> None:
     (target,) = find(kind())
     assert target.reason is None
     assert target.name == "a"
-    assert target.aliases == (("b", "c") if kind is OtherBiases else ("b",))
+    assert target.aliases == (("b", "c") if kind is ThreeTiedLinears else ("b",))
 
 
 @cases
@@ -144,10 +107,10 @@ def test_different_entries_for_one_weight_are_refused(kind: type[nn.Module], oth
 def test_a_head_tied_to_an_embedding_stays_dense_with_the_reason_and_the_tie() -> None:
     net = Tied()
     found = {t.name: t for t in find(net)}
-    assert found["embed"].aliases == ("head",)
-    assert "an Embedding" in str(found["embed"].reason)
+    assert found["table"].aliases == ("head",)
+    assert "an Embedding" in str(found["table"].reason)
     small, plan, _ = tenfold.compress(net, tenfold.ALDS(), tenfold.Budget(params=0.8))
-    assert small.head.weight is small.embed.weight
+    assert small.head.weight is small.table.weight
     assert plan.layers["head"].decomposition == "dense"
     assert "Embedding" in str(plan.layers["head"].reason)
     assert plan.params == count_params(small)
@@ -172,6 +135,6 @@ def test_layers_of_different_shape_that_share_numbers_stay_dense() -> None:
 
 
 def test_the_given_model_stays_tied() -> None:
-    net = OtherBiases()
+    net = ThreeTiedLinears()
     swap.apply(net, {n: entry_for(net.a, 2) for n in "abc"})
     assert net.a.weight is net.b.weight is net.c.weight

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from layer_stubs import entry_for, relative, state
+from layer_stubs import entry_for
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tenfold
+from helpers import relative, state
 from tenfold.layers import swap
 from tenfold.layers.find import find
 from tenfold.layers.matrix import LowRank, LowRankLinear

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
-from layer_stubs import TUCKER, TinyResNet, factorised, low_rank, relative
+from layer_stubs import TUCKER, factorised, low_rank
 from torch import nn
 
 import tenfold
+from helpers import relative
+from nets import Residual, lived
 from tenfold.errors import ArgumentError, PlanError, TenfoldError
 from tenfold.layers import swap
 from tenfold.layers.spec import spec_of
@@ -68,11 +70,10 @@ def test_infinite_weights_are_refused_and_zero_ones_stay_zero() -> None:
 
 
 def test_batch_norms_are_found_and_folded() -> None:
-    net, x = TinyResNet().eval(), torch.randn(2, 3, 8, 8)
+    net, x = Residual().eval(), torch.randn(2, 3, 8, 8)
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_()
-            m.running_var.uniform_(0.5, 2)
+            lived(m)
     small = swap.apply(net, low_rank(net, 3, TUCKER))
     assert tenfold.norm_after(small) == tenfold.norm_after(net)
     folded = tenfold.fold_batchnorm(small)

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from layer_stubs import Tied, TinyResNet, relative, state
-from test_tied import INPUTS, OtherBiases, OtherStrides, Twice
+from test_tied import INPUTS, cases
 from torch import nn
 
 import tenfold
+from helpers import relative, same_state, state
+from nets import Residual, Tied, decaying_
 from tenfold.errors import ArgumentError, PlanError, TenfoldError, UnsupportedLayer
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.tucker import TuckerConv
@@ -22,7 +23,7 @@ x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().man
 
 @pytest.fixture
 def net() -> nn.Module:
-    return TinyResNet(16).double().eval()
+    return Residual(16).double().eval()
 
 
 def full_ranks_of(net: nn.Module) -> dict[str, Any]:
@@ -44,8 +45,7 @@ def test_at_full_rank_the_model_computes_what_it_did(net: nn.Module) -> None:
     assert made.left == {}
     assert relative(made.model(x), net(x)) < 1e-12
     assert torch.equal(torch.get_rng_state(), random)
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert same_state(net, before)
 
 
 def test_bases_are_orthonormal_and_ranks_the_share_asked_for(net: nn.Module) -> None:
@@ -64,16 +64,8 @@ def test_bases_are_orthonormal_and_ranks_the_share_asked_for(net: nn.Module) -> 
 
 
 def test_tau_bounds_the_error_of_every_layer_and_is_nearly_used() -> None:
-    g = torch.Generator().manual_seed(3)
     net = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 12, 3, groups=2), nn.Linear(20, 24)).double()
-    with torch.no_grad():  # spectra that fall off in every mode
-        for m in net:
-            w = torch.randn(m.weight.shape, generator=g, dtype=torch.float64)
-            for mode in (0, 1):
-                size = [1] * w.ndim
-                size[mode] = w.shape[mode]
-                w = w * (0.7 ** torch.arange(w.shape[mode], dtype=torch.float64)).reshape(size)
-            m.weight.copy_(w)
+    decaying_(net, 0.7, torch.Generator().manual_seed(3))
     for tau in (0.05, 0.3):
         made = to_tucker(net, {"0": 99, "1": 99, "2": 99}, floor=1, tau=tau)
         errors = [relative(m.weight, net[i].weight) for i, m in enumerate(made.model)]
@@ -155,7 +147,7 @@ def test_a_first_convolution_is_clamped_to_what_its_kernel_can_have() -> None:
     assert to_tucker(nn.Sequential(nn.Conv2d(3, 64, 3)), {"0": (64, 64)}).model[0].ranks == (27, 3)
 
 
-@pytest.mark.parametrize("kind", [Twice, OtherBiases, OtherStrides])
+@cases
 @pytest.mark.parametrize("scratch", [False, True])
 def test_ties_are_kept_in_training_deployed_and_dense(kind: type[nn.Module], scratch: bool) -> None:
     net, inputs = kind().double(), torch.randn(INPUTS[kind], dtype=torch.float64)
@@ -261,6 +253,6 @@ def test_weights_that_are_not_finite_and_wrapped_models_are_refused(net: nn.Modu
 
 
 def test_an_embedding_tied_to_a_head_stays() -> None:
-    made = to_tucker(Tied(), {"up": 2}).model
-    assert made.head.weight is made.embed.weight
-    assert made.up.core is made.down.core
+    made = to_tucker(Tied(), {"first": 2}).model
+    assert made.head.weight is made.table.weight
+    assert made.first.core is made.second.core

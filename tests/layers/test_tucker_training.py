@@ -3,18 +3,15 @@
 import copy
 import itertools
 import math
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from layer_stubs import relative
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import passes_alone, relative
 from tenfold.errors import ArgumentError
 from tenfold.layers.spec import spec_of
 from tenfold.layers.tucker import TuckerConv
@@ -343,12 +340,7 @@ def check_compilers() -> None:
 
 
 def test_it_compiles_and_exports() -> None:
-    """In a process of its own: dynamo cannot see through the shape checker that tests install."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_trained; test_trained.check_compilers()"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    passes_alone(check_compilers)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import basis, normal
 from tenfold.linalg.change_of_basis import (
     grow,
     grow_square,
@@ -20,14 +21,6 @@ from tenfold.linalg.subspace import fresh_directions
 from tenfold.linalg.tucker import Limits, tucker_cut, tucker_full
 
 CASES = [((7, 6), (2, 2)), ((6, 5, 3, 3), (3, 2)), ((5, 4, 3), (2, 3, 2))]
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def basis(n: int, r: int, seed: int = 0) -> torch.Tensor:
-    return torch.linalg.qr(normal(n, r, seed=seed + 500))[0]
 
 
 def tucker(shape, ranks, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:

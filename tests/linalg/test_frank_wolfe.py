@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers import normal
 from tenfold.linalg import balls
 from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, forgotten, step_size, toward_
 
@@ -18,10 +19,6 @@ SETS = [
 ]
 
 
-def randn(*shape, seed=0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def lengths(m, theta, v, diameter=2.0) -> Lengths:
     flat = [x.flatten(1).norm(dim=1) for x in (m, theta - v)]
     return Lengths(*flat, torch.full_like(flat[0], diameter))
@@ -35,7 +32,7 @@ def toward(theta, v, eta) -> torch.Tensor:
 
 
 def test_momentum_in_both_conventions_is_a_geometric_sum_or_mean() -> None:
-    gradients = [randn(4, seed=i) for i in range(5)]
+    gradients = [normal(4, seed=i) for i in range(5)]
     heavy, mean = torch.zeros(4).double(), torch.zeros(4).double()
     for g in gradients:
         (heavy,), (mean,) = blend([heavy], [g], 0.9), blend([mean], [g], 0.9, 0.9)
@@ -46,7 +43,7 @@ def test_momentum_in_both_conventions_is_a_geometric_sum_or_mean() -> None:
 
 @pytest.mark.parametrize("ball", SETS, ids=lambda b: type(b).__name__)
 def test_with_the_gradient_rescaling_a_step_is_as_long_as_sgds_and_points_to_the_vertex(ball) -> None:
-    m, theta = randn(3, 5, 4), 0.1 * randn(3, 5, 4, seed=1)
+    m, theta = normal(3, 5, 4), 0.1 * normal(3, 5, 4, seed=1)
     v = ball.lmo(m, 50.0, stacked=True)
     eta, clipped = step_size(RESCALINGS["gradient"], 0.3, lengths(m, theta, v))
     step = toward(theta, v, eta) - theta
@@ -98,7 +95,8 @@ def test_a_momentum_that_is_not_finite_has_no_step() -> None:
 
 def test_the_vertex_of_an_l2_ball_need_not_be_there() -> None:
     """Tensors of two shapes: the momentum, scaled, does for the vertex."""
-    m, theta, eta = [randn(7), randn(3, 4)], [randn(7, seed=1), randn(3, 4, seed=2)], torch.tensor([0.3, 0.9]).double()
+    m, theta = [normal(7), normal(3, 4)], [normal(7, seed=1), normal(3, 4, seed=2)]
+    eta = torch.tensor([0.3, 0.9]).double()
     wanted = [toward(t[None], balls.L2().lmo(x, 5.0)[None], e[None])[0] for t, x, e in zip(theta, m, eta, strict=True)]
     toward_(theta, m, eta, -5.0 / torch.stack([x.norm() for x in m]))
     for mine, other in zip(theta, wanted, strict=True):
@@ -106,10 +104,10 @@ def test_the_vertex_of_an_l2_ball_need_not_be_there() -> None:
 
 
 def test_the_forgetting_factor_is_the_weight_of_the_start() -> None:
-    start, kept = randn(1, 6), torch.zeros(1).double()
+    start, kept = normal(1, 6), torch.zeros(1).double()
     theta, rest = start.clone(), torch.zeros_like(start)
     for i in range(6):
-        eta, v = torch.tensor([0.1 * i]).double(), randn(1, 6, seed=10 + i)
+        eta, v = torch.tensor([0.1 * i]).double(), normal(1, 6, seed=10 + i)
         theta, rest, kept = toward(theta, v, eta), toward(rest, v, eta), forgotten(kept, eta)
     torch.testing.assert_close(theta, kept.exp() * start + rest, **TIGHT)
     assert forgotten(kept, torch.ones(1).double()) == -torch.inf
@@ -117,7 +115,7 @@ def test_the_forgetting_factor_is_the_weight_of_the_start() -> None:
 
 def test_in_an_l2_ball_the_radius_rescaling_is_sgd_with_a_decay_by_the_gradients_norm() -> None:
     """``eta = lr ||m|| / r``, so ``theta - eta theta - eta r m / ||m|| = (1 - lr ||m|| / r) theta - lr m``."""
-    m, theta, r, lr = randn(2, 9), 0.1 * randn(2, 9, seed=1), 7.0, 0.2
+    m, theta, r, lr = normal(2, 9), 0.1 * normal(2, 9, seed=1), 7.0, 0.2
     ball = balls.L2()
     v = ball.lmo(m, r, stacked=True)
     eta, _ = step_size(RESCALINGS["radius"], lr, lengths(m, theta, v, ball.diameter(r, (9,))))
@@ -138,7 +136,7 @@ class Known:
         c = torch.tensor([3, -2, 1, 1, -1, 0.5, 0.2, 0.1], dtype=torch.float64)
         top = torch.tensor([3, -2, 0.5, 0.3, -0.2, 0, 0, 0], dtype=torch.float64)
         self.x = self.radius * top / (9 + 4 + 1) ** 0.5
-        self.a = torch.eye(n).double() + 0.3 * randn(n, n) / n**0.5
+        self.a = torch.eye(n).double() + 0.3 * normal(n, n) / n**0.5
         self.b = self.a @ self.x + torch.linalg.solve(self.a.T, c)
         self.best = float(self.f(self.x))
 

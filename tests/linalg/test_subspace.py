@@ -6,19 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import basis, normal
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.linalg import augment, truncate_core
 from tenfold.linalg.subspace import align, fresh_directions, orthonormalise
 
 shapes = st.tuples(st.integers(0, 99), st.integers(2, 9), st.integers(1, 9), st.integers(1, 9))
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def basis(n: int, r: int, seed: int = 0) -> torch.Tensor:
-    return torch.linalg.qr(normal(n, r, seed=seed + 500))[0]
 
 
 def orthonormal_to(u: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch.testing import assert_close
 
+from helpers import assert_orthonormal
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.linalg import energy_rank, low_rank_factors, singular_values, tail_rank, truncated_svd
 from tenfold.linalg.svd import left_basis
@@ -38,11 +39,6 @@ def with_spectrum(m: int, n: int, s: torch.Tensor) -> torch.Tensor:
     u = torch.linalg.qr(torch.randn(m, p, dtype=torch.float64))[0]
     v = torch.linalg.qr(torch.randn(n, p, dtype=torch.float64))[0]
     return (u * s) @ v.mT
-
-
-def assert_orthonormal(u: torch.Tensor, atol: float) -> None:
-    eye = torch.eye(u.shape[-1], dtype=torch.float64).expand(*u.shape[:-2], -1, -1)
-    assert_close(u.double().mT @ u.double(), eye, rtol=0, atol=atol)
 
 
 def break_svd(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tensorly.decomposition import tucker as tensorly_tucker
 from torch.testing import assert_close
 
+from helpers import assert_orthonormal
 from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.linalg import hooi, hosvd, hosvd_bound, tucker_full, tucker_truncate
 from tenfold.linalg.tucker import Limits, mode_product, tensor_cut, tucker_cut, unfold
@@ -44,10 +45,6 @@ def decaying(shape: tuple[int, ...]) -> torch.Tensor:
 
 def orthonormal(n: int, r: int) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(n, r, dtype=torch.float64))[0]
-
-
-def assert_orthonormal(u: torch.Tensor, atol: float = 1e-12) -> None:
-    assert_close(u.mT @ u, torch.eye(u.shape[1], dtype=u.dtype), rtol=0, atol=atol)
 
 
 def draw_ranks(data: st.DataObject, shape: torch.Size) -> list[int]:

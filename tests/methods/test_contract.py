@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
+from helpers import same_state, state, train
 from methods.drop_in import methods_from
 from methods.throwaway import CLIP, PAIR, PULL
 from tenfold.layers.matrix import LowRank
@@ -60,11 +61,7 @@ def loss_of(model: nn.Module, seed: int) -> torch.Tensor:
 
 
 def step(model, optimizer, seed) -> float:
-    optimizer.zero_grad()
-    loss = loss_of(model, seed)
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
+    return train(model, optimizer, batch, [seed])[0]
 
 
 def rank(model: nn.Module, name: str) -> int:
@@ -78,7 +75,7 @@ def clipped(model: nn.Module) -> bool:
     return all(rank(model, name) == 2 for name in SHRINKS)
 
 
-def state(model, optimizer) -> bytes:
+def saved_state(model, optimizer) -> bytes:
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     return file.getvalue()
@@ -98,7 +95,7 @@ def test_the_files_are_methods():
 @pytest.mark.parametrize("hyper", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_projection_method_works_in_a_plain_loop(hyper):
     start = net()
-    before = {name: value.clone() for name, value in start.state_dict().items()}
+    before = state(start)
     method = tenfold.get_method("clip", rank=2, every=4)
     model = method.begin(start)
     optimizer = method.optimizer(model, **hyper)
@@ -107,8 +104,7 @@ def test_a_projection_method_works_in_a_plain_loop(hyper):
         losses.append(step(model, optimizer, i))
         assert clipped(model) == (i % 4 == 0)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    for name, value in start.state_dict().items():
-        assert torch.equal(value, before[name])  # what was given to `begin` is untouched
+    assert same_state(start, before)  # what was given to `begin` is untouched
 
     result = method.finish(model, data=[batch(i) for i in range(3)])
     assert {name: layer.rank for name, layer in result.plan.layers.items()} == {"0": 2, "3": 2, "7": 2, "9": None}
@@ -224,7 +220,7 @@ def test_a_run_stopped_in_mid_cycle_resumes_to_the_same_bits(name, stop):
     model, optimizer = fresh()
     for i in range(9):
         if i == stop:
-            saved = state(model, optimizer)
+            saved = saved_state(model, optimizer)
         step(model, optimizer, i)
 
     other, resumed = fresh()
@@ -233,8 +229,7 @@ def test_a_run_stopped_in_mid_cycle_resumes_to_the_same_bits(name, stop):
     resumed.load_state_dict(loaded["optimizer"])
     for i in range(stop, 9):
         step(other, resumed, i)
-    for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    assert same_state(model, other)
 
 
 def test_one_method_serves_two_runs_at_once():

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import tenfold
-from ranks.nets import counted
+from helpers import counted
+from nets import TiedLinears, TwoNames
 from tenfold.layers.matrix import LowRank
 
 METHODS = {m.name: m for m in (tenfold.PCA(), tenfold.ActivationSVD(), tenfold.FisherSVD())}
@@ -239,37 +240,26 @@ def test_an_added_bias_trains_as_the_weight_does():
         assert layer.bias is not None
 
 
-class Pair(nn.Module):
-    """Two layers with one weight."""
-
-    def __init__(self, first: bool, second: bool, one_bias: bool = False, same: bool = False):
-        super().__init__()
-        self.first, self.second = nn.Linear(16, 16, bias=first), nn.Linear(16, 16, bias=second)
-        self.second.weight = self.first.weight
-        if one_bias:
-            self.second.bias = self.first.bias
-        if same:
-            self.second = self.first
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
 TIES = {
-    "both": (True, True), "none": (False, False), "first": (True, False), "second": (False, True),
-    "one bias": (True, True, True), "one module": (True, True, False, True), "bare module": (False, False, False, True),
-}  # fmt: skip
+    "both": lambda: TiedLinears(16),
+    "none": lambda: TiedLinears(16, False, False),
+    "first": lambda: TiedLinears(16, True, False),
+    "second": lambda: TiedLinears(16, False, True),
+    "one bias": lambda: TiedLinears(16, one_bias=True),
+    "one module": lambda: TwoNames(16),
+    "bare module": lambda: TwoNames(16, bias=False),
+}
 
 
 @pytest.mark.parametrize("ties", TIES.values(), ids=TIES)
 def test_layers_with_one_weight_share_factors_and_each_keeps_the_mean(method, ties, tmp_path):
-    model, data = Pair(*ties).double().eval(), batches((16,))
+    model, data = ties().double().eval(), batches((16,))
     small, plan, report = tenfold.compress(model, method, tenfold.Budget(params=0.8), data=data)
-    assert plan.layers["first"].rank == plan.layers["second"].rank is not None
-    assert plan.layers["second"].tied_to == "first"
-    assert small.first.encoder.weight is small.second.encoder.weight
-    assert small.first.decoder.weight is small.second.decoder.weight
-    assert (small.first is small.second) == (model.first is model.second)
+    assert plan.layers["a"].rank == plan.layers["b"].rank is not None
+    assert plan.layers["b"].tied_to == "a"
+    assert small.a.encoder.weight is small.b.encoder.weight
+    assert small.a.decoder.weight is small.b.decoder.weight
+    assert (small.a is small.b) == (model.a is model.b)
     assert plan.params == report.small.params == sum(p.numel() for p in small.parameters()) <= 0.8 * plan.dense_params
     assert plan == tenfold.Plan.from_json(plan.to_json())
     tenfold.save(small, tmp_path / "m", plan)
@@ -278,14 +268,14 @@ def test_layers_with_one_weight_share_factors_and_each_keeps_the_mean(method, ti
     tenfold.save(small, tmp_path / "bare")
     assert torch.equal(tenfold.load(tmp_path / "bare", model)(x), small(x))
     if method.name == "pca":
-        inputs = torch.cat([x, torch.tanh(model.first(x))])
-        w = model.first.weight
+        inputs = torch.cat([x, torch.tanh(model.a(x))])
+        w = model.a.weight
         y = (inputs @ w.T).detach()
         mean = y.mean(0)
-        vh = torch.linalg.svd(y - mean, full_matrices=False).Vh[: plan.layers["first"].rank]
-        for a, b in ((model.first, small.first), (model.second, small.second)):
-            expected = mean + (y - mean) @ vh.T @ vh + (0 if a.bias is None else a.bias)
-            torch.testing.assert_close(b(inputs), expected, rtol=0, atol=1e-10)
+        vh = torch.linalg.svd(y - mean, full_matrices=False).Vh[: plan.layers["a"].rank]
+        for one, other in ((model.a, small.a), (model.b, small.b)):
+            expected = mean + (y - mean) @ vh.T @ vh + (0 if one.bias is None else one.bias)
+            torch.testing.assert_close(other(inputs), expected, rtol=0, atol=1e-10)
 
 
 def test_a_bias_that_another_layer_has_as_well_is_not_changed_behind_its_back():

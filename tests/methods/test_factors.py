@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
-from ranks.nets import Tied, chain, counted, image, small_image, unlike
+from helpers import blobs, counted
+from nets import Tied, chain, image, small_image, transposed
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.swap import structure_of
 from tenfold.linalg.fold import NAMES
 from tenfold.linalg.multilinear import feasible, random_tucker
 from tenfold.linalg.tucker import tucker_full
 from tenfold.train import Recipe, fit
-from train.train_stubs import blobs
 
 BOTH = pytest.mark.parametrize("format", ["matrix", "tucker"])
 HALF = tenfold.Budget(params=0.5)
@@ -69,7 +69,7 @@ def expected(model: nn.Module, a: float) -> tuple[dict, int]:
     return found, params
 
 
-@pytest.mark.parametrize("make", [chain, unlike, net])
+@pytest.mark.parametrize("make", [chain, transposed, net])
 @pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.9])
 def test_tucker_ranks_are_the_largest_common_share_that_fits(make, share):
     model = make()
@@ -96,7 +96,7 @@ def test_matrix_ranks_and_factors_are_those_of_a_uniform_svd(fold):
 @BOTH
 @pytest.mark.parametrize("budget", [{"params": 0.5}, {"macs": 0.5}, {"params": 0.8, "macs": 0.6}])
 def test_what_is_built_keeps_the_budget_and_is_what_is_kept_in_the_end(format, budget):
-    model, x, method = unlike(), small_image(), tenfold.Factors(format=format)
+    model, x, method = transposed(), small_image(), tenfold.Factors(format=format)
     budget = tenfold.Budget(**budget)
     small = begun(method, model, budget, x).eval()
     used, dense = counted(small, x), counted(model, x)

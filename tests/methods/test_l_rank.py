@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import tenfold
+from nets import conv_chain
 
 
 def net() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(4, 12, 3), nn.ReLU(), nn.Conv2d(12, 10, 3), nn.Flatten(), nn.Linear(160, 6)).double()
+    return conv_chain(4, 12, 10, size=8, classes=6).double()
 
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import tenfold
-from methods.projection_nets import HYPER, by_hand, close, net, rank_of, train
+from methods.projection_by_hand import HYPER, by_hand, close, rank_of, train
+from nets import PreActivation, conv_norm_chain
 from tenfold.methods.contract.method import Goal
 from tenfold.methods.contract.projection import STATE
 from tenfold.plans.candidates import settle, shapes
@@ -41,7 +42,7 @@ def unlike_(model: nn.Module) -> nn.Module:
 
 
 def run(method, steps, *, model=None, goal=None, watch=None):
-    model = method.begin(net() if model is None else model)
+    model = method.begin(conv_norm_chain() if model is None else model)
     optimizer = method.optimizer(model, goal=goal, **HYPER)
     train(model, optimizer, range(steps), None if watch is None else lambda i: watch(i, model, optimizer))
     return model, optimizer
@@ -63,9 +64,9 @@ def test_training_is_plain_training_with_projections_between(steps, rectify, tra
             weight.data = cut(weight, FULL[name] // 2, a, transfer)
         return {}
 
-    wanted, _ = by_hand(unlike_(net()), steps, cut_, every=3)
+    wanted, _ = by_hand(unlike_(conv_norm_chain()), steps, cut_, every=3)
     method = tenfold.LRPET(every=3, rectify=rectify, transfer=transfer)
-    got, _ = run(method, steps, model=unlike_(net()))
+    got, _ = run(method, steps, model=unlike_(conv_norm_chain()))
     close(got, wanted, rtol=1e-6, atol=1e-7)
 
 
@@ -83,15 +84,15 @@ def test_energy_transfer_leaves_what_the_network_computes_in_training_mode_to_th
     x = torch.randn(8, 3, 6, 6).double()
     outputs = []
     for transfer in (True, False):
-        model = unlike_(net())
+        model = unlike_(conv_norm_chain())
         tenfold.LRPET(transfer=transfer).project_(model)
         outputs.append(model.train()(x).detach())
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)  # but for the norms' eps
-    assert not torch.allclose(net().train()(x), outputs[0], rtol=1e-2)
+    assert not torch.allclose(conv_norm_chain().train()(x), outputs[0], rtol=1e-2)
 
 
 def test_the_tail_keeps_its_share_while_training_and_is_gone_in_the_end():
-    model = unlike_(net())
+    model = unlike_(conv_norm_chain())
     method = tenfold.LRPET(tail=0.5)
     before = model.mid.weight.detach().clone()
     method.project_(model)
@@ -99,7 +100,7 @@ def test_the_tail_keeps_its_share_while_training_and_is_gone_in_the_end():
     s, t = (torch.linalg.svdvals(a * w.detach().flatten(1)) for w in (before, model.mid.weight))
     torch.testing.assert_close(t.norm(), s.norm())
     torch.testing.assert_close(t[6:], 0.5 * s[6:])
-    small = method.finish(unlike_(net())).model
+    small = method.finish(unlike_(conv_norm_chain())).model
     torch.testing.assert_close(small.mid.weight, cut(before, 6, a[:, 0], True), rtol=1e-6, atol=1e-7)
 
 
@@ -120,24 +121,24 @@ def test_the_rank_is_the_floor_of_what_the_ratio_leaves(ratio):
 
 def test_every_convolution_is_taken_and_linear_layers_where_asked_for():
     for linear in (False, True):
-        layers = tenfold.plan(net(), tenfold.LRPET(prune_ratio=0.7, linear=linear)).layers
+        layers = tenfold.plan(conv_norm_chain(), tenfold.LRPET(prune_ratio=0.7, linear=linear)).layers
         assert all(layers[name].rank for name in FULL)
         assert (layers["head"].rank == 3) == linear
-    assert "linear" in (tenfold.plan(net(), tenfold.LRPET()).layers["head"].reason or "")
+    assert "linear" in (tenfold.plan(conv_norm_chain(), tenfold.LRPET()).layers["head"].reason or "")
 
 
 @pytest.mark.parametrize("kind", ["params", "macs"])
 @pytest.mark.parametrize("share", [0.45, 0.6, 0.8])
 def test_a_budget_is_met_by_the_smallest_ratio_that_meets_it(kind, share):
     x, budget = torch.randn(1, 3, 6, 6).double(), tenfold.Budget(**{kind: share})
-    plan = tenfold.plan(net(), tenfold.LRPET(), budget, example_inputs=x)
+    plan = tenfold.plan(conv_norm_chain(), tenfold.LRPET(), budget, example_inputs=x)
     ratio = plan.level
     ranks = {name: max(1, math.floor(full * (1 - ratio) + 1e-9)) for name, full in FULL.items()}
     for name, rank in ranks.items():
         assert plan.layers[name].rank in (rank, None)
 
     def used(p):
-        made = tenfold.plan(net(), tenfold.LRPET(prune_ratio=p), example_inputs=x)
+        made = tenfold.plan(conv_norm_chain(), tenfold.LRPET(prune_ratio=p), example_inputs=x)
         return getattr(made, kind)
 
     dense = getattr(plan, f"dense_{kind}")
@@ -207,18 +208,8 @@ def test_the_metric_is_that_of_the_norm_which_alone_follows_and_else_the_users(g
 
 
 def test_in_a_pre_activation_network_the_norm_of_the_next_convolution_counts_where_it_follows_directly():
-    class Pre(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bn1, self.conv1 = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1)
-            self.bn2, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1)
-            self.double()
-
-        def forward(self, x):
-            return x + self.conv2(torch.relu(self.bn2(self.conv1(torch.relu(self.bn1(x))))))
-
     torch.manual_seed(4)
-    model = unlike_(Pre())
+    model = unlike_(PreActivation(6).double())
     one, two = (conv.weight.detach().clone() for conv in (model.conv1, model.conv2))
     tenfold.LRPET().project_(model)
     ones = torch.ones(6).double()
@@ -241,9 +232,9 @@ def test_a_tied_weight_has_a_metric_only_where_all_its_layers_have_the_same_norm
 
 def test_norms_that_do_not_fit_are_refused():
     with pytest.raises(tenfold.ArgumentError, match="must map layers to batch norms"):
-        tenfold.LRPET(norms={"mid": "relu1"}).project_(net())
+        tenfold.LRPET(norms={"mid": "relu1"}).project_(conv_norm_chain())
     with pytest.raises(tenfold.ArgumentError, match="`norms` must be batch norms of as many channels"):
-        tenfold.LRPET(norms={"mid": "norm1"}).project_(net())
+        tenfold.LRPET(norms={"mid": "norm1"}).project_(conv_norm_chain())
 
 
 # ---- the end
@@ -253,7 +244,7 @@ def test_norms_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("rectify", [True, False])
 def test_the_end_projects_once_more_and_exports_what_the_projected_network_computes(rectify, fold):
     method = tenfold.LRPET(every=2, rectify=rectify, fold=fold, prune_ratio=0.7)
-    model, _ = run(method, 5, model=unlike_(net()))
+    model, _ = run(method, 5, model=unlike_(conv_norm_chain()))
     dense = method.begin(model).eval()
     ranks = method.project_(dense)
     result = method.finish(model)
@@ -268,7 +259,7 @@ def test_the_end_projects_once_more_and_exports_what_the_projected_network_compu
 
 def test_switched_off_channels_cost_the_others_nothing_at_export():
     """With scales of zero the matrix has few directions in the metric; the factors must not fit the dead rows."""
-    model = net().eval()
+    model = conv_norm_chain().eval()
     model.norm2.weight.data[5:] = 0.0
     x = torch.randn(4, 3, 6, 6).double()
     small = tenfold.LRPET(ranks={"mid": 6}, transfer=False).finish(model).model.eval()

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import tenfold
+from nets import conv_chain
 from tenfold.linalg import nuclear_subgradient, row_subgradient, shrink_rows, shrink_spectrum
 from tenfold.optim.projection.penalty import slots_of
 
@@ -17,7 +18,7 @@ PURE = {
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4)).double()
+    return conv_chain(3, 6, size=8, classes=4).double()
 
 
 def loss(model, seed=0) -> torch.Tensor:

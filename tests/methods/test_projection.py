@@ -9,7 +9,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import tenfold
-from methods.projection_nets import HYPER, batch, close, net, rank_of, train
+from methods.projection_by_hand import HYPER, batch, close, rank_of, train
+from nets import TiedConvs, conv_norm_chain
 from tenfold.errors import TenfoldWarning
 from tenfold.methods.contract import projection
 from tenfold.methods.contract.method import Goal
@@ -27,7 +28,7 @@ def make(request):
 
 
 def fresh(method, *, start=None, goal=None, base=torch.optim.SGD, **hyper):
-    model = method.begin(net() if start is None else start)
+    model = method.begin(conv_norm_chain() if start is None else start)
     return model, method.optimizer(model, base=base, goal=goal, **(hyper or HYPER))
 
 
@@ -92,7 +93,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_any_optimizer_is_projected_at_every_turn(make, kind, momentum):
     method = make(momentum=momentum)
-    model = method.begin(net(torch.float32))
+    model = method.begin(conv_norm_chain(torch.float32))
     optimizer = OPTIMIZERS[kind](model.parameters())
     assert method.attach(model, optimizer) is optimizer
     low = []
@@ -113,7 +114,7 @@ def test_optimizers_that_write_through_data_are_noticed_too(make):
                 p.data.add_(p.grad, alpha=-0.05)
 
     method = make(every=1)
-    model = method.begin(net())
+    model = method.begin(conv_norm_chain())
     optimizer = method.attach(model, Old(model.parameters()))
     train(model, optimizer, range(4), lambda _: rank_of(model.mid.weight) < 12 or pytest.fail("not projected"))
 
@@ -123,7 +124,7 @@ def test_keep_leaves_the_moments_bit_for_bit_and_the_others_do_not(make):
     for momentum in ("keep", "project", "reset"):
         model, optimizer = fresh(make(momentum=momentum, every=3))
         train(model, optimizer, range(3))
-        plain = tenfold.Dense().begin(net())
+        plain = tenfold.Dense().begin(conv_norm_chain())
         other = torch.optim.SGD(plain.parameters(), **HYPER)
         train(plain, other, range(3))
         moments[momentum] = optimizer.state[model.mid.weight].get("momentum_buffer")
@@ -135,7 +136,7 @@ def test_keep_leaves_the_moments_bit_for_bit_and_the_others_do_not(make):
 
 
 def test_an_optimizer_of_other_weights_is_refused(make):
-    method, start = make(), net()
+    method, start = make(), conv_norm_chain()
     model = method.begin(start)
     with pytest.raises(tenfold.ArgumentError, match="`optimizer` must train the layers of `model`"):
         method.attach(model, torch.optim.SGD(start.parameters(), lr=0.1))
@@ -148,7 +149,7 @@ def test_an_optimizer_of_other_weights_is_refused(make):
 @pytest.mark.parametrize("how", ["frozen", "left out"])
 def test_weights_that_are_not_trained_are_not_projected_in_training(make, how, layer):
     method, goal = make(), Goal(target_modules=["first", "mid"])
-    model = method.begin(net())
+    model = method.begin(conv_norm_chain())
     before = model.get_submodule(layer).weight.detach().clone()
     model.get_submodule(layer).requires_grad_(how != "frozen")
     trained = [p for name, p in model.named_parameters() if how == "frozen" or not name.startswith(layer)]
@@ -164,7 +165,7 @@ def test_weights_that_are_not_trained_are_not_projected_in_training(make, how, l
 def test_weights_that_are_unfrozen_later_are_projected_from_then_on(make):
     method = make()
     goal = Goal(target_modules=["first", "mid"])
-    model = method.begin(net())
+    model = method.begin(conv_norm_chain())
     model.mid.weight.requires_grad_(False)
     optimizer = method.attach(model, torch.optim.SGD(model.parameters(), **HYPER), goal=goal)
     train(model, optimizer, range(2))
@@ -174,25 +175,10 @@ def test_weights_that_are_unfrozen_later_are_projected_from_then_on(make):
     assert rank_of(model.mid.weight) == state_of(optimizer)["ranks"]["mid"] < 12
 
 
-class Twice(nn.Module):
-    """Two convolutions with one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.one, self.two = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
-        self.two.weight = self.one.weight
-        self.head = nn.Linear(8, 10)
-        self.double()
-
-    def forward(self, x):
-        return self.head(self.two(torch.relu(self.one(torch.relu(self.stem(x))))).mean((2, 3)))
-
-
 def test_a_tied_weight_is_projected_once_and_stays_tied(make):
     torch.manual_seed(2)
     method = make()
-    model = method.begin(Twice())
+    model = method.begin(TiedConvs().double())
     optimizer = method.optimizer(model, **HYPER)
     train(model, optimizer, range(2))
     assert model.one.weight is model.two.weight
@@ -225,14 +211,14 @@ def test_a_layer_that_is_not_finite_is_named_and_the_others_are_projected(make, 
     "wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["data parallel", "compiled"]
 )
 def test_a_wrapped_model_is_refused(make, wrap):
-    model = net()
+    model = conv_norm_chain()
     wrapped = wrap(model)
     with pytest.raises(tenfold.ArgumentError, match="`model` must not be wrapped"):
         make().attach(wrapped, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_a_factorised_model_is_refused(make):
-    small = tenfold.compress(net(), tenfold.SVD(), tenfold.Budget(params=0.6)).model
+    small = tenfold.compress(conv_norm_chain(), tenfold.SVD(), tenfold.Budget(params=0.6)).model
     with pytest.raises(tenfold.ArgumentError, match="must be dense"):
         make().attach(small, torch.optim.SGD(small.parameters(), lr=0.1))
 
@@ -252,7 +238,7 @@ def test_a_model_of_which_every_layer_is_left_dense_is_refused(make):
 
 def test_ranks_must_name_layers_that_there_are(make):
     with pytest.raises(tenfold.ArgumentError, match=r"`ranks` must name layers.*'middle'"):
-        make(ranks={"middle": 3}).plan(tenfold.survey(net()))
+        make(ranks={"middle": 3}).plan(tenfold.survey(conv_norm_chain()))
 
 
 # ---- averages

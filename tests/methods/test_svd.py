@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import tenfold
-from ranks.nets import chain, counted, image, small_image, unlike
+from helpers import counted
+from nets import chain, image, small_image, transposed
 
 FOLDS = ("channel", "spatial", "spatial-t", "input", "decoupled")
 
@@ -46,7 +47,7 @@ def uniform(model: nn.Module, fold: str, a: float) -> tuple[dict[str, int | None
 
 
 @pytest.mark.parametrize("fold", FOLDS)
-@pytest.mark.parametrize("make", [chain, unlike])
+@pytest.mark.parametrize("make", [chain, transposed])
 @pytest.mark.parametrize("share", [0.45, 0.6, 0.8, 1.0])
 def test_ranks_are_those_of_the_largest_fraction_that_fits(make, fold, share):
     model = make()
@@ -69,7 +70,7 @@ def test_ranks_are_those_of_the_largest_fraction_that_fits(make, fold, share):
 @pytest.mark.parametrize("fold", FOLDS)
 @pytest.mark.parametrize("budget", [{"params": 0.6}, {"macs": 0.6}, {"params": 0.8, "macs": 0.7}])
 def test_the_budget_is_one_sided_and_the_built_model_costs_what_the_plan_says(fold, budget):
-    model, x = unlike(), small_image()
+    model, x = transposed(), small_image()
     small, plan, _ = tenfold.compress(model, tenfold.SVD(fold=fold), tenfold.Budget(**budget), example_inputs=x)
     built, dense = counted(small, x), counted(model, x)
     assert (plan.params, plan.macs) == built
@@ -78,7 +79,7 @@ def test_the_budget_is_one_sided_and_the_built_model_costs_what_the_plan_says(fo
 
 
 def test_no_layer_is_kept_at_a_rank_that_saves_nothing():
-    model, x = unlike(), small_image()
+    model, x = transposed(), small_image()
     for percent in range(50, 101, 5):
         plan = tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=percent / 100), example_inputs=x)
         for layer in plan.layers.values():

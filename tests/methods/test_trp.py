@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import tenfold
-from methods.projection_nets import HYPER, batch, by_hand, close, energy_rank, net, rank_of, spectrum, train
+from methods.projection_by_hand import HYPER, batch, by_hand, close, energy_rank, rank_of, spectrum, train
+from nets import conv_norm_chain
 from tenfold.methods.contract.method import Goal
 from tenfold.methods.contract.projection import STATE
 
@@ -20,7 +21,7 @@ def trp(**fields) -> tenfold.TRP:
 
 def run(method, steps, *, model=None, goal=None, watch=None):
     """A training run; the model, its optimizer, the losses."""
-    model = method.begin(net() if model is None else model)
+    model = method.begin(conv_norm_chain() if model is None else model)
     optimizer = method.optimizer(model, goal=goal, **HYPER)
     losses = train(model, optimizer, range(steps), None if watch is None else lambda i: watch(i, model, optimizer))
     return model, optimizer, losses
@@ -44,7 +45,7 @@ def test_training_is_the_papers_update_written_out(steps, nuclear):
         model.mid.weight.data = ((u[:, :r] * s[:r]) @ vh[:r]).view_as(model.mid.weight)
         return {model.mid.weight: nuclear * (u[:, :r] @ vh[:r]).view_as(model.mid.weight)}
 
-    wanted, expected = by_hand(net(), steps, cut_, every=3)
+    wanted, expected = by_hand(conv_norm_chain(), steps, cut_, every=3)
     got, _, losses = run(trp(nuclear=nuclear), steps)
     close(got, wanted, rtol=1e-7, atol=1e-8)
     assert losses == pytest.approx(expected, rel=1e-8)
@@ -80,7 +81,7 @@ def test_the_pull_is_there_for_one_step_after_each_projection():
 def test_a_closure_is_pulled_as_well(closure):
     plain, _, _ = run(trp(nuclear=0.3), 6)
     method = trp(nuclear=0.3)
-    model = method.begin(net())
+    model = method.begin(conv_norm_chain())
     optimizer = method.optimizer(model, **HYPER)
     for i in range(6):
         x, y = batch(i)
@@ -104,7 +105,7 @@ def test_steps_that_the_scaler_skips_neither_count_nor_use_up_the_pull():
     wanted, _, _ = run(trp(nuclear=0.3), 7)
     method = trp(nuclear=0.3)
     for fused in (False, True):
-        model = method.begin(net())
+        model = method.begin(conv_norm_chain())
         optimizer = method.optimizer(model, fused=fused, **HYPER)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -127,7 +128,7 @@ def test_steps_that_the_scaler_skips_neither_count_nor_use_up_the_pull():
 
 
 def test_convolutions_larger_than_1x1_are_taken_but_the_first():
-    plan = tenfold.plan(net(), trp())
+    plan = tenfold.plan(conv_norm_chain(), trp())
     reasons = {name: layer.reason for name, layer in plan.layers.items()}
     assert reasons["mid"] is None
     for name, word in {"first": "first convolution", "point": "1x1", "head": "linear"}.items():
@@ -136,7 +137,7 @@ def test_convolutions_larger_than_1x1_are_taken_but_the_first():
 
 
 def test_what_the_user_names_is_taken_as_it_is():
-    plan = tenfold.plan(net(), trp(energy=0.5), target_modules=["first", "head"])
+    plan = tenfold.plan(conv_norm_chain(), trp(energy=0.5), target_modules=["first", "head"])
     assert {name for name, layer in plan.layers.items() if layer.rank} == {"first", "head"}
     _, optimizer, _ = run(trp(energy=0.5), 3, goal=Goal(target_modules=["first", "head"]))
     assert set(ranks_of(optimizer)) == {"first", "head"}
@@ -144,7 +145,7 @@ def test_what_the_user_names_is_taken_as_it_is():
 
 @pytest.mark.parametrize("energy", [0.3, 0.6, 0.85, 0.99, 1.0])
 def test_the_rank_is_the_least_that_holds_the_energy(energy):
-    model = net()
+    model = conv_norm_chain()
     wanted = energy_rank(spectrum(model.mid.weight)[1], energy)
     assert trp(energy=energy).project_(model) == {"mid": wanted}
     assert rank_of(model.mid.weight) == wanted
@@ -159,18 +160,18 @@ def test_a_grouped_convolution_has_one_rank_by_the_energy_of_all_groups():
 
 
 def test_the_floor_and_the_threshold_bound_the_rank():
-    s = spectrum(net().mid.weight)[1]
+    s = spectrum(conv_norm_chain().mid.weight)[1]
     low = energy_rank(s, 0.3)
-    assert trp(energy=0.3, floor=low + 2).project_(net()) == {"mid": low + 2}
-    assert trp(energy=0.3, floor=99).project_(net()) == {"mid": 12}
+    assert trp(energy=0.3, floor=low + 2).project_(conv_norm_chain()) == {"mid": low + 2}
+    assert trp(energy=0.3, floor=99).project_(conv_norm_chain()) == {"mid": 12}
     threshold = float((s[4] + s[5]) / 2 / s[0])  # five values are above it
-    assert trp(energy=1.0, threshold=threshold).project_(net()) == {"mid": 5}
-    assert trp(energy=1.0, threshold=threshold, floor=7).project_(net()) == {"mid": 7}
+    assert trp(energy=1.0, threshold=threshold).project_(conv_norm_chain()) == {"mid": 5}
+    assert trp(energy=1.0, threshold=threshold, floor=7).project_(conv_norm_chain()) == {"mid": 7}
 
 
 def test_ranks_fall_on_weights_that_stand_still():
     """Why there are floors, freezing and budgets."""
-    model, method = net(), trp(energy=0.8)
+    model, method = conv_norm_chain(), trp(energy=0.8)
     seen = [method.project_(model)["mid"] for _ in range(20)]
     assert seen == sorted(seen, reverse=True)
     assert seen[-1] < min(seen[0], 1 / (1 - 0.8))
@@ -201,20 +202,20 @@ def test_ranks_move_both_ways_until_they_are_frozen():
 def test_freezing_needs_the_length_of_an_epoch_where_there_are_steps():
     with pytest.raises(tenfold.ArgumentError, match=r"`goal` must say how many steps an epoch has, for `freeze`"):
         run(trp(freeze=2), 1)
-    assert trp(freeze=2).project_(net())
+    assert trp(freeze=2).project_(conv_norm_chain())
 
 
 @pytest.mark.parametrize("shed", [True, False])
 def test_ranks_that_save_nothing_are_projected_as_published_or_not_at_all(shed):
     method = trp(energy=0.999, shed=shed, nuclear=0.0)
-    model = net()
+    model = conv_norm_chain()
     rank = energy_rank(spectrum(model.mid.weight)[1], 0.999)
     assert rank * (72 + 12) >= model.mid.weight.numel()
     before = model.mid.weight.detach().clone()
     projected = method.project_(model)
     assert projected == ({"mid": rank} if shed else {})
     assert torch.equal(model.mid.weight, before) == (not shed or rank == 12)
-    layer = method.finish(net()).plan.layers["mid"]
+    layer = method.finish(conv_norm_chain()).plan.layers["mid"]
     assert layer.rank is None
     assert "saves nothing" in layer.reason
 
@@ -222,7 +223,7 @@ def test_ranks_that_save_nothing_are_projected_as_published_or_not_at_all(shed):
 @pytest.mark.parametrize("share", [0.55, 0.7, 0.85])
 def test_with_a_budget_the_ranks_are_scaled_to_fit_it_in_training_and_in_the_end(share):
     budget = tenfold.Budget(params=share)
-    everything = [n for n, _ in net().named_modules() if n in ("first", "mid", "point", "head")]
+    everything = [n for n, _ in conv_norm_chain().named_modules() if n in ("first", "mid", "point", "head")]
     goal = Goal(budget=budget, target_modules=everything)
     model, optimizer, _ = run(trp(), 6, goal=goal)
     fixed = ranks_of(optimizer)
@@ -278,6 +279,6 @@ def test_every_fold_of_the_paper_saves_what_its_formula_says():
     """``r (C kh kw + N)``, ``r (C kh + N kw)``, ``r N (C + kh kw)``."""
     formulas = {"channel": 8 * 9 + 12, "spatial": 8 * 3 + 12 * 3, "decoupled": 12 * (8 + 9)}
     for (fold, each), energy in itertools.product(formulas.items(), (0.3, 0.6)):
-        layer = trp(energy=energy, fold=fold).finish(net()).plan.layers["mid"]
+        layer = trp(energy=energy, fold=fold).finish(conv_norm_chain()).plan.layers["mid"]
         assert layer.rank is not None
         assert layer.params == layer.rank * each

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import tenfold
-from ranks.nets import brute_force_grid, chain, counted, image, small_image, unlike
+from helpers import counted
+from nets import chain, conv_chain, decaying_, image, small_image, transposed
+from ranks.tables import brute_force_grid
 from tenfold.layers.spec import spec_of, to_kernel
 from tenfold.linalg.multilinear import feasible
 from tenfold.linalg.tucker import hosvd, tucker_full
@@ -20,24 +22,7 @@ def error(small: nn.Module, model: nn.Module, name: str) -> float:
     return float((before - after).norm() / before.norm())
 
 
-def decaying() -> nn.Module:
-    """Layers whose spectra fall off in both modes, as those of trained ones do."""
-    g = torch.Generator().manual_seed(2)
-    net = nn.Sequential(
-        nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3, groups=2), nn.Flatten(), nn.Linear(48, 24)
-    )
-    for m in net:
-        if isinstance(m, (nn.Conv2d, nn.Linear)):
-            w = torch.randn(m.weight.shape, generator=g)
-            for mode in (0, 1):
-                size = [1] * w.ndim
-                size[mode] = w.shape[mode]
-                w = w * (0.8 ** torch.arange(w.shape[mode])).reshape(size)
-            m.weight.data.copy_(w)
-    return net.eval()
-
-
-@pytest.mark.parametrize(("make", "inputs"), [(chain, image), (unlike, small_image)])
+@pytest.mark.parametrize(("make", "inputs"), [(chain, image), (transposed, small_image)])
 def test_options_are_every_possible_pair_that_saves_with_its_cost_and_error(make, inputs):
     model, x = make().eval(), inputs()
     problem = tenfold.survey(model, example_inputs=x)
@@ -78,7 +63,8 @@ def test_the_level_is_the_smallest_that_any_choice_of_pairs_attains(budget):
 
 
 def test_errors_in_the_plan_bound_those_of_the_built_layers():
-    model = decaying()
+    model = conv_chain(12, 16, 12, size=6, classes=24, groups=2)
+    decaying_(model, 0.8, torch.Generator().manual_seed(2)).eval()
     for share in (0.3, 0.5):
         small, plan, _ = tenfold.compress(model, tenfold.Tucker(), tenfold.Budget(params=share))
         assert {layer.decomposition for layer in plan.layers.values()} == {"tucker", "low-rank"}

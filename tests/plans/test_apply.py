@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
-from layer_stubs import TinyResNet, relative, state
 from torch import nn
 
 import tenfold
+from helpers import relative, same_state, state
+from nets import Residual
 from tenfold.errors import ArgumentError, PlanError, TenfoldError, TenfoldWarning
 from tenfold.layers import swap
 from tenfold.layers.cost import count_params
@@ -17,7 +18,7 @@ from tenfold.plans.apply import matches, plan_of
 
 @pytest.fixture
 def net() -> nn.Module:
-    return TinyResNet().eval()
+    return Residual().eval()
 
 
 @pytest.fixture
@@ -48,8 +49,7 @@ def test_the_given_model_is_bitwise_untouched(net: nn.Module, plan: tenfold.Plan
             p.zero_()
     assert torch.equal(torch.get_rng_state(), random)
     assert [m.training for m in net.modules()] == modes
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert same_state(net, before)
 
 
 def test_the_same_plan_gives_the_same_weights_twice(net: nn.Module, plan: tenfold.Plan) -> None:
@@ -77,7 +77,7 @@ def test_a_factorised_model_is_multiplied_out_first(net: nn.Module, plan: tenfol
 
 
 def test_a_plan_by_one_model_fits_another_of_its_class(plan: tenfold.Plan) -> None:
-    other = TinyResNet()
+    other = Residual()
     assert count_params(tenfold.apply(other, plan)) == plan.params
 
 
@@ -85,7 +85,7 @@ def test_a_plan_by_one_model_fits_another_of_its_class(plan: tenfold.Plan) -> No
     ("model", "words"),
     [
         (
-            TinyResNet(width=16),
+            Residual(width=16),
             "expects 'conv1' with kernel (8, 3, 3, 3) in 1 groups, the model has kernel (16, 3, 3, 3)",
         ),
         (nn.Sequential(nn.Linear(3, 3)), "the model has no such layer"),
@@ -93,14 +93,13 @@ def test_a_plan_by_one_model_fits_another_of_its_class(plan: tenfold.Plan) -> No
     ],
 )
 def test_a_plan_for_another_model_is_refused(model: nn.Module, words: str) -> None:
-    net = TinyResNet()
+    net = Residual()
     plan = tenfold.plan(net, tenfold.SVD(), tenfold.Budget(params=0.4))
     before = state(model)
     with pytest.raises(PlanError, match="the plan is for another model") as error:
         tenfold.apply(model, plan)
     assert words in str(error.value)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert same_state(model, before)
 
 
 def test_a_rank_that_saves_nothing_is_built_with_a_warning(net: nn.Module, plan: tenfold.Plan) -> None:
@@ -126,7 +125,7 @@ def test_a_layer_that_became_special_since_the_plan_was_made_is_not_replaced(
     net.get_submodule(name).register_forward_hook(lambda module, args, output: output)
     with pytest.raises(PlanError, match=f"'{name}', which has to stay dense: carries hooks"):
         tenfold.apply(net, plan)
-    other = TinyResNet()
+    other = Residual()
     nn.utils.parametrizations.weight_norm(other.get_submodule(name))
     with pytest.raises(PlanError, match=f"'{name}'"):
         tenfold.apply(other, plan)
@@ -134,7 +133,7 @@ def test_a_layer_that_became_special_since_the_plan_was_made_is_not_replaced(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named_and_nothing_is_built(value: float, plan: tenfold.Plan) -> None:
-    net = TinyResNet()
+    net = Residual()
     name = [n for n, layer in plan.layers.items() if layer.decomposition != "dense"][-1]
     net.get_submodule(name).weight.data.view(-1)[0] = value
     before = copy.deepcopy(net)

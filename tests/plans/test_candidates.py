@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import tenfold
-from ranks.nets import chain, counted, image, small_image, unlike
+from helpers import counted
+from nets import Idle, chain, image, small_image, transposed
 from tenfold.linalg.fold import NAMES, divisors
 from tenfold.plans.candidates import candidates, layer_plan, settle
 from tenfold.ranks.measures import MEASURES
@@ -20,7 +21,7 @@ def tables(model, inputs=None, **how):
     return problem, candidates(problem, MEASURES["max"], **how)
 
 
-@pytest.mark.parametrize(("make", "inputs"), [(chain, image), (unlike, small_image)])
+@pytest.mark.parametrize(("make", "inputs"), [(chain, image), (transposed, small_image)])
 def test_dense_comes_first_with_error_zero_and_its_own_cost(make, inputs):
     model = make()
     problem, found = tables(model, inputs(), folds=FOLDS)
@@ -54,7 +55,7 @@ def test_a_decomposition_must_save_one_weight_at_least():
     assert t.rank.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("make", "inputs"), [(chain, image), (unlike, small_image)])
+@pytest.mark.parametrize(("make", "inputs"), [(chain, image), (transposed, small_image)])
 def test_every_option_costs_what_the_model_with_it_costs(make, inputs):
     model, x = make(), inputs()
     problem, found = tables(model, x, folds=FOLDS)
@@ -82,18 +83,16 @@ def test_with_inputs_no_option_costs_more_macs_than_dense():
 
 
 def test_a_layer_that_is_never_used_still_saves_parameters():
-    class Idle(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.idle = nn.Linear(8, 8), nn.Linear(8, 8)
-
-        def forward(self, x):
-            return self.used(x)
-
-    _, (used, idle) = tables(Idle(), torch.randn(1, 8))
+    model = Idle(lambda: nn.Linear(8, 8))
+    _, (used, idle) = tables(model, torch.randn(1, 8))
     assert used.rank.tolist() == idle.rank.tolist()
     assert not idle.costs["macs"].any()
-    plan = tenfold.plan(Idle(), tenfold.ALDS(), tenfold.Budget(params=0.6, macs=0.9), example_inputs=torch.randn(1, 8))
+    plan = tenfold.plan(
+        model,
+        tenfold.ALDS(),
+        tenfold.Budget(params=0.6, macs=0.9),
+        example_inputs=torch.randn(1, 8),
+    )
     assert plan.layers["idle"].rank is not None
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
-from ranks.nets import Tied, tokens
+from nets import Idle, Tied, UsedTwice, tokens
 from tenfold.errors import DataError
 from tenfold.plans.output_moments import collect
 from tenfold.plans.problem import survey
@@ -64,19 +64,8 @@ def test_moments_are_those_of_all_outputs_together_without_the_bias(make, shape)
     assert not found.gradient.any()
 
 
-class Twice(nn.Module):
-    """One layer used twice, on inputs of unlike lengths."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-
-    def forward(self, x):
-        return self.layer(torch.relu(self.layer(x))[:, :2])
-
-
 def test_a_layer_used_twice_counts_both_uses():
-    model, data = Twice().double(), batches((4, 6))
+    model, data = UsedTwice().double(), batches((4, 6))
     first = [model.layer(x) for x in data]
     second = [model.layer(torch.relu(y)[:, :2]) for y in first]
     check_moments(seen(model, data)["layer"], explicit(first + second, model.layer.bias, 1, -1))
@@ -270,22 +259,11 @@ def test_outputs_that_overflow_are_refused_by_the_name_of_their_layer():
         seen(model, [torch.ones(2, 4, dtype=torch.float64)])
 
 
-class Idle(nn.Module):
-    """A layer that only training uses."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.aside = nn.Linear(4, 3), nn.Linear(3, 3)
-
-    def forward(self, x):
-        return self.body(x)
-
-
 def test_a_layer_that_the_data_never_reaches_is_refused_by_name():
-    with pytest.raises(DataError, match=r"never reaches the layer 'aside'.*exclude_modules"):
-        seen(Idle(), batches((4,)))
-    problem = survey(Idle().double(), data=batches((4,)), exclude_modules=["aside"])
-    assert list(problem.moments(samples=5)) == ["body"]
+    with pytest.raises(DataError, match=r"never reaches the layer 'idle'.*exclude_modules"):
+        seen(Idle(lambda: nn.Linear(4, 3)), batches((4,)))
+    problem = survey(Idle(lambda: nn.Linear(4, 3)).double(), data=batches((4,)), exclude_modules=["idle"])
+    assert list(problem.moments(samples=5)) == ["used"]
 
 
 @pytest.mark.parametrize("width", [1, None])

@@ -13,11 +13,12 @@ from jaxtyping import TypeCheckError
 from torch import nn
 
 import tenfold
-from ranks.nets import Tied, chain, counted, image, small_image, tokens, unlike
+from helpers import counted
+from nets import Tied, chain, image, small_image, tokens, transposed
 from tenfold.errors import TenfoldWarning
 from tenfold.linalg.fold import NAMES, slice_counts
 
-MODELS = {"chain": (chain, image), "unlike": (unlike, small_image), "tied": (Tied, tokens)}
+MODELS = {"chain": (chain, image), "transposed": (transposed, small_image), "tied": (Tied, tokens)}
 METHODS = (
     tenfold.ALDS(),
     tenfold.ALDS(measure="spectral", folds=("channel", "spatial")),
@@ -139,7 +140,7 @@ def test_a_plan_survives_json(model, method, with_inputs):
 
 @given(st.data())
 def test_any_edit_survives_json(data):
-    plan = plan_for("unlike")
+    plan = plan_for("transposed")
     for name, layer in plan.layers.items():
         fold = data.draw(st.sampled_from(NAMES))
         slices = data.draw(st.sampled_from(slice_counts(layer.layer.shape, fold)))
@@ -150,7 +151,7 @@ def test_any_edit_survives_json(data):
 
 
 def test_slices_written_as_groups_in_older_plans_are_read_as_slices():
-    plan = plan_for("unlike", tenfold.ALDS(slices=(2,)), params=0.5)
+    plan = plan_for("transposed", tenfold.ALDS(slices=(2,)), params=0.5)
     assert any(layer.slices > 1 for layer in plan.layers.values())
     body = json.loads(plan.to_json())
     for layer in body["layers"].values():

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import tenfold
-from ranks.nets import Tied, chain, counted, image, tokens
+from helpers import counted, same_state, state
+from nets import ReusedTwoNames, Tied, chain, image, tokens
 from tenfold.layers.cost import count_params
 from tenfold.linalg.fold import slice_counts
 from tenfold.plans import problem as module
@@ -17,19 +18,6 @@ METHODS = (
     tenfold.SVD(),
     tenfold.SVD("decoupled"),
 )
-
-
-class Reused(nn.Module):
-    """One module used three times under two names, at two sizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Conv2d(6, 6, 3, padding=1)
-        self.b = self.a
-        self.down = nn.Conv2d(6, 6, 3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.a(self.down(self.b(self.a(x))))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -59,7 +47,7 @@ def test_the_calls_of_tied_layers_add_up():
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_a_module_under_two_names_is_one_layer_with_all_its_uses(method):
-    model, x = Reused(), torch.randn(1, 6, 9, 9)
+    model, x = ReusedTwoNames(), torch.randn(1, 6, 9, 9)
     small, plan, _ = tenfold.compress(model, method, tenfold.Budget(macs=0.6), example_inputs=x)
     assert (plan.params, plan.macs) == counted(small, x)
     assert plan.macs <= 0.6 * plan.dense_macs
@@ -163,12 +151,11 @@ def test_a_factorised_model_is_multiplied_back_first():
 
 def test_the_model_is_untouched():
     model = Tied()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state(model)
     modules = [id(m) for m in model.modules()]
     tenfold.compress(model, tenfold.ALDS(), tenfold.Budget(params=0.5), example_inputs=tokens())
     assert [id(m) for m in model.modules()] == modules
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+    assert same_state(model, before)
 
 
 @pytest.fixture

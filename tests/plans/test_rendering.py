@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 import tenfold
-from ranks.nets import Tied, chain, image
+from nets import Tied, chain, image
 from tenfold.cli import tables
 from tenfold.plans import rendering
 

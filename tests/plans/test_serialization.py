@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from layer_stubs import Tied, TinyResNet, state
 from safetensors import safe_open
 from torch import nn
 
 import tenfold
+from helpers import same_state, state
+from nets import Residual, Tied
 from tenfold.errors import CheckpointError, PlanError
 from tenfold.layers import swap
 from tenfold.layers.cost import Cost
@@ -22,7 +23,7 @@ from tenfold.plans import serialization as store
 
 @pytest.fixture
 def small() -> nn.Module:
-    return tenfold.compress(TinyResNet().eval(), tenfold.ALDS(), tenfold.Budget(params=0.5)).model
+    return tenfold.compress(Residual().eval(), tenfold.ALDS(), tenfold.Budget(params=0.5)).model
 
 
 @pytest.fixture
@@ -31,34 +32,25 @@ def saved(small: nn.Module, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def assert_same(a: nn.Module, b: nn.Module) -> None:
-    assert list(a.state_dict()) == list(b.state_dict())
-    for name, tensor in a.state_dict().items():
-        there = b.state_dict()[name]
-        assert there.dtype == tensor.dtype
-        assert torch.equal(tensor, there), name
-
-
 # ---- there and back
 
 
 def test_a_fresh_dense_model_becomes_the_saved_one_bitwise(small: nn.Module, saved: Path) -> None:
     torch.manual_seed(7)
-    fresh = TinyResNet().eval()
+    fresh = Residual().eval()
     before, random = state(fresh), torch.get_rng_state()
     loaded = tenfold.load(saved, fresh)
-    assert_same(loaded, small)
+    assert same_state(loaded, small)
     assert repr(loaded) == repr(small)
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(loaded(x), small(x))
-    for name, tensor in fresh.state_dict().items():  # which is itself untouched
-        assert torch.equal(tensor, before[name])
+    assert same_state(fresh, before)  # which is itself untouched
     torch.set_rng_state(random)
 
 
 @pytest.mark.parametrize("fold", [*NAMES, None])
 def test_every_format_survives_json_building_saving_loading_and_the_way_back(fold: str | None, tmp_path: Path) -> None:
-    net, x = TinyResNet().eval(), torch.randn(2, 3, 8, 8)
+    net, x = Residual().eval(), torch.randn(2, 3, 8, 8)
     method = tenfold.SVD(fold=fold) if fold else tenfold.Tucker()
     plan = tenfold.plan(net, method, tenfold.Budget(params=0.6), example_inputs=x)
     assert fold in {layer.fold for layer in plan.layers.values() if layer.decomposition != "dense"}
@@ -67,8 +59,8 @@ def test_every_format_survives_json_building_saving_loading_and_the_way_back(fol
     built = tenfold.apply(net, read)
     assert tenfold.cost(built, x) == Cost(plan.params, plan.macs)
     tenfold.save(built, tmp_path / "saved", read)
-    loaded = tenfold.load(tmp_path / "saved", TinyResNet().eval())
-    assert_same(loaded, built)
+    loaded = tenfold.load(tmp_path / "saved", Residual().eval())
+    assert same_state(loaded, built)
     assert torch.equal(loaded(x), built(x))
     dense = tenfold.to_dense(loaded)
     assert not swap.structure_of(dense)
@@ -86,24 +78,24 @@ def test_two_files_and_no_pickle(saved: Path) -> None:
 
 
 def test_the_plan_that_is_given_keeps_its_errors(tmp_path: Path) -> None:
-    net = TinyResNet()
+    net = Residual()
     small, plan, _ = tenfold.compress(net, tenfold.ALDS(), tenfold.Budget(params=0.5))
     tenfold.save(small, tmp_path / "saved", plan)
     assert store.read_plan(tmp_path / "saved") == plan
-    assert_same(tenfold.load(tmp_path / "saved", net), small)
+    assert same_state(tenfold.load(tmp_path / "saved", net), small)
 
 
 def test_the_plan_must_be_the_one_that_was_built(small: nn.Module, tmp_path: Path) -> None:
-    other = tenfold.plan(TinyResNet(), tenfold.SVD(), tenfold.Budget(params=0.3))
+    other = tenfold.plan(Residual(), tenfold.SVD(), tenfold.Budget(params=0.3))
     with pytest.raises(PlanError, match="`plan` must be the plan that `model` was built from"):
         tenfold.save(small, tmp_path / "saved", other)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_dense_models_are_saved_too(tmp_path: Path) -> None:
-    net = TinyResNet()
+    net = Residual()
     tenfold.save(net, tmp_path / "saved")
-    assert_same(tenfold.load(tmp_path / "saved", TinyResNet()), net)
+    assert same_state(tenfold.load(tmp_path / "saved", Residual()), net)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -111,38 +103,38 @@ def test_types_are_kept_bitwise(dtype: torch.dtype, tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 8)).to(dtype)
     small = tenfold.compress(net, tenfold.ALDS(), tenfold.Budget(params=0.6)).model
     tenfold.save(small, tmp_path / "saved")
-    assert_same(tenfold.load(tmp_path / "saved", net), small)
+    assert same_state(tenfold.load(tmp_path / "saved", net), small)
 
 
 def test_channels_last_models_are_saved_and_loaded(tmp_path: Path) -> None:
-    net = TinyResNet().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    net = Residual().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     small = tenfold.compress(net, tenfold.ALDS(), tenfold.Budget(params=0.5)).model
     tenfold.save(small, tmp_path / "saved")
     loaded = tenfold.load(tmp_path / "saved", net)
-    assert_same(loaded, small)
+    assert same_state(loaded, small)
     for a, b in zip(loaded.parameters(), small.parameters(), strict=True):
         assert a.stride() == b.stride()
 
 
 def test_ties_and_frozen_weights_survive(tmp_path: Path) -> None:
     net = Tied()
-    net.up.weight.requires_grad_(False)
+    net.first.weight.requires_grad_(False)
     small = tenfold.compress(net, tenfold.ALDS(), tenfold.Budget(params=0.8)).model
     tenfold.save(small, tmp_path / "saved")
     loaded = tenfold.load(tmp_path / "saved", net)
-    assert_same(loaded, small)
-    assert loaded.head.weight is loaded.embed.weight
-    assert isinstance(loaded.up, LowRank)
-    assert loaded.up.encoder.weight is loaded.down.encoder.weight
-    assert not loaded.up.encoder.weight.requires_grad
+    assert same_state(loaded, small)
+    assert loaded.head.weight is loaded.table.weight
+    assert isinstance(loaded.first, LowRank)
+    assert loaded.first.encoder.weight is loaded.second.encoder.weight
+    assert not loaded.first.encoder.weight.requires_grad
     with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:  # and are written once
         written, aliases = set(file.keys()), json.loads(file.metadata()["aliases"])
-    assert aliases["head.weight"] == "embed.weight"
-    assert aliases["down.encoder.weight"] == "up.encoder.weight"
+    assert aliases["head.weight"] == "table.weight"
+    assert aliases["second.encoder.weight"] == "first.encoder.weight"
     assert not written & set(aliases)
     assert written | set(aliases) == set(small.state_dict())
     names = json.loads((tmp_path / "saved" / "plan.json").read_text())["layers"]
-    assert names["down"]["tied_to"] == "up"
+    assert names["second"]["tied_to"] == "first"
 
 
 def test_views_of_one_storage_come_back_as_the_model_has_them(tmp_path: Path) -> None:
@@ -158,12 +150,12 @@ def test_views_of_one_storage_come_back_as_the_model_has_them(tmp_path: Path) ->
 
     net = Views()
     tenfold.save(net, tmp_path / "saved")
-    assert_same(tenfold.load(tmp_path / "saved", Views()), net)
+    assert same_state(tenfold.load(tmp_path / "saved", Views()), net)
 
 
 def test_mode_and_device_are_those_of_the_given_model(saved: Path) -> None:
-    assert tenfold.load(saved, TinyResNet().train()).training
-    assert not any(m.training for m in tenfold.load(saved, TinyResNet().eval()).modules())
+    assert tenfold.load(saved, Residual().train()).training
+    assert not any(m.training for m in tenfold.load(saved, Residual().eval()).modules())
 
 
 # ---- what does not fit
@@ -182,14 +174,14 @@ def first_layer(body: dict) -> dict:
 def test_nothing_there(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match=r"no saved model at .* Pass a folder written by tenfold\.save"):
-            tenfold.load(folder, TinyResNet())
+            tenfold.load(folder, Residual())
 
 
 @pytest.mark.parametrize("name", ["plan.json", "model.safetensors"])
 def test_one_of_the_files_is_missing(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=name):
-        tenfold.load(saved, TinyResNet())
+        tenfold.load(saved, Residual())
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 0.5, 0.999])
@@ -198,17 +190,17 @@ def test_truncated_weights(saved: Path, kept: float) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
     with pytest.raises(CheckpointError, match="damaged or truncated"):
-        tenfold.load(saved, TinyResNet())
+        tenfold.load(saved, Residual())
 
 
 def test_garbage_and_pickles_are_not_read_as_weights(saved: Path) -> None:
     for content in (b"\xff" * 4096, b""):
         (saved / "model.safetensors").write_bytes(content)
         with pytest.raises(CheckpointError, match="damaged or truncated"):
-            tenfold.load(saved, TinyResNet())
+            tenfold.load(saved, Residual())
     torch.save({"conv1.weight": torch.zeros(3)}, saved / "model.safetensors")
     with pytest.raises(CheckpointError, match="damaged or truncated"):
-        tenfold.load(saved, TinyResNet())
+        tenfold.load(saved, Residual())
 
 
 @pytest.mark.parametrize("aliases", ["[]", "{", '{"a": "nowhere"}', "3"])
@@ -218,7 +210,7 @@ def test_damaged_aliases(saved: Path, aliases: str) -> None:
     file = saved / "model.safetensors"
     save_file(load_file(file), file, metadata={"aliases": aliases})
     with pytest.raises(CheckpointError, match="damaged or truncated"):
-        tenfold.load(saved, TinyResNet())
+        tenfold.load(saved, Residual())
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100])
@@ -226,13 +218,13 @@ def test_a_truncated_plan(saved: Path, cut: int) -> None:
     text = (saved / "plan.json").read_text()
     (saved / "plan.json").write_text(text[:cut])
     with pytest.raises(PlanError, match="no JSON"):
-        tenfold.load(saved, TinyResNet())
+        tenfold.load(saved, Residual())
 
 
 def test_a_plan_that_is_no_text(saved: Path) -> None:
     (saved / "plan.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CheckpointError, match=r"plan\.json' is damaged"):
-        tenfold.load(saved, TinyResNet())
+        tenfold.load(saved, Residual())
 
 
 def test_an_edited_rank_no_longer_fits_the_weights(saved: Path) -> None:
@@ -242,27 +234,26 @@ def test_an_edited_rank_no_longer_fits_the_weights(saved: Path) -> None:
 
     edit(saved, lower)
     with pytest.raises(CheckpointError, match=r"is for another model: 0 tensors missing .* of another shape or type"):
-        tenfold.load(saved, TinyResNet())
+        tenfold.load(saved, Residual())
 
 
 def test_an_impossible_rank(saved: Path) -> None:
     edit(saved, lambda body: first_layer(body).update(rank=999))
     with pytest.raises(PlanError, match="`rank` must be an integer in"):
-        tenfold.load(saved, TinyResNet())
+        tenfold.load(saved, Residual())
 
 
-@pytest.mark.parametrize("model", [TinyResNet(width=16), nn.Linear(3, 3)])
+@pytest.mark.parametrize("model", [Residual(width=16), nn.Linear(3, 3)])
 def test_another_model(saved: Path, model: nn.Module) -> None:
     before = state(model)
     with pytest.raises(PlanError, match="for another model"):
         tenfold.load(saved, model)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    assert same_state(model, before)
 
 
 def test_a_model_of_another_type_says_so(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"float32 saved, \(.*\) float64 here"):
-        tenfold.load(saved, TinyResNet().double())
+        tenfold.load(saved, Residual().double())
 
 
 def test_a_model_that_is_factorised_already(saved: Path, small: nn.Module) -> None:
@@ -304,10 +295,10 @@ def test_a_failed_save_leaves_the_earlier_one_whole(
 
 
 def test_saving_again_replaces_the_whole(saved: Path) -> None:
-    net = TinyResNet()
+    net = Residual()
     tenfold.save(net, saved)
     tenfold.save(net, saved)
-    assert_same(tenfold.load(saved, TinyResNet()), net)
+    assert same_state(tenfold.load(saved, Residual()), net)
     assert [p.name for p in saved.parent.iterdir()] == ["saved"]
 
 
@@ -327,10 +318,10 @@ def test_relative_nested_and_empty_folders_are_taken(
     monkeypatch.chdir(tmp_path)
     for path in ("a", "b/c/d", str(tmp_path / "e"), "f/"):
         tenfold.save(small, path)
-        assert_same(tenfold.load(path, TinyResNet()), small)
+        assert same_state(tenfold.load(path, Residual()), small)
     (tmp_path / "empty").mkdir()
     tenfold.save(small, "empty")
-    assert_same(tenfold.load("empty", TinyResNet()), small)
+    assert same_state(tenfold.load("empty", Residual()), small)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.spatial import ConvexHull
 
-from ranks.nets import random_tables, table
+from ranks.tables import random_tables, table
 from tenfold.ranks.lagrange import _dual, _hull, allocate
 
 SEEDS = st.integers(0, 2**31)

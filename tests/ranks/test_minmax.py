@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranks.nets import brute_force, brute_force_grid, random_tables, table
+from ranks.tables import brute_force, brute_force_grid, random_tables, table
 from tenfold.ranks.minmax import allocate, curve, staircase
 
 SEEDS = st.integers(0, 2**31)

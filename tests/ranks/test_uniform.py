@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranks.nets import table
+from ranks.tables import table
 from tenfold.ranks.uniform import allocate
 
 

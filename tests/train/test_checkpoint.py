@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from train_stubs import same_state, tiny
 
+from helpers import same_state
+from nets import norm_dropout
 from tenfold.errors import CheckpointError
 from tenfold.train import Parts, load_checkpoint, save_checkpoint
 
@@ -22,9 +23,9 @@ def parts(model, steps=0):
 
 
 def test_round_trip_of_model_optimizer_and_record(tmp_path):
-    saved = parts(tiny(), steps=2)
+    saved = parts(norm_dropout(), steps=2)
     save_checkpoint(tmp_path / "c", saved, {"epoch": 2, "note": "as it was"})
-    loaded = parts(tiny())
+    loaded = parts(norm_dropout())
     assert not same_state(saved.model, loaded.model)
     record = load_checkpoint(tmp_path / "c", loaded)
     assert (record["epoch"], record["note"]) == (2, "as it was")
@@ -67,11 +68,11 @@ def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
-    first = parts(tiny(), steps=1)
+    first = parts(norm_dropout(), steps=1)
     save_checkpoint(tmp_path / "c", first, {"epoch": 1})
     with pytest.raises(TypeError):
-        save_checkpoint(tmp_path / "c", parts(tiny(), steps=2), {"epoch": object()})
-    loaded = parts(tiny())
+        save_checkpoint(tmp_path / "c", parts(norm_dropout(), steps=2), {"epoch": object()})
+    loaded = parts(norm_dropout())
     assert load_checkpoint(tmp_path / "c", loaded)["epoch"] == 1
     assert same_state(first.model, loaded.model)
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
@@ -80,7 +81,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "run.json"])
 @pytest.mark.parametrize("damage", ["truncated", "changed", "empty", "missing"])
 def test_damage_is_refused_in_one_sentence(tmp_path, name, damage):
-    save_checkpoint(tmp_path / "c", parts(tiny(), steps=1), {"epoch": 1})
+    save_checkpoint(tmp_path / "c", parts(norm_dropout(), steps=1), {"epoch": 1})
     path = tmp_path / "c" / name
     content = path.read_bytes()
     if damage == "missing":
@@ -90,7 +91,7 @@ def test_damage_is_refused_in_one_sentence(tmp_path, name, damage):
         changed = content[:middle] + bytes([content[middle] ^ 0x80]) + content[middle + 1 :]
         path.write_bytes({"truncated": content[:middle], "changed": changed, "empty": b""}[damage])
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path / "c", parts(tiny()))
+        load_checkpoint(tmp_path / "c", parts(norm_dropout()))
     assert str(tmp_path / "c") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -99,18 +100,18 @@ def test_damage_is_refused_in_one_sentence(tmp_path, name, damage):
     "record", ["[]", "3", '{"format": 1}', '{"format": 1, "sha256": []}', '{"format": 9, "sha256": {}}']
 )
 def test_a_foreign_record_is_refused(tmp_path, record):
-    save_checkpoint(tmp_path / "c", parts(tiny()), {})
+    save_checkpoint(tmp_path / "c", parts(norm_dropout()), {})
     (tmp_path / "c" / "run.json").write_text(record)
     with pytest.raises(CheckpointError):
-        load_checkpoint(tmp_path / "c", parts(tiny()))
+        load_checkpoint(tmp_path / "c", parts(norm_dropout()))
 
 
 def test_a_newer_format_says_so(tmp_path):
-    save_checkpoint(tmp_path / "c", parts(tiny()), {})
+    save_checkpoint(tmp_path / "c", parts(norm_dropout()), {})
     path = tmp_path / "c" / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     with pytest.raises(CheckpointError, match="has format 2; this version of tenfold reads 1"):
-        load_checkpoint(tmp_path / "c", parts(tiny()))
+        load_checkpoint(tmp_path / "c", parts(norm_dropout()))
 
 
 def test_code_in_the_state_is_not_run(tmp_path):
@@ -122,6 +123,6 @@ def test_code_in_the_state_is_not_run(tmp_path):
         def state_dict(self):
             return {"x": Evil()}
 
-    save_checkpoint(tmp_path / "c", Parts(tiny(), {"optimizer": Holder()}), {})
+    save_checkpoint(tmp_path / "c", Parts(norm_dropout(), {"optimizer": Holder()}), {})
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_checkpoint(tmp_path / "c", parts(tiny()))
+        load_checkpoint(tmp_path / "c", parts(norm_dropout()))

@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from train_stubs import blobs
 
+from helpers import blobs
 from tenfold.errors import ArgumentError, DataError
 from tenfold.train import batches, data_names, load_data, make_data
 from tenfold.train.data import fashion_mnist as fashion

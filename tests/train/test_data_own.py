@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_stubs import Plain, same_state, tiny
+from train_stubs import Plain
 
+from helpers import same_state
+from nets import norm_dropout
 from tenfold.errors import DataError, TenfoldWarning
 from tenfold.train import Recipe, batches, evaluate, fit, load_data, make_data
 from tenfold.train.data import Images
@@ -363,7 +365,9 @@ def test_streaming_is_the_same_training_as_the_tensors(photos):
             assert torch.equal(x, expected_x)
             assert torch.equal(y, expected_y)
     recipe = Recipe(epochs=2, batch_size=8, lr=0.05, augment="crop-flip")
-    streamed, held = (fit(tiny(channels=3), Plain(), source, recipe, progress=False) for source in (data, memory))
+    streamed, held = (
+        fit(norm_dropout(channels=3), Plain(), source, recipe, progress=False) for source in (data, memory)
+    )
     assert same_state(streamed.model, held.model)
     assert evaluate(streamed.model, data.test) == evaluate(held.model, memory.test)
 

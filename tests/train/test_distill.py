@@ -1,13 +1,13 @@
 """Knowledge distillation: the gradient is the one of the paper, and no teacher is no change."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from train_stubs import Plain, Recorder, blobs, same_state, tiny
+from train_stubs import Plain, Recorder
 
+from helpers import blobs, same_state, state
+from nets import norm_dropout
 from tenfold.errors import ArgumentError, CheckpointError
 from tenfold.train import Recipe, batches, fit
 from tenfold.train.distill import distillation
@@ -34,7 +34,7 @@ def test_the_soft_loss_is_the_divergence_times_the_temperature_squared():
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(("a", "temperature"), [(0.3, 2.0), (1.0, 4.0), (0.5, 1.0)])
 def test_a_step_goes_down_the_gradient_computed_by_hand(a, temperature, accumulate):
-    data, start, asked = blobs(), tiny(norm=False), teacher().eval()
+    data, start, asked = blobs(), norm_dropout(norm=False), teacher().eval()
     recipe = Recipe(epochs=1, batch_size=len(data.train), lr=1.0, momentum=0, weight_decay=0, schedule="constant",
                     distill=a, temperature=temperature, label_smoothing=0.1, accumulate=accumulate)  # fmt: skip
     trained = fit(start, Plain(), data, recipe, teacher=asked, **QUIET).model
@@ -50,44 +50,46 @@ def test_a_step_goes_down_the_gradient_computed_by_hand(a, temperature, accumula
 
 def test_without_a_share_the_run_is_bitwise_the_one_without_a_teacher():
     recipe = Recipe(epochs=2, batch_size=8, lr=0.05, label_smoothing=0.1)
-    one = fit(tiny(dropout=0.3), Plain(), blobs(), recipe, **QUIET)
-    two = fit(tiny(dropout=0.3), Plain(), blobs(), recipe, teacher=teacher(), **QUIET)
+    one = fit(norm_dropout(dropout=0.3), Plain(), blobs(), recipe, **QUIET)
+    two = fit(norm_dropout(dropout=0.3), Plain(), blobs(), recipe, teacher=teacher(), **QUIET)
     assert same_state(one.model, two.model)
     assert [row.loss for row in one.history] == [row.loss for row in two.history]
 
 
 def test_the_teacher_is_asked_in_eval_mode_and_never_changed():
     asked = teacher()
-    before = copy.deepcopy(asked.state_dict())
-    one = fit(tiny(), Plain(), blobs(), RECIPE, teacher=asked, **QUIET)
-    assert all(torch.equal(before[k], v) for k, v in asked.state_dict().items())
+    before = state(asked)
+    one = fit(norm_dropout(), Plain(), blobs(), RECIPE, teacher=asked, **QUIET)
+    assert same_state(asked, before)
     assert all(m.training for m in asked.modules())
     assert all(p.requires_grad and p.grad is None for p in asked.parameters())
-    two = fit(tiny(), Plain(), blobs(), RECIPE, teacher=asked.eval(), **QUIET)
+    two = fit(norm_dropout(), Plain(), blobs(), RECIPE, teacher=asked.eval(), **QUIET)
     assert same_state(one.model, two.model)
-    assert not same_state(one.model, fit(tiny(), Plain(), blobs(), Recipe(epochs=3, batch_size=8), **QUIET).model)
+    assert not same_state(
+        one.model, fit(norm_dropout(), Plain(), blobs(), Recipe(epochs=3, batch_size=8), **QUIET).model
+    )
 
 
 def test_a_teacher_may_teach_a_copy_of_itself():
-    model = tiny()
+    model = norm_dropout()
     assert fit(model, Plain(), blobs(), RECIPE, teacher=model, **QUIET).history[-1].accuracy > 0.5
 
 
 def test_a_closure_gives_the_same_training():
-    closure = fit(tiny(), Recorder(needs_closure=True), blobs(), RECIPE, teacher=teacher(), **QUIET)
-    assert same_state(closure.model, fit(tiny(), Recorder(), blobs(), RECIPE, teacher=teacher(), **QUIET).model)
+    closure = fit(norm_dropout(), Recorder(needs_closure=True), blobs(), RECIPE, teacher=teacher(), **QUIET)
+    assert same_state(closure.model, fit(norm_dropout(), Recorder(), blobs(), RECIPE, teacher=teacher(), **QUIET).model)
 
 
 def test_a_stopped_run_resumes_to_the_same_bits_with_the_same_teacher_only(tmp_path):
-    straight = fit(tiny(), Recorder(), blobs(), RECIPE, teacher=teacher(), **QUIET)
+    straight = fit(norm_dropout(), Recorder(), blobs(), RECIPE, teacher=teacher(), **QUIET)
     steps = len(blobs().train) // 8
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny(), Recorder(fail_at=steps + 1), blobs(), RECIPE, teacher=teacher(), out=tmp_path, **QUIET)
+        fit(norm_dropout(), Recorder(fail_at=steps + 1), blobs(), RECIPE, teacher=teacher(), out=tmp_path, **QUIET)
     other = teacher()
     other[1].bias.data.add_(1)
     with pytest.raises(CheckpointError, match=r"another run .*teacher"):
-        fit(tiny(), Recorder(), blobs(), RECIPE, teacher=other, out=tmp_path, resume=True, **QUIET)
-    resumed = fit(tiny(), Recorder(), blobs(), RECIPE, teacher=teacher(), out=tmp_path, resume=True, **QUIET)
+        fit(norm_dropout(), Recorder(), blobs(), RECIPE, teacher=other, out=tmp_path, resume=True, **QUIET)
+    resumed = fit(norm_dropout(), Recorder(), blobs(), RECIPE, teacher=teacher(), out=tmp_path, resume=True, **QUIET)
     assert same_state(straight.model, resumed.model)
 
 
@@ -99,9 +101,9 @@ def test_a_record_from_before_there_was_a_teacher_is_the_same_recipe():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(ArgumentError, match="`teacher` must be given where `distill` is above 0"):
-        fit(tiny(), Plain(), blobs(), RECIPE, **QUIET)
+        fit(norm_dropout(), Plain(), blobs(), RECIPE, **QUIET)
     with pytest.raises(ArgumentError, match=r"`teacher` must be a model with outputs \(8, 3\).*\(8, 4\)"):
-        fit(tiny(), Plain(), blobs(), RECIPE, teacher=tiny(classes=4), **QUIET)
+        fit(norm_dropout(), Plain(), blobs(), RECIPE, teacher=norm_dropout(classes=4), **QUIET)
     for field, value in (("distill", 1.1), ("distill", -0.1), ("temperature", 0.0), ("temperature", float("inf"))):
         with pytest.raises(ArgumentError, match=f"`{field}` must be"):
             Recipe(**{field: value})

@@ -1,13 +1,10 @@
-"""What the tests of training share: the smallest methods that satisfy the loop's contract, and tiny data."""
+"""What the tests of training share: the smallest methods that satisfy the loop's contract."""
 
 import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
-
-from tenfold.train import make_data
 
 
 @dataclass(frozen=True)
@@ -58,33 +55,3 @@ class Recorder(Plain):
 
     def __repr__(self):
         return "Plain(name='plain')"
-
-
-def blobs(n=90, classes=3, size=6, channels=2, seed=0):
-    """Noise around one random image per class: easy, small, uint8."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randint(40, 200, (classes, channels, size, size), generator=generator).float()
-    y = torch.arange(n) % classes
-    x = (centres[y] + 15 * torch.randn(n, channels, size, size, generator=generator)).clamp(0, 255).to(torch.uint8)
-    half = n // 3
-    return make_data("blobs", (x[half:], y[half:]), (x[:half], y[:half]), validation=0.2)
-
-
-def tiny(channels=2, classes=3, norm=True, dropout=0.0):
-    """A convolution, a norm, dropout, a Linear; known start."""
-    torch.manual_seed(7)
-    return nn.Sequential(
-        nn.Conv2d(channels, 6, 3, padding=1),
-        nn.BatchNorm2d(6) if norm else nn.Identity(),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(24, classes),
-    )
-
-
-def same_state(a, b):
-    """Bitwise equality of two state dicts."""
-    left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)

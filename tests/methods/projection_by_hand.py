@@ -1,4 +1,4 @@
-"""A small network, its training by hand, and projections by one float64 SVD; shared by TRP's and LRPET's tests."""
+"""Training by hand and projections by one float64 SVD; shared by TRP's and LRPET's tests."""
 
 import copy
 
@@ -6,25 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import helpers
+
 HYPER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
-
-
-def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    """``mid`` alone is larger than 1x1 and not the first convolution; a norm follows all three."""
-    torch.manual_seed(3)
-    made = nn.Sequential()
-    made.add_module("first", nn.Conv2d(3, 8, 3, padding=1, bias=False))
-    made.add_module("norm1", nn.BatchNorm2d(8))
-    made.add_module("relu1", nn.ReLU())
-    made.add_module("mid", nn.Conv2d(8, 12, 3, padding=1))
-    made.add_module("norm2", nn.BatchNorm2d(12))
-    made.add_module("relu2", nn.ReLU())
-    made.add_module("point", nn.Conv2d(12, 16, 1))
-    made.add_module("norm3", nn.BatchNorm2d(16))
-    made.add_module("pool", nn.AdaptiveAvgPool2d(1))
-    made.add_module("flat", nn.Flatten())
-    made.add_module("head", nn.Linear(16, 10))
-    return made.to(dtype)
 
 
 def batch(i: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -33,18 +17,9 @@ def batch(i: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, watch=None) -> list[float]:
-    """A plain loop."""
-    losses = []
-    for i in steps:
-        x, y = batch(i, next(model.parameters()).dtype)
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-        if watch is not None:
-            watch(i)
-    return losses
+    """A plain loop over `batch`, in the type of the model."""
+    dtype = next(model.parameters()).dtype
+    return helpers.train(model, optimizer, lambda i: batch(i, dtype), steps, watch=watch)
 
 
 def by_hand(model: nn.Module, steps: int, project_, every: int) -> tuple[nn.Module, list[float]]:

@@ -1,79 +1,10 @@
-"""Small models and slow, explicit counterparts, shared by the tests of ranks and methods."""
+"""Tables of candidates, and slow, explicit counterparts of the rules that choose among them."""
 
 import itertools
 
 import numpy as np
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.ranks.candidates import Candidates
-
-
-def chain() -> nn.Module:
-    """Three layers whose MACs are proportional to their parameters, some of it strided, padded and grouped."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 6, 3, stride=2, groups=2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 10),
-    )
-
-
-def unlike() -> nn.Module:
-    """Layers whose MACs are *not* proportional to their parameters: transposed and strided convolutions."""
-    return nn.Sequential(
-        nn.Conv2d(4, 6, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(6, 4, 4, stride=2),
-        nn.Conv2d(4, 4, 3, stride=(1, 3), bias=False),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-
-
-def image() -> torch.Tensor:
-    return torch.randn(2, 3, 8, 8)
-
-
-def small_image() -> torch.Tensor:
-    return torch.randn(2, 4, 7, 7)
-
-
-class Tied(nn.Module):
-    """Two linear layers with one weight, an embedding tied to a head, a grouped convolution, a plain layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(20, 16)
-        self.first = nn.Linear(16, 16)
-        self.second = nn.Linear(16, 16, bias=False)
-        self.second.weight = self.first.weight
-        self.mix = nn.Conv1d(16, 16, 3, padding=1, groups=2)
-        self.plain = nn.Linear(16, 24)
-        self.back = nn.Linear(24, 16)
-        self.head = nn.Linear(16, 20, bias=False)
-        self.head.weight = self.table.weight
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.second(torch.relu(self.first(self.table(tokens))))
-        x = self.mix(x.mT).mT
-        return self.head(self.back(torch.relu(self.plain(x))))[:, -1]
-
-
-def tokens() -> torch.Tensor:
-    return torch.randint(20, (3, 5))
-
-
-def counted(model: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
-    """Parameters (tied ones once) and MACs of a built model, by torch's own counter."""
-    seen = {id(p): p.numel() for p in model.parameters()}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(inputs)
-    return sum(seen.values()), counter.get_total_flops() // 2
 
 
 def table(error, slices=None, **costs) -> Candidates:
