@@ -366,6 +366,71 @@ def test_coarse_types_are_worked_on_in_finer_ones(ball, shape, dtype, eps) -> No
     assert ball.contains(ball.pull_in(x, 0.1), 0.1, 2 * eps)
 
 
+def extremes(shape, dtype) -> dict[str, torch.Tensor]:
+    """Finite gradients from the least number of a type to the largest."""
+    info, n = torch.finfo(dtype), math.prod(shape)
+    least = info.smallest_normal * info.eps
+    u = draw(24, *shape)
+    u = u / u.abs().max()
+    mixed = u * torch.logspace(math.log10(info.tiny) - 1, math.log10(info.max) - 1, n, dtype=torch.float64).view(shape)
+    dead, last = u.clone(), torch.zeros(shape, dtype=torch.float64)
+    dead[0] = 0
+    last.view(-1)[-1] = least
+    found = {
+        "zero": 0 * u,
+        "the least": u.sign() * least,
+        "a single one of the least": last,
+        "subnormal": u * info.tiny / 8,
+        "the least normal": u * info.tiny * 2,
+        "mixed": mixed,
+        "large": u * info.max / 8,
+        "the largest": u.sign() * info.max,
+        "a dead filter": dead,
+        "one beside the least": torch.where(u.abs() == 1, u, least),
+    }
+    return {name: g.to(dtype) for name, g in found.items()}
+
+
+@over_cases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_vertex_of_any_finite_gradient_is_finite_in_the_set_and_optimal(ball, shape, dtype) -> None:
+    eps = 1e-6 if dtype in (torch.float32, torch.float64) else 4 * torch.finfo(dtype).eps
+    for name, g in extremes(shape, dtype).items():
+        assert torch.isfinite(g).all()
+        for radius in (R, 1e4, 1e-2):
+            v = ball.lmo(g, radius)
+            assert torch.isfinite(v).all(), name
+            assert ball.contains(v, radius, eps), name
+            scale = float(g.double().abs().max()) or 1.0
+            unit = g.double() / scale
+            close(-dot(unit, v), radius * ball.support(unit), rtol=4 * eps, atol=1e-12)
+
+
+@over_cases
+@pytest.mark.parametrize("scale", [2.0**-900, 2.0**-500, 2.0**500, 2.0**900])
+def test_gauge_support_and_projection_are_of_any_scale_that_float64_has(ball, shape, scale) -> None:
+    x = draw(25, *shape)
+    assert ball.gauge(scale * x) == scale * ball.gauge(x)
+    assert ball.support(scale * x) == scale * ball.support(x)
+    r = 0.3 * float(ball.gauge(x))
+    close(ball.pull_in(scale * x, scale * r) / scale, ball.pull_in(x, r))
+    if ball.projects:
+        close(ball.project(scale * x, scale * r) / scale, ball.project(x, r))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [1 + 1e-15, 1 + 1e-9, 1.0001, 1.01, 30.0, 1e6, 1e300])
+def test_near_its_ends_a_power_ball_keeps_its_vertices_in_the_set(p, dtype) -> None:
+    g = draw(26, 4000)
+    g[:5] = 0
+    g[5:1000] = g.abs().max()  # tied: near p = 1 all of them share the radius
+    for x in (g.to(dtype), (1e-3 * g).to(dtype)):
+        v = balls.Lp(p).lmo(x, R)
+        assert balls.Lp(p).contains(v, R, 1e-5)
+        close(-dot(x, v), R * balls.Lp(p).support(x), rtol=1e-5, atol=0)
+        assert not v[:5].any()
+
+
 KERNELS = {
     "1x1": (6, 4, 1, 1),
     "depthwise": (8, 1, 3, 3),

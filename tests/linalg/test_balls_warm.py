@@ -168,3 +168,22 @@ def test_a_cold_start_is_the_same_in_every_process_and_draws_no_global_number() 
     before = torch.get_rng_state()
     balls.SpectralKSupport(5).warm(draw(0, 1, 11, 12), R)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@over_balls
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_gradient_of_any_finite_scale_is_as_good_as_one_of_scale_one(ball, dtype) -> None:
+    """Powers of two change no digit: down to where squares vanish, up to where they overflow."""
+    info = torch.finfo(dtype)
+    g = torch.stack([decaying(6), decaying(8)]).to(dtype)
+    basis = ball.warm(g, R).basis
+    one = ball.warm(g, R, basis)
+    for scale in (2.0 ** math.floor(math.log2(info.tiny) + 20), 2.0 ** math.floor(math.log2(info.max) - 4)):
+        warm = ball.warm(g * scale, R, basis)
+        assert inside(ball, warm.vertex, 1e-6 if dtype != torch.bfloat16 else 1e-2)
+        torch.testing.assert_close(warm.vertex, one.vertex, rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(warm.value / scale, one.value, rtol=1e-3, atol=0)
+    least = ball.warm(torch.full_like(g, info.smallest_normal * info.eps), R, basis)
+    assert inside(ball, least.vertex, 1e-6 if dtype != torch.bfloat16 else 1e-2)
+    assert torch.isfinite(least.basis).all()
+    assert (least.vertex.abs().amax((1, 2)) > 0).all()

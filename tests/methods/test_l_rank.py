@@ -47,7 +47,7 @@ def test_every_step_adds_the_pull_to_the_gradient(base: type[torch.optim.Optimiz
         for p in pulled.parameters():
             p.grad = torch.ones_like(p)
         optimizer.step()
-        now = optimizer.param_groups[0]["l_rank_targets"]
+        now = optimizer.param_groups[0]["l_rank"]["targets"]
         targets = targets or now  # the first step makes its own, the others find those of the last C step
         mu = 0.3 * 2.0 ** (step // 2)
         for (name, _), w, g in zip(pulled.named_parameters(), before, seen[-1], strict=True):
@@ -90,3 +90,37 @@ def test_a_run_that_is_resumed_goes_on_to_the_same_weights() -> None:
     steps(second, resumed, 4)
     for a, b in zip(straight.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_run_with_a_single_c_step_is_told_so_and_so_is_one_whose_epochs_nobody_knows() -> None:
+    with pytest.warns(tenfold.TenfoldWarning, match="`every` is as long as the run .50 of 20 steps."):
+        tenfold.LRank(every=50).optimizer(net(), lr=0.1, goal=tenfold.Goal(steps=20))
+    with pytest.warns(tenfold.TenfoldWarning, match="how many steps an epoch has.*every 250 steps"):
+        tenfold.LRank().optimizer(net(), lr=0.1)
+    optimizer = tenfold.LRank().optimizer(model := net(), lr=0.1, goal=tenfold.Goal(steps=20, steps_per_epoch=2))
+    seen = []
+    for _ in range(4):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        targets = optimizer.param_groups[0]["l_rank"]["targets"]
+        seen.append(targets[next(iter(targets))].clone())
+    assert not torch.equal(seen[0], seen[1])  # made anew after the second step
+    assert torch.equal(seen[1], seen[2])
+
+
+def test_weights_that_another_optimizer_trains_are_not_pulled() -> None:
+    model = net()
+    optimizer = tenfold.LRank(every=5, mu=1.0).attach(model, torch.optim.SGD(model[2].parameters(), lr=0.1))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert {"2", "4"} <= set(optimizer.param_groups[0]["l_rank"]["targets"])
+    assert model[2].weight.grad.any()
+    assert not model[4].weight.grad.any()
+
+
+def test_a_factorised_model_is_refused() -> None:
+    small = tenfold.compress(net(), tenfold.SVD(), tenfold.Budget(params=0.5)).model
+    with pytest.raises(tenfold.ArgumentError, match="`model` must be dense"):
+        tenfold.LRank(every=5).optimizer(small, lr=0.1)

@@ -1,5 +1,7 @@
 """Group lasso and nuclear norm: what one step adds is what the pure functions say, whatever the optimizer."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -125,3 +127,36 @@ def test_a_weight_that_is_no_plain_tensor_is_refused_and_a_hook_is_no_reason_to_
     with pytest.raises(tenfold.UnsupportedLayer, match=r"'1' is a Part, not a plain tensor.*Exclude"):
         kind().attach(model, optimizer)
     kind().attach(model, optimizer, goal=tenfold.Goal(exclude_modules=["1"]))
+
+
+def test_a_strength_that_cannot_show_in_a_run_is_said_with_one_that_can(kind) -> None:
+    """By the bound itself: a norm falls by ``lambda lr`` in a step, and momentum adds these up."""
+    model = net()
+    values = model[0].weight.detach().flatten(1)
+    size = float((values.norm(dim=1) if kind is tenfold.GroupLasso else torch.linalg.svdvals(values)).mean())
+    goal = tenfold.Goal(steps=100)
+    for share, says in ((0.04, True), (0.06, False)):
+        method = kind(strength=share * size * (1 - 0.9) / (0.01 * 100))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            method.optimizer(net(), lr=0.01, momentum=0.9, goal=goal)
+            method.optimizer(net(), lr=0.01, momentum=0.9)  # nobody knows how long
+            method.optimizer(net(), base=torch.optim.AdamW, lr=0.01, goal=goal)  # no such bound
+        assert ["takes at most 4.0% off" in str(w.message) for w in caught] == [True] * says
+
+
+def test_gradients_of_weights_that_another_optimizer_trains_are_left_alone(kind) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)).double()
+    optimizer = kind(strength=1.0).attach(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert model[0].weight.grad.any()
+    assert not model[1].weight.grad.any()
+
+
+def test_a_model_without_layers_to_put_it_on_is_refused(kind) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(tenfold.UnsupportedLayer, match=f"no layer that {kind.name} works on.*linear=True"):
+        kind().optimizer(model, lr=0.1)
+    kind(linear=True).optimizer(model, lr=0.1)

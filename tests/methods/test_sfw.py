@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import tenfold
 from tenfold import balls
 from tenfold.cli import parse
 from tenfold.methods.sfw import expected_norm
+from tenfold.optim.frank_wolfe.statistics import SPENT
 
 GROUP = balls.GroupKSupport(k=0.25)
 
@@ -206,3 +208,50 @@ def test_training_on_a_low_rank_set_makes_weights_of_low_rank() -> None:
     s = tenfold.linalg.singular_values(model.weight.detach().flatten(1))
     assert s[2] <= 1e-5 * s[0]
     assert optimizer.stats()[0].kept == 0
+
+
+def after_a_quarter(lr: float, width: float, steps: int = 80) -> list[str]:
+    """What is said in a run of random gradients of length one each, at a rate that falls linearly."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
+    method = tenfold.SFW(tenfold.balls.GroupKSupport(k=0.5), width=width)
+    optimizer = method.optimizer(model, lr=lr, momentum=0.0, goal=tenfold.Goal(steps=steps))
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    generator = torch.Generator().manual_seed(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=generator)
+                p.grad /= p.grad.norm()
+            optimizer.step()
+            falling.step()
+    return [str(w.message) for w in caught if "a quarter of them" in str(w.message)]
+
+
+def test_a_run_whose_length_is_known_is_told_early_where_it_leads_to_nothing() -> None:
+    assert after_a_quarter(lr=0.5, width=2.0) == []
+    (slow,) = after_a_quarter(lr=1e-4, width=2.0)
+    assert "SFW after 20 steps" in slow
+    assert "2 of 2 tensors forget their start too slowly" in slow
+    assert "clipped" not in slow
+    (wild,) = after_a_quarter(lr=100.0, width=2.0)
+    assert "2 of 2 tensors jump between vertices: 100%" in wild
+    assert "forget" not in wild
+    assert after_a_quarter(lr=1e-4, width=2.0, steps=20) == []  # too short to tell
+
+
+def test_what_will_be_left_of_the_start_is_foretold_by_what_is_left_after_a_quarter() -> None:
+    """At a rate that falls linearly the step sizes do; ``log F`` is their sum."""
+    steps, first = 400, 0.02
+    sizes = [first * (1 - t / steps) for t in range(steps)]
+    early, end = (math.prod(1 - eta for eta in sizes[:n]) for n in (steps // 4, steps))
+    assert early ** (1 / SPENT) == pytest.approx(end, rel=0.02)
+
+
+def test_arguments_that_its_optimizer_does_not_have_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    with pytest.raises(tenfold.ArgumentError, match="`fused`"):
+        tenfold.SFW().optimizer(model, lr=0.1, fused=True)
+    with pytest.raises(tenfold.ArgumentError, match="`lr`"):
+        tenfold.SFW().optimizer(model)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import warnings
 
 import pytest
@@ -177,20 +178,80 @@ def test_a_zero_gradient_moves_nothing(ball) -> None:
     assert optimizer.stats()[0].eta == 0
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(bad) -> None:
-    p, q = parameter(4, 5), parameter(4, 5, seed=1)
-    optimizer = FrankWolfe([p, q], 0.1, constraint=balls.SpectralKSupport(k=2), radius=5.0)
-    drive(optimizer, [p, q], 2)
-    before, other = p.detach().clone(), q.detach().clone()
-    p.grad[0, 0] = bad
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("whose", [0, 1, 2])
+def test_one_gradient_that_is_not_finite_moves_nothing_anywhere_and_is_counted(whose, bad) -> None:
+    """Neither tensors in sets nor those that SGD trains, nor any momentum: the run goes on as if it had not been."""
+
+    def fresh():
+        params = [parameter(4, 5), parameter(4, 5, seed=1), parameter(6, seed=2)]
+        groups = [
+            {"params": params[:2], "constraint": balls.SpectralKSupport(k=2), "radius": 5.0},
+            {"params": params[2:], "weight_decay": 0.1},
+        ]
+        return params, FrankWolfe(groups, 0.1)
+
+    (params, optimizer), (others, straight) = fresh(), fresh()
+    drive(optimizer, params, 2)
+    drive(straight, others, 2)
+    before = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    params[whose].grad.view(-1)[3] = bad
+    optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True))
+    assert [(t.steps, t.skipped) for t in optimizer.stats()] == [(2, 1), (2, 1)]
+    drive(optimizer, params, 2, seed=5)
+    drive(straight, others, 2, seed=5)
+    for p, q in zip(params, others, strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_first_gradient_that_is_not_finite_does_not_even_pull_in() -> None:
+    p, q = parameter(4, 5), parameter(3)
+    optimizer = FrankWolfe([{"params": [p], "constraint": balls.L2(), "radius": 0.1}, {"params": [q]}], 0.1)
+    before = [x.detach().clone() for x in (p, q)]
+    p.grad, q.grad = torch.full((4, 5), torch.nan), torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert torch.equal(p, before[0])
+    assert torch.equal(q, before[1])
+    p.grad = torch.ones(4, 5)
+    with pytest.warns(TenfoldWarning, match="started outside"):
+        optimizer.step()
+    assert gauge(balls.L2(), p, 0.1) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("rescale", RESCALINGS)
+@pytest.mark.parametrize("ball", SETS, ids=lambda b: type(b).__name__)
+def test_a_momentum_that_dies_away_through_the_least_numbers_leaves_the_weights_in_the_set(ball, rescale) -> None:
+    """A dead layer: after its last gradient the momentum passes through subnormal numbers to zero."""
+    p = parameter(4, 5, scale=1e-3)
+    optimizer = FrankWolfe([p], 0.1, momentum=0.1, rescale=rescale, constraint=ball, radius=3.0)
+    drive(optimizer, [p], 2)
+    for _ in range(60):
+        p.grad = torch.zeros(4, 5)
+        optimizer.step()
+        assert gauge(ball, p, 3.0) <= 1 + 1e-5
+    assert not optimizer.state[p]["momentum_buffer"].any()
+    before = p.detach().clone()
     optimizer.step()
     assert torch.equal(p, before)
-    assert not torch.equal(q, other)
-    drive(optimizer, [p, q], 2)
-    assert torch.isfinite(p).all()
-    assert [t.skipped for t in optimizer.stats()] == [1, 0]
-    assert [t.steps for t in optimizer.stats()] == [4, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("ball", SETS, ids=lambda b: type(b).__name__)
+def test_a_step_of_size_zero_moves_nothing_whatever_the_gradient(ball, dtype) -> None:
+    for scale in (torch.finfo(dtype).smallest_normal / 64, torch.finfo(dtype).max / 4, 1.0):
+        p = parameter(4, 5, scale=1e-3, dtype=dtype)
+        before = p.detach().clone()
+        optimizer = FrankWolfe([p], 0.0, constraint=ball, radius=3.0)
+        for seed in range(3):
+            u = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            p.grad = ((2 * u - 1) * scale).to(dtype)
+            optimizer.step()
+        assert torch.equal(p, before)
 
 
 def test_frozen_parameters_stay_and_may_thaw() -> None:
@@ -215,6 +276,23 @@ def test_groups_can_be_added_later() -> None:
     with pytest.raises(ArgumentError, match="`radius` must be given for a tensor of zeros"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "constraint": balls.L2()})
     assert len(optimizer.param_groups) == 2
+
+
+def test_a_group_without_names_may_be_added_to_groups_with_names_and_the_other_way_round() -> None:
+    p, q, r = parameter(4, 5), parameter(3), parameter(2)
+    optimizer = FrankWolfe([("layer.weight", p)], 0.1, constraint=balls.L1(), width=20.0)
+    optimizer.add_param_group({"params": q, "constraint": balls.L2(), "radius": 4.0})
+    optimizer.add_param_group({"params": iter([r]), "constraint": None})
+    drive(optimizer, [p, q, r], 2)
+    assert [track.name for track in optimizer.stats()] == ["layer.weight", "1.0"]
+    bare = FrankWolfe([p], 0.1, constraint=balls.L1(), width=20.0)
+    bare.add_param_group({"params": [("bias", q)], "constraint": balls.L2(), "radius": 4.0})
+    drive(bare, [p, q], 2)
+    assert [track.name for track in bare.stats()] == ["0.0", "bias"]
+    for one in (optimizer, bare):
+        other = copy.deepcopy(one)
+        other.load_state_dict(one.state_dict())
+        assert other.stats() == one.stats()
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -261,6 +339,81 @@ def test_the_copy_follows_weights_that_are_set_from_outside() -> None:
         p.fill_(1.5)
     drive(optimizer, [p], 1)
     torch.testing.assert_close(p.detach().float(), torch.full((4, 5), 1.5), rtol=0.01, atol=0)
+
+
+def test_a_start_outside_in_half_precision_is_pulled_in_as_the_warning_says() -> None:
+    p = parameter(4, 5, scale=1.0, dtype=torch.bfloat16)
+    optimizer = FrankWolfe([p], 0.0, constraint=balls.L2(), radius=0.5)
+    p.grad = torch.ones_like(p)
+    with pytest.warns(TenfoldWarning, match="started outside"):
+        optimizer.step()
+    assert gauge(balls.L2(), p, 0.5) == pytest.approx(1, rel=2**-8)
+
+
+class Half:
+    """A layer with a set and one without, of which weights, type and optimizer state are changed between steps."""
+
+    def __init__(self, dtype=torch.bfloat16) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(5, 4).to(dtype)
+        groups = [
+            {"params": [self.model.weight], "constraint": balls.GroupKSupport(k=2), "radius": 5.0},
+            {"params": [self.model.bias]},
+        ]
+        self.optimizer = FrankWolfe(groups, 0.05)
+        self.seed = 0
+
+    def step(self) -> None:
+        drive(self.optimizer, list(self.model.parameters()), 1, seed=(seed := self.seed))
+        self.seed = seed + 1
+
+    def load(self, other: "Half", which: str) -> None:
+        if "w" in which:
+            self.model.load_state_dict(copy.deepcopy(other.model.state_dict()))
+        if "o" in which:
+            self.optimizer.load_state_dict(copy.deepcopy(other.optimizer.state_dict()))
+
+
+CHANGES = {
+    "float": lambda me, _: me.model.float(),
+    "bfloat16": lambda me, _: me.model.bfloat16(),
+    "float16": lambda me, _: me.model.half(),
+    "float64": lambda me, _: me.model.double(),
+    "load weights": lambda me, other: me.load(other, "w"),
+    "load optimizer": lambda me, other: me.load(other, "o"),
+    "load weights, then optimizer": lambda me, other: (me.load(other, "w"), me.load(other, "o")),
+    "load optimizer, then weights": lambda me, other: (me.load(other, "o"), me.load(other, "w")),
+    "step": lambda me, _: me.step(),
+}
+
+
+@pytest.mark.parametrize("start", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("first", CHANGES)
+def test_in_every_order_of_load_cast_and_step_the_next_step_starts_at_the_weights_there_are(first, start) -> None:
+    """The weight is the truth: a step of size zero leaves it where it is, a step of some size moves it."""
+    for second, theirs in itertools.product(CHANGES, (torch.bfloat16, torch.float32)):
+        me, other = Half(start), Half(theirs)
+        me.step()
+        other.step()
+        other.step()
+        CHANGES[first](me, other)
+        CHANGES[second](me, other)
+        goes_on_from_its_weights(me)
+
+
+def goes_on_from_its_weights(me: Half) -> None:
+    before = [p.detach().clone() for p in me.model.parameters()]
+    for group in me.optimizer.param_groups:
+        group["lr"] = 0.0
+    me.step()
+    assert all(torch.equal(p, old) for p, old in zip(me.model.parameters(), before, strict=True))
+    for group in me.optimizer.param_groups:
+        group["lr"] = 0.05
+    me.step()
+    for p, old in zip(me.model.parameters(), before, strict=True):
+        assert torch.isfinite(p).all()
+        assert not torch.equal(p, old)
+    assert gauge(balls.GroupKSupport(k=2), me.model.weight, 5.0) <= 1 + 2**-8
 
 
 # ---- as a torch optimizer

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tenfold.optim.hooks import gradient_scale, hook_steps, trained_by
+from tenfold.errors import ArgumentError
+from tenfold.optim.hooks import gradient_scale, hook_steps, require_trained, stepped, trained_by
 
 KINDS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -155,3 +156,56 @@ def test_only_what_requires_a_gradient_is_trained():
     b.requires_grad_(True)
     optimizer.add_param_group({"params": [c]})
     assert trained_by(optimizer) == {id(a), id(b), id(c)}
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As trainers wrap an optimizer: one by name alone, whose tables of hooks nobody has made."""
+
+    def __init__(self, optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+def test_what_a_trainer_has_wrapped_is_hooked_inside(optimizer) -> None:
+    outer = Wrapped(Wrapped(optimizer))
+    assert stepped(outer) is optimizer
+    assert stepped(optimizer) is optimizer
+    optimizer.grad_scale = torch.tensor(4.0)
+    assert gradient_scale(outer) == 4.0
+    del optimizer.grad_scale
+    seen, p = watched(outer), weight_of(optimizer)
+    p.grad = torch.ones(3)
+    outer.step()
+    assert [count for count, _ in seen["after"]] == [1]
+
+
+def test_what_holds_no_optimizer_is_refused() -> None:
+    for nothing in (object.__new__(Wrapped), nn.ReLU()):
+        with pytest.raises(ArgumentError, match=r"`optimizer` must be a torch.optim.Optimizer"):
+            hook_steps(nothing, "watch", {}, after=lambda _: None)
+
+
+def test_a_state_of_a_run_without_the_hooks_starts_the_count_anew(optimizer) -> None:
+    bare = type(optimizer)([nn.Parameter(torch.ones(3))], lr=0.1)
+    seen = watched(optimizer)
+    optimizer.load_state_dict(bare.state_dict())
+    weight_of(optimizer).grad = torch.ones(3)
+    optimizer.step()
+    assert [count for count, _ in seen["after"]] == [1]
+    assert optimizer.param_groups[0]["watch"] == {"steps": 1, "extra": 7}
+
+
+def test_an_optimizer_that_trains_none_of_the_weights_is_refused(optimizer) -> None:
+    p = weight_of(optimizer)
+    require_trained(optimizer, [p, nn.Parameter(torch.ones(2))], "the method")
+    with pytest.raises(ArgumentError, match="`optimizer` must train the layers of `model` that the method works on"):
+        require_trained(optimizer, [nn.Parameter(torch.ones(3))], "the method")
+    p.requires_grad_(False)
+    with pytest.raises(ArgumentError, match="none of them that require a gradient"):
+        require_trained(optimizer, [p], "the method")

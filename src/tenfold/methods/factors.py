@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from tenfold.errors import check, is_share
 from tenfold.layers.matrix import LowRank
@@ -15,6 +16,7 @@ from tenfold.layers.swap import planned, rebuild, structure_of
 from tenfold.layers.tucker import TuckerConv
 from tenfold.linalg.fold import NAMES
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.optim.hooks import require_trained
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import settle
 from tenfold.plans.plan import Plan
@@ -102,6 +104,15 @@ class Factors(Method):
         if self.scratch:
             make = Fresh(torch.Generator().manual_seed(int(torch.randint(2**62, ()))))
         return rebuild(problem.model, plan.layers, make)
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
+        """The same optimizer: factors are trained as any parameters are.
+
+        Raises:
+            ArgumentError: an optimizer that trains none of the model's parameters.
+        """
+        require_trained(optimizer, model.parameters(), self.name)
+        return optimizer
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The ranks that were trained, or the largest common share of the full ones below them that fits."""

@@ -5,19 +5,21 @@ Idelbayev, Carreira-Perpinan, "Low-rank Compression of Neural Nets: Learning the
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tenfold.errors import check, is_count, is_share
+from tenfold.errors import ArgumentError, TenfoldWarning, check, is_count, is_share
 from tenfold.layers.spec import to_weight
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.linalg.svd import low_rank_factors
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained, trained_by
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import candidates, settle
 from tenfold.plans.plan import Plan
@@ -25,7 +27,10 @@ from tenfold.plans.problem import Problem, survey
 from tenfold.ranks.lagrange import allocate
 from tenfold.ranks.measures import MEASURES
 
-_STEPS, _TARGETS = "l_rank_steps", "l_rank_targets"
+STATE = "l_rank"
+"""Where the state of a run is: ``optimizer.param_groups[0][STATE]``; ``targets`` is Theta, by layer."""
+INTERVAL = 250
+"""Steps between C steps by epoch where nobody says how long an epoch is."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,15 @@ class LRank(Method):
     After training, `plan` is the C step alone: ``argmin_r lambda cost(r) + sum_{m>r} s_m^2`` in every layer, absolute
     energies, one lambda (the plan's level) from the budget. While training, every step adds ``mu (W - Theta)`` to the
     gradient (the L step with its quadratic penalty), and every ``every`` steps the C step makes Theta anew, the best
-    low-rank weights for the budget ``keep``, and mu grows. ``W`` and ``Theta`` meet, and the final cut costs little.
+    low-rank weights for the budget of the goal, or else for ``keep``, and mu grows. ``W`` and ``Theta`` meet, and the
+    final cut costs little. A run needs ten C steps or more for that.
 
     Args:
         fold: see `tenfold.linalg.fold`.
-        keep: while training, the share of the model's parameters to aim at, in (0, 1].
+        keep: while training, the share of the model's parameters to aim at where no budget is given, in (0, 1].
         mu: the first penalty, >= 0.
         growth: factor of mu at each C step, >= 0; above 1 in use.
-        every: optimizer steps between C steps, >= 1.
+        every: optimizer steps from one C step to the next, >= 1, or "epoch".
 
     Raises:
         ArgumentError: a value out of range.
@@ -55,7 +61,7 @@ class LRank(Method):
     keep: float = 0.5
     mu: float = 1e-3
     growth: float = 1.2
-    every: int = 500
+    every: int | str = "epoch"
 
     name: ClassVar[str] = "l-rank"
 
@@ -65,7 +71,7 @@ class LRank(Method):
         check(is_share(self.keep) and 0 < self.keep <= 1, "keep", "in (0, 1]", self.keep)
         check(is_share(self.mu), "mu", "a number >= 0", self.mu)
         check(is_share(self.growth), "growth", "a number >= 0", self.growth)
-        check(is_count(self.every), "every", "an integer >= 1", self.every)
+        check(self.every == "epoch" or is_count(self.every), "every", 'an integer >= 1, or "epoch"', self.every)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The C step: the ranks of one multiplier within ``budget``."""
@@ -77,41 +83,79 @@ class LRank(Method):
         return settle(problem, self.name, tables, choice, budget, measure="fro", level=price)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
-        """Hook both steps onto ``optimizer``. Its state holds Theta and the step count: checkpoints carry them."""
-        group = optimizer.param_groups[0]
-        group.setdefault(_STEPS, 0)
-        group.setdefault(_TARGETS, {})
+        """Hook both steps onto ``optimizer``. Its state holds Theta and the step count: checkpoints carry them.
 
-        def pull(*_: Any) -> None:
-            group = optimizer.param_groups[0]  # loading a state puts new groups in place of the old ones
-            if not group[_TARGETS]:
-                group[_TARGETS] = self._c_step(model)
-            mu = self.mu * self.growth ** (group[_STEPS] // self.every)
-            for name, target in group[_TARGETS].items():
-                weight = cast("nn.Parameter", model.get_submodule(name).weight)
-                if weight.grad is not None:
-                    weight.grad.add_(weight.detach() - target.to(weight), alpha=mu)
+        Args:
+            model: what the optimizer trains: dense, not wrapped.
+            optimizer: any of torch's.
+            goal: the selection; the budget, in place of ``keep``; how long an epoch is, and the run.
 
-        def count(*_: Any) -> None:
-            group = optimizer.param_groups[0]
-            group[_STEPS] += 1
-            if group[_STEPS] % self.every == 0:
-                group[_TARGETS] = self._c_step(model)
+        Raises:
+            ArgumentError: a wrapped or factorised model, an optimizer that trains none of its layers, a budget on MACs
+                without inputs.
+            UnsupportedLayer: no layer can be decomposed.
+            BudgetError: the budget cannot be reached.
+        """
+        goal = goal or Goal()
+        every = self._interval(goal)
+        problem = survey(
+            model,
+            example_inputs=goal.example_inputs,
+            target_modules=goal.target_modules,
+            exclude_modules=goal.exclude_modules,
+        )
+        if problem.model is not model:
+            raise ArgumentError("`model` must be dense for l-rank; this one is factorised. See tenfold.to_dense.")
+        require_trained(optimizer, [site.weight for site in problem.sites], self.name)
+        budget = goal.budget or Budget(params=float(self.keep))
+        self.plan(problem, budget)  # what cannot be reached is said now
 
-        optimizer.register_step_pre_hook(pull)
-        optimizer.register_step_post_hook(count)
+        def pull(state: State) -> None:
+            if state["targets"] is None:
+                state["targets"] = self._c_step(problem, budget)
+            alpha = self.mu * self.growth ** (state["steps"] // every) * gradient_scale(optimizer)
+            mine = trained_by(optimizer)
+            for site in problem.sites:
+                target, weight = state["targets"].get(site.name), site.weight
+                if target is not None and weight.grad is not None and id(weight) in mine:
+                    weight.grad.add_(weight.detach() - target.to(weight), alpha=alpha)
+
+        def count(state: State) -> None:
+            if state["steps"] % every == 0:
+                state["targets"] = self._c_step(problem, budget)
+
+        hook_steps(optimizer, STATE, {"targets": None}, before=pull, after=count)
         return optimizer
 
+    def _interval(self, goal: Goal) -> int:
+        """Steps from one C step to the next."""
+        every = goal.steps_per_epoch if self.every == "epoch" else int(self.every)
+        if every is None:
+            every = INTERVAL
+            warnings.warn(
+                f"`goal` does not say how many steps an epoch has: l-rank takes a C step every {INTERVAL} steps. "
+                "Pass goal=tenfold.Goal(steps_per_epoch=len(loader)), or a number of steps as `every`.",
+                TenfoldWarning,
+                stacklevel=3,
+            )
+        if goal.steps is not None and goal.steps <= every:
+            warnings.warn(
+                f"`every` is as long as the run ({every} of {goal.steps} steps): l-rank takes its C step once, before "
+                "the first step, and mu does not grow. Give `every` a tenth of the steps or so.",
+                TenfoldWarning,
+                stacklevel=3,
+            )
+        return every
+
     @torch.no_grad()
-    def _c_step(self, model: nn.Module) -> dict[str, Tensor]:
+    def _c_step(self, problem: Problem, budget: Budget) -> dict[str, Tensor]:
         """Theta by layer: each weight at the rank that the C step gives it; layers that stay dense are absent."""
-        problem = survey(model)
-        plan = self.plan(problem, Budget(params=float(self.keep)))
-        targets = {}
-        for site in problem.sites:
-            rank, spec = plan.layers[site.name].rank, site.options
-            if isinstance(rank, int) and spec is not None:
+        now = problem.renewed()
+        plan, targets = self.plan(now, budget), {}
+        for site in now.sites:
+            rank = plan.layers[site.name].rank
+            if isinstance(rank, int):
                 fold = Fold(site.cost.shape, site.cost.groups, 1, self.fold)
                 left, right = low_rank_factors(fold.matrices(site.kernel), rank)
-                targets[site.name] = to_weight(spec, fold.kernel(left @ right)).contiguous()
+                targets[site.name] = to_weight(site.options, fold.kernel(left @ right)).contiguous()
         return targets

@@ -6,6 +6,7 @@ Zimmer, Spiegel, Pokutta, "Compression-aware Training of Neural Networks using F
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tenfold.errors import ArgumentError, check, is_share
+from tenfold.errors import ArgumentError, TenfoldWarning, check, is_share
 from tenfold.layers.find import find
 from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec
 from tenfold.linalg import balls
@@ -25,6 +26,8 @@ from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.dtensor import whole
 from tenfold.optim.frank_wolfe.optimizer import FrankWolfe
 from tenfold.optim.frank_wolfe.param_groups import kernel_shape
+from tenfold.optim.frank_wolfe.statistics import outlook
+from tenfold.optim.hooks import State, hook_steps
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
@@ -32,6 +35,14 @@ from tenfold.plans.uniform_plan import uniform_plan
 
 _DEVIATIONS = 2.5
 """Five standard deviations of the norm of n uniform numbers, over its mean, times ``sqrt(n)``: ``5 sqrt(0.2)``."""
+
+STATE = "sfw"
+"""Where the count of steps is: ``optimizer.param_groups[0][STATE]``, where the length of the run is known."""
+_LOOKED_AT = 40
+"""The least number of steps in all at which an early look at them tells anything."""
+
+_HYPER = ("lr", "momentum", "dampening", "weight_decay")
+"""What SFW's optimizer can be told; all else is the method's own fields."""
 
 _PAPER = SpectralKSupport(k=0.1)
 
@@ -129,13 +140,18 @@ class SFW(Method):
         Args:
             model: from `begin`.
             base: SGD; there is no other.
-            goal: its selection says where the set is put.
+            goal: its selection says where the set is put; its ``steps`` when to look: after a quarter of them, for a
+                rate that falls linearly or by a cosine, a warning tells of settings that lead to nothing.
             hyper: ``lr``, ``momentum``, ``dampening``; ``weight_decay`` for what has no set.
 
         Raises:
-            ArgumentError: another base, or a value out of range.
+            ArgumentError: another base, another argument, or a value out of range.
         """
         check(base is torch.optim.SGD, "base", "left out: SFW is an optimizer of its own", base)
+        unknown = next((name for name in hyper if name not in _HYPER), None)
+        if unknown is not None or "lr" not in hyper:
+            found = "no `lr`" if unknown is None else f"`{unknown}`"
+            raise ArgumentError(f"`hyper` of SFW must have lr, and may have {', '.join(_HYPER[1:])}; got {found}.")
         parameters = dict(model.named_parameters())
         groups: dict[Any, dict[str, Any]] = {}
         for one in self.assignments(model, goal):
@@ -143,7 +159,10 @@ class SFW(Method):
             group = groups.setdefault((one.constraint, one.swapped), empty)
             group["params"].append((one.name, parameters[one.name]))
             group["radius"].append(one.radius)
-        return FrankWolfe(groups.values(), rescale=self.rescale, max_eta=self.max_eta, **hyper)
+        made = FrankWolfe(groups.values(), rescale=self.rescale, max_eta=self.max_eta, **hyper)
+        if goal is not None and goal.steps is not None and goal.steps >= _LOOKED_AT:
+            self._look_early(made, goal.steps // 4)
+        return made
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """Refused: the step is a Frank-Wolfe step, not a gradient step with something added."""
@@ -186,6 +205,20 @@ class SFW(Method):
     def to_dict(self) -> dict[str, Any]:
         """The name and the fields, for JSON."""
         return {"method": self.name} | asdict(self) | {"constraint": read_ball(self.constraint).to_dict()}
+
+    def _look_early(self, optimizer: FrankWolfe, step: int) -> None:
+        """Warn after ``step`` steps, a quarter of the run, where they lead to nothing that can be cut."""
+        kept_in = read_ball(self.constraint).to_dict()
+
+        def look(state: State) -> None:
+            if state["steps"] == step:
+                groups = optimizer.param_groups
+                inside = {name for g in groups if g["constraint"] == kept_in for name in g["param_names"]}
+                said = outlook([track for track in optimizer.stats() if track.name in inside])
+                if said:
+                    warnings.warn(f"SFW after {step} steps, a quarter of them: {said}", TenfoldWarning, stacklevel=2)
+
+        hook_steps(optimizer, STATE, {}, after=look)
 
     def _set_of(self, name: str, p: Tensor, spec: LayerSpec | None) -> Assignment:
         """The set of one parameter, without its size. ``spec``: of a layer that is to have the structured one."""

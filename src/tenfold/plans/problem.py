@@ -101,6 +101,16 @@ class Problem:
         found = tuple(replace(layer, reason=layer.reason or reasons.get(layer.name)) for layer in self.found)
         return replace(self, found=found, sites=tuple(x for x in found if x.reason is None), tables={})
 
+    def renewed(self) -> Problem:
+        """The same problem after its weights have changed: layers, costs and selection are found already.
+
+        Raises:
+            TenfoldError: a weight with NaN or infinite entries, by name.
+        """
+        for site in self.sites:
+            require_finite(site.kernel, f"the weight of '{site.name}'")
+        return replace(self, _spectra={}, tables={}, _moments={})
+
     def spectra(self, fold: str, slices: Sequence[int] | None = None) -> list[dict[int, Tensor]]:
         """Per site ``{k: s (g, k, p)}``: singular values of the slices in a fold, for every ``k``; cached.
 

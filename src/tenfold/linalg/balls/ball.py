@@ -30,6 +30,10 @@ Rebuild = Callable[[Tensor], Tensor]
 Radius = float | Tensor
 
 
+_EXPONENTS = {torch.float32: (torch.int32, 0x7F8 << 20), torch.float64: (torch.int64, 0x7FF << 52)}
+"""The bits of the exponent."""
+
+
 class Split(ABC):
     """How tensors ``(b, *shape)`` come apart into magnitudes ``(b, n)`` and directions."""
 
@@ -76,8 +80,9 @@ class Ball(ABC):
             stacked: ``g`` is a stack ``(b, *shape)``.
 
         Returns:
-            a new tensor like ``g``: 0 for ``g = 0``, NaN throughout for a ``g`` with NaN or infinite entries. Among
-            tied entries some are taken, never more than the set allows.
+            a new tensor like ``g``: finite and in the set for every finite ``g``, the least and the largest numbers of
+            its type included; 0 for ``g = 0``, NaN throughout for a ``g`` with NaN or infinite entries. Among tied
+            entries some are taken, never more than the set allows.
 
         Raises:
             ArgumentError: the radius is a number and not > 0.
@@ -86,7 +91,8 @@ class Ball(ABC):
         if x.numel() == 0:
             return g.detach().clone()
         x = x.float() if x.element_size() < 4 else x
-        v = self._vertex(x, radius_like(radius, x)).to(g.dtype)
+        unit, scale = unit_scale(x)
+        v = self._vertex(unit, torch.where(scale.isnan(), torch.nan, radius_like(radius, x))).to(g.dtype)
         return v if stacked else v[0]
 
     def gauge(self, x: Float[Tensor, "*shape"], *, stacked: bool = False) -> Float[Tensor, "..."]:
@@ -123,12 +129,13 @@ class Ball(ABC):
         stack = x if stacked else x[None]
         if stack.numel() == 0:
             return x.clone()
-        w, finite = _clean(stack)
-        z, rebuild = self.split.apart(w)
-        norm, limit = self.norm(z.shape[-1]), radius_like(radius, w).expand(len(w))
-        outside = finite & (norm.gauge(z) > limit)
+        unit, scale = unit_scale(working(stack))
+        z, rebuild = self.split.apart(unit)
+        norm, limit = self.norm(z.shape[-1]), radius_like(radius, unit) / scale
+        outside = norm.gauge(z) > limit
         # Where z lies inside, project the zero vector instead: its result is not used, and no case is special.
-        found = like(rebuild(norm.project(torch.where(outside[:, None], z, 0.0), limit)), x)
+        near = rebuild(norm.project(torch.where(outside[:, None], z, 0.0), limit))
+        found = like(near * _spread(scale, near), x)
         new = torch.where(_spread(outside.to(x.device), stack), found, stack)
         return new if stacked else new[0]
 
@@ -145,21 +152,20 @@ class Ball(ABC):
         """Plain data: the name of the class and its fields."""
         return {"ball": type(self).__name__} | asdict(self)
 
-    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Tensor) -> Float[Tensor, "b *shape"]:
-        """`lmo` of a stack in single or double precision."""
+    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b *shape"]:
+        """`lmo` of a stack in single or double precision, as `unit_scale` makes it; a radius of NaN gives NaN."""
         z, rebuild = self.split.apart(x)
         top = z.amax(-1)
-        # Over its largest magnitude, so that no square overflows or vanishes.
         t = self.norm(z.shape[-1]).vertex(z / torch.where(top > 0, top, 1.0)[:, None])
-        return rebuild(t * torch.where(torch.isfinite(top), radius.to(top.dtype), torch.nan)[:, None]).neg_()
+        return rebuild(t * radius.to(t.dtype)[:, None]).neg_()
 
     def _measure(self, x: Tensor, stacked: bool, measure: Callable[[Tensor], Tensor]) -> Tensor:
         stack = x if stacked else x[None]
         if stack.numel() == 0:
             found = torch.zeros(len(stack), dtype=torch.float64, device=x.device)
         else:
-            w, finite = _clean(stack)
-            found = torch.where(finite, measure(self.split.magnitudes(w)), torch.nan).to(x.device)
+            unit, scale = unit_scale(working(stack))
+            found = (scale * measure(self.split.magnitudes(unit))).to(x.device)
         return found if stacked else found[0]
 
 
@@ -192,11 +198,23 @@ def radius_like(radius: Radius, x: Tensor) -> Tensor:
     return torch.full((), radius, dtype=x.dtype, device=x.device)
 
 
-def _clean(x: Float[Tensor, "b *shape"]) -> tuple[Tensor, Tensor]:
-    """In float64, zeros in place of tensors that are not finite, and which are."""
-    w = working(x)
-    finite = torch.isfinite(w.abs().flatten(1).amax(1) if w.ndim > 1 else w)
-    return torch.where(_spread(finite, w), w, 0.0), finite
+def unit_scale(x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b *shape"], Float[Tensor, "b"]]:
+    """Tensors at a scale of 1, zeros for those that are not finite; and what they have been divided by, NaN for those.
+
+    That is the power of two below their largest entries, so that no digit is lost, and no square overflows or vanishes.
+
+    Args:
+        x: a stack, float32 or float64.
+    """
+    if x.numel() == 0:
+        return x, x.new_ones(len(x))
+    top = x.abs().flatten(1).amax(1) if x.ndim > 1 else x.abs()
+    bits, exponent = _EXPONENTS[x.dtype]
+    power = (top.view(bits) & exponent).view(x.dtype)
+    scale = torch.where(power > 0, power, torch.where(top > 0, top, 1.0))  # subnormal numbers have no power
+    finite = torch.isfinite(top)
+    unit = torch.where(_spread(finite, x), x / _spread(scale, x), 0.0)
+    return unit, torch.where(finite, scale, torch.nan)
 
 
 def _spread(value: Tensor, x: Tensor) -> Tensor:

@@ -158,9 +158,12 @@ class PowerNorm(Norm):
         return _power(z, self.q)
 
     def vertex(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-        """``(z / ||z||_q)^(q-1)``."""
-        whole = _power(z, self.q)[:, None]
-        return (z / torch.where(whole > 0, whole, 1.0)).pow(self.q - 1)
+        """``z^(q-1)`` at Lp norm 1.
+
+        Not by the Lq norm of z: near p = 1 its rounding to the power q - 1 would leave the set.
+        """
+        t = torch.where(z > 0, z.pow(1 / (self.p - 1)), 0.0)
+        return t / _power(t, self.p).clamp(min=torch.finfo(t.dtype).tiny)[:, None]
 
     def project(self, z: Float[Tensor, "b n"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
         """Unknown: `Ball.project` refuses it by name."""

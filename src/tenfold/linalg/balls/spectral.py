@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenfold.errors import check
-from tenfold.linalg.balls.ball import Ball, Counted, Radius, Rebuild, Split, radius_like
+from tenfold.linalg.balls.ball import Ball, Counted, Radius, Rebuild, Split, radius_like, unit_scale
 from tenfold.linalg.balls.norms import Norm, SparseNorm, SupportNorm, length, precise
 from tenfold.linalg.svd import gram, gram_basis, left_basis, singular_values, truncated_svd
 
@@ -94,8 +94,7 @@ class Spectral(Ball):
         """Nearly ``lmo(g, radius, stacked=True)``: one step from the basis of the call before.
 
         The vertex is in the set for any basis whatsoever: of another gradient, of zeros, even with NaN. A gradient
-        that is zero or not finite gives 0 or NaN, as `lmo` does, and leaves the basis as it is. What counts is its
-        squared norm: in float32 a gradient below 1e-19 is zero.
+        that is zero or not finite gives 0 or NaN, as `lmo` does, and leaves the basis as it is.
 
         Args:
             g: a stack of gradients.
@@ -106,16 +105,16 @@ class Spectral(Ball):
             ArgumentError: the radius is a number and not > 0; a basis of another shape.
         """
         x = g.detach()
-        m = _wide(x.float() if x.element_size() < 4 else x)
+        unit, scale = unit_scale(x.float() if x.element_size() < 4 else x)
+        m = _wide(unit)
         b, p, n = m.shape
         old = m.new_zeros(b, self.width(p), n) if basis is None else basis.to(m)
         fits = old.shape == (b, self.width(p), n)
         check(fits, "basis", f"of shape {(b, self.width(p), n)} for gradients {tuple(g.shape)}", tuple(old.shape))
         whole = torch.linalg.vector_norm(m, dim=(-2, -1))
-        live = whole.square() >= torch.finfo(m.dtype).tiny
-        finite = torch.isfinite(whole.square())
-        inverse = torch.where(live & finite, 1 / whole, 0.0)[:, None, None]
-        factor = torch.where(finite, -radius_like(radius, m), torch.nan)
+        live = whole > 0  # of a gradient that is not finite nothing is left
+        inverse = torch.where(live, 1 / whole, 0.0)[:, None, None]
+        factor = torch.where(scale.isnan(), torch.nan, -radius_like(radius, m))
         u, inside, new = None, m, old
         if old.shape[1] > 0:
             inside = old
@@ -123,11 +122,11 @@ class Spectral(Ball):
             for _ in range(steps if basis is not None else steps + _COLD_STEPS):
                 u = _orthonormal(m @ inside.mT)
                 inside = (u * inverse).mT @ m
-            new = torch.where((live & finite)[:, None, None], inside, old)
+            new = torch.where(live[:, None, None], inside, old)
         vertex, value = self._best(u, inside, factor)
-        value = torch.where(finite, value * (whole if u is not None else 1.0), torch.nan)
+        value = value * scale * (whole if u is not None else 1.0)
         share = torch.linalg.vector_norm(inside, dim=(-2, -1)).square().clamp(max=1) if u is not None else live.to(m)
-        return Warm(_narrow(vertex, x).to(g.dtype), new, value, torch.where(finite, share, torch.nan))
+        return Warm(_narrow(vertex, x).to(g.dtype), new, value, torch.where(scale.isnan(), torch.nan, share))
 
     @abstractmethod
     def _best(
@@ -141,11 +140,11 @@ class Spectral(Ball):
             factor: one per matrix.
         """
 
-    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Tensor) -> Float[Tensor, "b *shape"]:
-        m, factor = _scaled(_wide(x), radius)
+    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b *shape"]:
+        m = _wide(x)
         k = self.width(m.shape[-2])
         u = left_basis(m, k)[0].to(m) if k else None
-        return _narrow(self._best(u, m if u is None else u.mT @ m, factor)[0], x)
+        return _narrow(self._best(u, m if u is None else u.mT @ m, -radius)[0], x)
 
 
 @dataclass(frozen=True)
@@ -212,19 +211,11 @@ class SpectralKSparse(_RankK):
         turn = factor[:, None, None] * turn
         return (turn if u is None else u @ turn) @ inside, value
 
-    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Tensor) -> Float[Tensor, "b *shape"]:
-        m, factor = _scaled(_wide(x), radius)
+    def _vertex(self, x: Float[Tensor, "b *shape"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b *shape"]:
+        m = _wide(x)
         u, s, v = truncated_svd(m, self.count(m.shape[-2]))
         noise = max(m.shape[-2:]) * torch.finfo(m.dtype).eps * s[:, :1]
-        return _narrow((u * (factor[:, None] * (s > noise))[:, None, :]) @ v.mT, x)
-
-
-def _scaled(m: Float[Tensor, "b p n"], radius: Tensor) -> tuple[Float[Tensor, "b p n"], Float[Tensor, "b"]]:
-    """Matrices over their largest entries, zeros where not finite; and minus the radius, or NaN there."""
-    top = m.abs().amax((-2, -1))
-    finite = torch.isfinite(top)
-    unit = torch.where(finite[:, None, None], m / torch.where(top > 0, top, 1.0)[:, None, None], 0.0)
-    return unit, torch.where(finite, -radius.to(top), torch.nan)
+        return _narrow((u * (-radius[:, None] * (s > noise))[:, None, :]) @ v.mT, x)
 
 
 def _round(u: Tensor | None, inside: Float[Tensor, "b k n"], factor: Float[Tensor, "b"]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ A post-training method overrides only `choose`.
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tenfold.errors import ArgumentError, BudgetError, check, is_count, shortened
+from tenfold.errors import ArgumentError, BudgetError, TenfoldWarning, check, is_count, shortened
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.copy_model import duplicate
 from tenfold.layers.cost import Cost
@@ -195,6 +196,13 @@ class Method(ABC):
             exclude_modules=exclude_modules,
         )
         made = self.plan(problem, budget)
+        if budget is None and self.needs_layers and not made.compresses:
+            warnings.warn(
+                f"`budget` was not given and {self.name} compresses nothing without one: the model that comes back is "
+                "dense. Pass e.g. tenfold.Budget(params=0.25), as often as you like.",
+                TenfoldWarning,
+                stacklevel=2,
+            )
         seconds = {"plan": time.perf_counter() - clock}
         result = build(problem, made, budget)
         seconds |= result.report.seconds

@@ -5,20 +5,30 @@ They differ in the norm alone; `tenfold.optim.projection.penalty` is how it is a
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
-from tenfold.errors import check, is_count, is_share
+from tenfold.errors import TenfoldWarning, UnsupportedLayer, check, is_count, is_share
+from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.optim.hooks import require_trained
 from tenfold.optim.projection.penalty import Penalty, hook_penalty, slots_of
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.plans.uniform_plan import uniform_plan
+
+_FAINT = 0.05
+"""What a penalty that shows takes off a norm at least, as a share of it."""
+_LOOKED_AT = 40
+"""The least number of steps of a run that is to show anything."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,12 @@ class Penalised(Method):
         """``lambda f`` of one weight."""
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
-        """Hook the penalty onto ``optimizer``."""
+        """Hook the penalty onto ``optimizer``, on the layers that the selection of ``goal`` leaves.
+
+        Raises:
+            ArgumentError: a wrapped model, or an optimizer that trains none of the layers.
+            UnsupportedLayer: there is no layer to put it on, or a weight is no plain tensor.
+        """
         goal = goal or Goal()
         slots = slots_of(
             model,
@@ -61,9 +76,41 @@ class Penalised(Method):
             target_modules=goal.target_modules,
             exclude_modules=goal.exclude_modules,
         )
+        if not slots:
+            raise UnsupportedLayer(
+                f"`model` has no layer that {self.name} works on: convolutions, and linear layers with linear=True or "
+                "where `target_modules` names them."
+            )
+        require_trained(optimizer, [slot.weight for slot in slots], self.name)
+        if goal.steps is not None and goal.steps >= _LOOKED_AT:
+            self._say_faint(optimizer, slots, goal.steps)
         state = self.name.replace("-", "_")
         hook_penalty(optimizer, state, slots, self.penalty, proximal=self.update == "proximal", every=self.every)
         return optimizer
+
+    def _say_faint(self, optimizer: Optimizer, slots: Sequence[FoldedWeight], steps: int) -> None:
+        """Warn where plain gradient descent cannot show the penalty: each norm falls by lambda lr at most in a step."""
+        pulls = [(slot, self.penalty.subgradient(slot.matrices)) for slot in slots]
+        # <W, G> is the sum of the norms, ||G||^2 their number.
+        sizes = [float((s.matrices * g).sum() / g.square().sum().clamp(min=1)) for s, g in pulls]
+        reach = max(
+            (
+                float(group["lr"]) * steps / (1 - group.get("momentum", 0.0))
+                for group in optimizer.param_groups
+                if "betas" not in group
+            ),
+            default=math.inf,
+        )
+        size = sum(sizes) / len(sizes)
+        if self.strength * reach < _FAINT * size:
+            enough = f"{size / 2 / reach:.1g}" if reach else "any size, and a learning rate,"
+            warnings.warn(
+                f"`strength` of {self.name} is too small to show: in {steps} steps at these learning rates it takes at "
+                f"most {self.strength * reach / size if size else 0:.1%} off a norm that it penalises. Take one of "
+                f"{enough} or more.",
+                TenfoldWarning,
+                stacklevel=3,
+            )
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The largest common fraction of the rank within ``budget``."""

@@ -22,7 +22,7 @@ from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.methods.contract.method import Goal, Method
-from tenfold.optim.hooks import State, gradient_scale, hook_steps, trained_by
+from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained, trained_by
 from tenfold.optim.projection.projector import RENEW, ProjectionResult, ProjectionSettings, project_
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import candidates, refuse, settle, shapes, smallest
@@ -160,11 +160,7 @@ class Projection(Method):
                 stacklevel=2,
             )
         course = _Course.of(self, model, goal, self.frozen_after(goal))
-        if not trained_by(optimizer) & {id(slot.weight) for slot in course.slots}:
-            raise ArgumentError(
-                f"`optimizer` must train the layers of `model` that {self.name} projects; it holds none of them. "
-                "Make it of the parameters of the model that `begin` returned."
-            )
+        require_trained(optimizer, [slot.weight for slot in course.slots], self.name)
 
         def before(state: State) -> None:
             for slot in course.slots:

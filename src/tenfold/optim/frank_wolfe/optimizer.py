@@ -1,7 +1,7 @@
 """Stochastic Frank-Wolfe as a torch optimizer: weights that stay inside norm balls, moved toward their vertices.
 
 The mathematics of a step is `tenfold.linalg.frank_wolfe`'s, the sets are `tenfold.balls`. What is here is bookkeeping:
-vertices for tensors of one shape together, momentum and bases between steps, float32 copies of half-precision weights.
+vertices for tensors of one shape together, momentum and bases between steps.
 A step never waits for the device, but for a parameter's first, which looks whether it starts inside its set.
 """
 
@@ -22,7 +22,8 @@ from tenfold.linalg.balls import Ball
 from tenfold.linalg.balls.vectors import Entries
 from tenfold.linalg.frank_wolfe import RESCALINGS, Lengths, blend, step_size, toward_
 from tenfold.optim.dtensor import layout, local
-from tenfold.optim.frank_wolfe.oracles import gap, gauge, lengths, vertices
+from tenfold.optim.frank_wolfe.masters import restore_, weight_of, write_back_
+from tenfold.optim.frank_wolfe.oracles import alike, finite, gap, gauge, lengths, vertices
 from tenfold.optim.frank_wolfe.param_groups import (
     ball_of,
     check_group,
@@ -30,6 +31,8 @@ from tenfold.optim.frank_wolfe.param_groups import (
     gradient,
     kernel,
     kernel_shape,
+    name_all,
+    named,
     radii,
 )
 from tenfold.optim.frank_wolfe.statistics import COURSE, Track, advance
@@ -60,12 +63,14 @@ class FrankWolfe(Optimizer):
         swapped: 0: filters stand in the first dimension of a tensor. ``n >= 1``: in the second, in n groups, as in a
             transposed convolution of n groups.
 
-    A tensor that starts outside its set is pulled in at its first step, with a warning. A gradient that is not finite
-    moves nothing: see `stats`. Tensors without a gradient are left alone.
+    A tensor that starts outside its set is pulled in at its first step, with a warning. Where one gradient, or its
+    norm, is not finite, nothing moves: no tensor, with a set or without, and no momentum; see `stats`. Tensors without
+    a gradient are left alone. Half-precision tensors have a float32 copy, see `tenfold.optim.frank_wolfe.masters`.
 
     Sharded tensors (DTensor: FSDP2's `fully_shard`, tensor parallelism) are trained as if whole, without a constraint
-    or in `L1`, `L2` and `LInf`: processes send each other norms, two messages a step for all of a group and two more
-    for each shape in an L1 ball. All of them have to call `step`, `fw_gap` and `stats`.
+    or in `L1`, `L2` and `LInf`: processes send each other norms, one message a step for all tensors of one layout, two
+    for all of a group in a set, and two more for each shape in an L1 ball. All of them have to call `step`, `fw_gap`
+    and `stats`.
 
     Raises:
         ArgumentError: a value out of range; a tensor of zeros without a radius.
@@ -106,7 +111,11 @@ class FrankWolfe(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, now or later; its constraint becomes plain data, its radius one number per tensor."""
+        """Add a group, now or later; its constraint becomes plain data, its radius one number per tensor.
+
+        Tensors that come without a name among such that have one are named by their place.
+        """
+        param_group = name_all(self.param_groups, param_group)
         group = self.defaults | param_group
         ball = ball_of(group["constraint"])
         check_group(group)
@@ -117,7 +126,7 @@ class FrankWolfe(Optimizer):
         super().add_param_group(group)
         group = self.param_groups[-1]
         try:
-            for name, p in self._named(len(self.param_groups) - 1):
+            for name, p in named(self.param_groups, len(self.param_groups) - 1):
                 check_tensor(p, ball, name)
             group["radius"] = None if ball is None else radii(group, ball)
         except TenfoldError:
@@ -136,17 +145,20 @@ class FrankWolfe(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._start()
+        moving = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        weights = {p: weight_of(p, self.state[p]) for p in moving}
+        gradients = {p: gradient(p).to(weights[p].dtype) for p in moving}
+        fine = finite(gradients)
+        self._start(weights, fine)
         for group in self.param_groups:
-            if group["constraint"] is None:
-                self._descend(group)
-                continue
-            ball = balls.from_dict(group["constraint"])
-            for batch in self._batches(group):
-                self._move(group, ball, batch)
-        for p, state in self.state.items():
-            if "master" in state and p.grad is not None:
-                p.copy_(state["master"])
+            ball = None if group["constraint"] is None else balls.from_dict(group["constraint"])
+            for params in alike(p for p in group["params"] if p in weights):
+                if ball is None:
+                    self._descend(group, params, weights, gradients, fine)
+                elif started := [p for p in params if "course" in self.state[p]]:
+                    self._move(group, ball, started, weights, gradients, fine)
+        for p, weight in weights.items():
+            write_back_(p, weight)
         return loss
 
     @torch.no_grad()
@@ -170,37 +182,30 @@ class FrankWolfe(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; torch would bring the float32 part of half-precision weights' states into half precision."""
         super().load_state_dict(state_dict)
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        order = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(saved, params, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
-                self.state[p][key] = value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
+        restore_(self.state, params, state_dict["state"], order)
 
     def _constrained(self) -> Iterator[tuple[str, Tensor, Ball, float, int]]:
         for i, group in enumerate(self.param_groups):
             if group["constraint"] is not None:
                 ball = balls.from_dict(group["constraint"])
-                for (name, p), radius in zip(self._named(i), group["radius"], strict=True):
+                for (name, p), radius in zip(named(self.param_groups, i), group["radius"], strict=True):
                     yield name, p, ball, radius, group["swapped"]
 
-    def _named(self, i: int) -> Iterator[tuple[str, Tensor]]:
-        """The parameters of group i, by name or by place."""
-        group = self.param_groups[i]
-        places = [f"{i}.{j}" for j in range(len(group["params"]))]
-        return zip(group.get("param_names", places), group["params"], strict=True)
-
-    def _start(self) -> None:
-        """States for the parameters that have their first gradient; those outside their sets are pulled in."""
+    def _start(self, weights: Mapping[Tensor, Tensor], fine: Tensor) -> None:
+        """States for the parameters that have their first gradients; those outside their sets are pulled in."""
+        new = [one for one in self._constrained() if one[1] in weights and "course" not in self.state[one[1]]]
+        if not new or not bool(fine):
+            return
         pulled = []
-        for name, p, ball, radius, swapped in self._constrained():
-            if p.grad is None or "course" in self.state[p]:
-                continue
-            weight, state = self._weight(p), self.state[p]
+        for name, p, ball, radius, swapped in new:
+            weight, state = weights[p], self.state[p]
             state["momentum_buffer"] = torch.zeros_like(weight)
             state["radius"] = torch.tensor(radius, dtype=weight.dtype, device=p.device)
             state["course"] = torch.zeros(len(COURSE), device=p.device)
             now, own = gauge(ball, weight, swapped)
-            if not bool(now <= radius * (1 + TOLERANCE)):
+            if bool(now > radius * (1 + TOLERANCE)):
                 part = local(weight)  # shrunk as the whole is
                 part.copy_(kernel(ball.pull_in(kernel(part, swapped), radius * own / now), swapped))
                 pulled.append(name)
@@ -212,66 +217,60 @@ class FrankWolfe(Optimizer):
                 stacklevel=3,
             )
 
-    def _weight(self, p: Tensor) -> Tensor:
-        """What is updated in the place of ``p``: itself, or its float32 copy, brought up to date if ``p`` changed."""
-        if p.element_size() >= 4:
-            return p.detach()
-        state = self.state[p]
-        if "master" not in state:
-            state["master"] = p.detach().float()
-        master = state["master"]
-        return master.copy_(torch.where(master.to(p.dtype) == p, master, p.float()))
-
-    def _descend(self, group: dict[str, Any]) -> None:
-        """SGD, for the tensors without a constraint."""
-        params = [p for p in group["params"] if p.grad is not None]
-        if not params:
-            return
-        weights = [self._weight(p) for p in params]
-        buffers = [self.state[p].get("momentum_buffer") for p in params]
-        sgd(
-            weights,
-            [gradient(p).to(w.dtype) for p, w in zip(params, weights, strict=True)],
-            buffers,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=group["lr"],
-            dampening=group["dampening"],
-            nesterov=False,
-            maximize=False,
-        )
+    def _descend(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        weights: Mapping[Tensor, Tensor],
+        gradients: Mapping[Tensor, Tensor],
+        fine: Tensor,
+    ) -> None:
+        """SGD, for tensors without a constraint, with a momentum made here: nothing moves unless all is fine."""
+        theta, g = [local(weights[p]) for p in params], [local(gradients[p]) for p in params]
+        fine = fine.to(theta[0].device)
+        if group["weight_decay"]:
+            g = list(torch._foreach_add(g, theta, alpha=group["weight_decay"]))  # pyright: ignore[reportPrivateImportUsage]
         if group["momentum"]:
-            for p, buffer in zip(params, buffers, strict=True):
-                self.state[p]["momentum_buffer"] = buffer
+            old = [i for i, p in enumerate(params) if "momentum_buffer" in self.state[p]]  # the first is the gradient
+            if old:
+                before = [local(self.state[params[i]]["momentum_buffer"]) for i in old]
+                after = blend(before, [g[i] for i in old], group["momentum"], group["dampening"])
+                for i, one in zip(old, after, strict=True):
+                    g[i] = one
+            for p, one in zip(params, g, strict=True):
+                buffer = local(self.state[p].setdefault("momentum_buffer", torch.zeros_like(weights[p])))
+                torch.where(fine, one, buffer, out=buffer)
+        g = [torch.where(fine, one, 0.0) for one in g]
+        none: list[Tensor | None] = [None] * len(g)
+        sgd(theta, g, none, weight_decay=0, momentum=0, lr=group["lr"], dampening=0, nesterov=False, maximize=False)
 
-    def _batches(self, group: dict[str, Any]) -> list[list[Tensor]]:
-        """The tensors with a gradient, those of one kind together."""
-        alike: dict[Any, list[Tensor]] = {}
-        for p in group["params"]:
-            if p.grad is not None:
-                alike.setdefault((layout(p), p.dtype, p.device), []).append(p)
-        return list(alike.values())
-
-    def _move(self, group: dict[str, Any], ball: Ball, params: list[Tensor]) -> None:
+    def _move(
+        self,
+        group: dict[str, Any],
+        ball: Ball,
+        params: list[Tensor],
+        weights: Mapping[Tensor, Tensor],
+        gradients: Mapping[Tensor, Tensor],
+        fine: Tensor,
+    ) -> None:
         """One step of tensors of one layout and any shapes."""
         swapped, states, where = group["swapped"], [self.state[p] for p in params], layout(params[0])
-        weights = [local(self._weight(p)) for p in params]
+        theta, g = [local(weights[p]) for p in params], [local(gradients[p]) for p in params]
         m = [local(s["momentum_buffer"]) for s in states]
-        gradients = [local(gradient(p)).to(old.dtype) for p, old in zip(params, m, strict=True)]
-        new = blend(m, gradients, group["momentum"], group["dampening"])
+        new = blend(m, g, group["momentum"], group["dampening"])
         momentum = lengths(new, where)
-        good = torch.isfinite(momentum)
+        good = torch.isfinite(momentum) & fine.to(momentum.device)
         for old, one, keep in zip(m, new, good, strict=True):
             torch.where(keep, one, old, out=old)
-        del new, gradients
-        ends, scale = vertices(ball, params, states, momentum, swapped)
-        between = (torch.addcmul(*three) for three in zip(weights, ends, -scale, strict=True))
+        del new
+        ends, scale = vertices(ball, params, states, momentum, good, swapped)
+        between = (torch.addcmul(*three) for three in zip(theta, ends, -scale, strict=True))
         distance = lengths(between, where)
         widths = [ball.diameter(1.0, kernel_shape(p.shape, swapped)) for p in params]
         diameter = torch.stack([s["radius"] * width for s, width in zip(states, widths, strict=True)])
-        sizes = Lengths(momentum, distance, diameter)
+        sizes = Lengths(torch.where(good, momentum, torch.nan), distance, diameter)
         eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], sizes, group["max_eta"])
-        toward_(weights, ends, eta, scale)
+        toward_(theta, ends, eta, scale)
         course = advance(torch.stack([s["course"] for s in states]), eta, clamped, good)
         for state, row in zip(states, course, strict=True):
             state["course"] = row

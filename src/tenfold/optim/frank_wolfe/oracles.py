@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,13 +29,35 @@ def gap(x: Tensor, g: Tensor, ball: Ball, radius: float, swapped: int) -> float:
     return float(where.sum((slope * kernel(local(x), swapped).double()).sum()) + radius * support)
 
 
+def alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors of one layout, type and device together."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for p in params:
+        kinds.setdefault((layout(p), p.dtype, p.device), []).append(p)
+    return list(kinds.values())
+
+
+def finite(gradients: Mapping[Tensor, Tensor]) -> Tensor:
+    """Whether all gradients, and their norms, are finite: one flag on the device, the same in every process."""
+    flags = [
+        torch.isfinite(lengths([local(gradients[p]) for p in params], layout(params[0]))).all()
+        for params in alike(gradients)
+    ]
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).all() if flags else torch.tensor(True)
+
+
 def lengths(tensors: Iterable[Tensor], where: Layout) -> Tensor:
     """The L2 norms of tensors of which these are the parts."""
     return where.norm(torch.stack([length(x.reshape(-1)) for x in tensors]), 2)
 
 
 def vertices(
-    ball: Ball, params: Sequence[Tensor], states: Sequence[dict[str, Any]], momentum: Tensor, swapped: int
+    ball: Ball,
+    params: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    momentum: Tensor,
+    good: Tensor,
+    swapped: int,
 ) -> tuple[list[Tensor], Tensor]:
     """A tensor for each parameter, and what to multiply it by for the vertex. An L2 ball's points against m itself.
 
@@ -44,28 +66,32 @@ def vertices(
         params: of one layout.
         states: of each, with finite momenta m.
         momentum: ``||m||`` of each; where it is not finite, any vertex will do.
+        good: whether each takes a step; the bases of the others stay.
         swapped: see `FrankWolfe`.
     """
     m, radius = [local(s["momentum_buffer"]) for s in states], torch.stack([s["radius"] for s in states])
     if isinstance(ball, balls.L2):
-        return m, -torch.nan_to_num(radius / momentum, nan=0.0, posinf=0.0)
-    where, alike = layout(params[0]), dict[Any, list[int]]()
+        return m, -torch.nan_to_num(radius / momentum, nan=0.0)  # finite, and never past the vertex
+    where, shapes = layout(params[0]), dict[Any, list[int]]()
     for i, (p, state) in enumerate(zip(params, states, strict=True)):
-        alike.setdefault((p.shape, "basis" in state), []).append(i)  # not the part's: that differs between processes
-    for (shape, _), same in alike.items():
+        shapes.setdefault((p.shape, "basis" in state), []).append(i)  # not the part's: that differs between processes
+    for (shape, _), same in shapes.items():
         stack, size = torch.stack([kernel(m[i], swapped) for i in same]), torch.stack([radius[i] for i in same])
         if isinstance(ball, balls.L1) and where.split:
             size = size * where.first(stack, shape)  # the vertex has one entry: in one process
-        for i, v in zip(same, _vertex(ball, stack, size, [states[i] for i in same]), strict=True):
+        ok = torch.stack([good[i] for i in same])
+        for i, v in zip(same, _vertex(ball, stack, size, [states[i] for i in same], ok), strict=True):
             m[i] = kernel(v, swapped)
     return m, torch.ones_like(radius)
 
 
-def _vertex(ball: Ball, m: Tensor, radius: Tensor, states: Sequence[dict[str, Any]]) -> Tensor:
+def _vertex(ball: Ball, m: Tensor, radius: Tensor, states: Sequence[dict[str, Any]], good: Tensor) -> Tensor:
     """Of tensors of one shape; the bases of spectral sets move along."""
     if not isinstance(ball, balls.Spectral):
         return ball.lmo(m, radius, stacked=True)
-    warm = ball.warm(m, radius, torch.stack([s["basis"] for s in states]) if "basis" in states[0] else None)
-    for state, basis in zip(states, warm.basis, strict=True):
+    old = torch.stack([s["basis"] for s in states]) if "basis" in states[0] else None
+    warm = ball.warm(m, radius, old)
+    bases = warm.basis if old is None else torch.where(good[:, None, None], warm.basis, old)
+    for state, basis in zip(states, bases, strict=True):
         state["basis"] = basis
     return warm.vertex

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor
@@ -53,6 +53,31 @@ def check_tensor(p: Tensor, ball: Ball | None, name: str) -> None:
             f"`constraint` of '{name}' must be L1, L2 or LInf, because that tensor is sharded: a vertex of {ball!r} "
             "depends on all of it. Train copies of the model (DistributedDataParallel), or give it no constraint."
         )
+
+
+def named(groups: Sequence[Mapping[str, Any]], i: int) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of group i, by name or by place: "0.3" is the fourth of the first group."""
+    group = groups[i]
+    places = [f"{i}.{j}" for j in range(len(group["params"]))]
+    return zip(group.get("param_names", places), group["params"], strict=True)
+
+
+def name_all(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """A group that is added to others: torch wants names for all tensors or for none; what has none gets its place.
+
+    Args:
+        groups: those that there are; they are named too where the new one is.
+        group: the new one, as users give it.
+    """
+    params = group["params"]
+    members = [params] if isinstance(params, Tensor) else list(params) if not isinstance(params, set) else params
+    bare = all(isinstance(one, Tensor) for one in members)
+    if groups and not bare:
+        for i, other in enumerate(groups):
+            other.setdefault("param_names", [name for name, _ in named(groups, i)])
+    elif any("param_names" in other for other in groups):
+        members = [(f"{len(groups)}.{j}", p) for j, p in enumerate(members)]
+    return group | {"params": members}
 
 
 def radii(group: Mapping[str, Any], ball: Ball) -> list[float]:

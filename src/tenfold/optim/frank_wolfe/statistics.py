@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,12 @@ from tenfold.linalg.frank_wolfe import forgotten
 
 COURSE = ("log_kept", "eta", "clamped", "steps", "skipped")
 """What is counted; see `Track`."""
+SPENT = 7 / 16
+"""The share of all learning rates that lies in the first quarter of a run whose rate falls linearly to 0."""
+REMEMBERED = 0.3
+"""What may be foretold to be left of the start at the end of a run: where it is more, nothing can be removed."""
+JUMPING = 0.5
+"""The share of clipped steps above which weights jump from vertex to vertex."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Track:
         kept: the forgetting factor ``F = prod (1 - eta)``: how much of the start is left. Structure shows once it is
             small.
         steps: taken.
-        skipped: not taken, because the gradient was not finite.
+        skipped: not taken, because a gradient was not finite.
     """
 
     name: str
@@ -63,3 +70,35 @@ def advance(course: Tensor, eta: Tensor, clamped: Tensor, good: Tensor) -> Tenso
     moved = torch.stack([forgotten(log_kept, eta.float()), eta.float(), clips + clamped, steps + 1, skipped], 1)
     still = torch.cat([course[:, :4], course[:, 4:] + 1], 1)
     return torch.where(good[:, None], moved, still)
+
+
+def outlook(tracks: Sequence[Track], spent: float = SPENT) -> str:
+    """What an early look at the tensors in structured sets tells of the end of the run; empty where all is well.
+
+    ``F`` is a product over steps whose sizes follow the learning rate, so that ``log F`` in the end is about the one
+    now over the share of all learning rates that is spent.
+
+    Args:
+        tracks: of these tensors.
+        spent: that share, in (0, 1].
+
+    Source: ours; the forgetting factor decides whether structure appears, see docs/methods/sfw.md.
+    """
+    ends = [track.kept ** (1 / spent) for track in tracks]
+    slow = [(track.name, end) for track, end in zip(tracks, ends, strict=True) if end > REMEMBERED]
+    wild = [(track.name, track.clamped) for track in tracks if track.clamped > JUMPING]
+    parts = []
+    if slow:
+        name, end = max(slow, key=lambda pair: pair[1])
+        parts.append(
+            f"{len(slow)} of {len(tracks)} tensors forget their start too slowly: about {end:.2g} of it will be left "
+            f"in '{name}', and what is left of a start has no structure to cut by. Raise `lr`, lower `width`, or train "
+            "longer; where the loss does not fall either, the gradients are too small: normalise the activations"
+        )
+    if wild:
+        name, share = max(wild, key=lambda pair: pair[1])
+        parts.append(
+            f"{len(wild)} of {len(tracks)} tensors jump between vertices: {share:.0%} of the steps of '{name}' were "
+            "clipped. Lower `lr`, raise `width`, or set `max_eta` below 1"
+        )
+    return "".join(f"{part}. " for part in parts).rstrip()

@@ -14,7 +14,7 @@ from tenfold.layers.find import find
 from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.layers.select import Selection
 from tenfold.linalg.fold import Fold
-from tenfold.optim.hooks import State, gradient_scale, hook_steps
+from tenfold.optim.hooks import State, gradient_scale, hook_steps, trained_by
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def hook_penalty(
     def before(state: State) -> None:
         if state["steps"] % every == 0:
             state["held"] = {s.name: s.as_weight(penalty.subgradient(s.matrices)) for s in slots}
-        scale = penalty.strength * gradient_scale(optimizer)
+        scale, mine = penalty.strength * gradient_scale(optimizer), trained_by(optimizer)
         for slot in slots:
-            if slot.weight.grad is not None:
+            if slot.weight.grad is not None and id(slot.weight) in mine:  # others' gradients are another optimizer's
                 slot.weight.grad.add_(state["held"][slot.name].to(slot.weight), alpha=scale)
 
     @torch.no_grad()
