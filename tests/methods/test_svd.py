@@ -111,7 +111,7 @@ def test_an_impossible_budget_names_the_smallest_which_then_succeeds(kind):
     for name in ("params", "macs"):
         with pytest.raises(tenfold.BudgetError) as caught:
             tenfold.plan(
-                model, tenfold.SVD(), tenfold.Budget(**{name: kind(1) if kind is int else 1e-6}), example_inputs=x
+                model, tenfold.SVD(), tenfold.Budget(**{name: kind(2) if kind is int else 1e-6}), example_inputs=x
             )
         smallest = caught.value.smallest[name]
         plan = tenfold.plan(model, tenfold.SVD(), tenfold.Budget(**{name: smallest}), example_inputs=x)
