@@ -37,7 +37,7 @@ def strong(kind: type[tenfold.Method], **more) -> tenfold.Method:
     return kind(**{name: value for name, value in STRONG.items() if name in names} | more)
 
 
-KINDS = {name: kind for name, kind in tenfold.methods().items() if trains(kind)}
+KINDS = {name: kind for name, kind in tenfold.list_methods().items() if trains(kind)}
 METHODS = {name: strong(kind) for name, kind in KINDS.items()}
 METHODS |= {f"{name}-proximal": strong(KINDS[name], update="proximal") for name in ("group-lasso", "nuclear-norm")}
 METHODS |= {f"tdlrt-{how}": strong(KINDS["tdlrt"], integrator=how) for how in ("one_pass", "fixed")}
