@@ -12,7 +12,7 @@ from methods.projection_by_hand import HYPER, by_hand, close, rank_of, train
 from nets import PreActivation, conv_norm_chain
 from tenfold.methods.contract.method import Goal
 from tenfold.methods.contract.projection import STATE
-from tenfold.plans.candidates import settle, shapes
+from tenfold.plans.candidates import as_plan, shapes
 from tenfold.plans.problem import survey
 
 FULL = {"first": 8, "mid": 12, "point": 12}
@@ -311,7 +311,7 @@ def counts(name, size, classes, ratio):
     problem = method.narrowed(survey(model, example_inputs=torch.zeros(1, 3, size, size)))
     tables = shapes(problem, "channel")
     ranks, _ = method.rule(method.sites(problem, tables, None, None))
-    plan = settle(problem, "lrpet", tables, ranks, None)  # every rank saves: an index beyond the table would raise
+    plan = as_plan(problem, "lrpet", tables, ranks, None)  # every rank saves: an index beyond the table would raise
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return plan, sum(2 * m.num_features for m in norms)
 

@@ -26,20 +26,20 @@ def equal(layers, before, names=None) -> bool:
 
 
 @pytest.mark.parametrize(
-    "manner",
+    "settings",
     [ProjectionSettings(), ProjectionSettings(transfer=True), ProjectionSettings(transfer=True, tail=0.3)],
     ids=str,
 )
 @pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize("fold", NAMES)
-def test_all_layers_at_once_equal_an_svd_for_each_of_their_matrices(fold, norms, manner):
+def test_all_layers_at_once_equal_an_svd_for_each_of_their_matrices(fold, norms, settings):
     layers = made()
     before, slots = weights(layers), slots_of(layers, fold, norms=norms)
-    outcome = project_(slots, [2] * len(slots), manner)
+    outcome = project_(slots, [2] * len(slots), settings)
     assert outcome.ranks == dict.fromkeys(LAYERS, 2)
     assert not outcome.broken
     for slot in slots:
-        wanted = projected(before[slot.name], slot, 2, transfer=manner.transfer, tail=manner.tail)
+        wanted = projected(before[slot.name], slot, 2, transfer=settings.transfer, tail=settings.tail)
         torch.testing.assert_close(slot.weight.detach(), wanted, **NEAR, msg=lambda m, s=slot: f"{s.name}: {m}")
 
 
@@ -315,13 +315,13 @@ def moved(layers, by):
 def test_warm_projections_follow_weights_that_move_a_little(norms):
     layers, bases = made(torch.float32), {}
     slots = slots_of(layers, norms=norms)
-    ranks, manner = [2] * len(slots), ProjectionSettings(transfer=True)
-    project_(slots, ranks, manner, bases=bases)
+    ranks, settings = [2] * len(slots), ProjectionSettings(transfer=True)
+    project_(slots, ranks, settings, bases=bases)
     assert set(bases) == set(LAYERS)
     for _ in range(3):
         moved(layers, 1e-3)
         before = weights(layers)
-        project_(slots, ranks, manner, bases=bases)
+        project_(slots, ranks, settings, bases=bases)
         for slot in slots:
             wanted = projected(before[slot.name], slot, 2, transfer=True)
             torch.testing.assert_close(slot.weight.detach().double(), wanted, rtol=1e-4, atol=2e-5)

@@ -10,7 +10,7 @@ import tenfold
 from helpers import counted
 from nets import Idle, chain, image, small_image, transposed
 from tenfold.linalg.fold import NAMES, divisors
-from tenfold.plans.candidates import candidates, layer_plan, settle
+from tenfold.plans.candidates import as_plan, candidates, layer_plan
 from tenfold.ranks.measures import MEASURES
 
 FOLDS = ("channel", "spatial", "input", "decoupled")
@@ -145,9 +145,9 @@ def test_a_linear_layer_has_the_options_of_the_channel_fold_in_every_fold():
 def test_where_every_layer_is_dense_the_budget_allows_it_but_no_budget_is_no_reason():
     problem, found = tables(nn.Sequential(nn.Linear(12, 10), nn.Linear(1, 10)))
     for budget, reason in ((tenfold.Budget(params=1.0), "the budget allows it"), (None, "its rank saves nothing")):
-        plan = settle(problem, "made up", found, [0, 0], budget, why="its rank saves nothing")
+        plan = as_plan(problem, "made up", found, [0, 0], budget, why="its rank saves nothing")
         assert [x.reason for x in plan.layers.values()] == [reason, "no decomposition of it saves anything"]
-    plan = settle(problem, "made up", found, [1, 0], None, why="its rank saves nothing")
+    plan = as_plan(problem, "made up", found, [1, 0], None, why="its rank saves nothing")
     assert plan.layers["0"].reason is None
 
 

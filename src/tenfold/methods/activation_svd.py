@@ -9,7 +9,7 @@ from tenfold.errors import check, is_count, is_share
 from tenfold.linalg.output_aware import damped, output_basis
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import settle
+from tenfold.plans.candidates import as_plan
 from tenfold.plans.output_candidates import OutputBasis, factors_of, output_candidates
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
@@ -58,4 +58,4 @@ class ActivationSVD(Method):
         found = allocate(tables, problem.limits(budget))
         choice, level = (None, None) if found is None else (found.choice, found.level)
         factors = factors_of(problem, bases, tables, choice)
-        return settle(problem, self.name, tables, choice, budget, measure="output", level=level, factors=factors)
+        return as_plan(problem, self.name, tables, choice, budget, measure="output", level=level, factors=factors)

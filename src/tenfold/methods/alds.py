@@ -16,7 +16,7 @@ from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import candidates, settle
+from tenfold.plans.candidates import as_plan, candidates
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.candidates import Candidates
@@ -67,4 +67,4 @@ class ALDS(Method):
         tables = self.candidates(problem)
         found = allocate(tables, problem.limits(budget))
         choice, level = (None, None) if found is None else (found.choice, found.level)
-        return settle(problem, self.name, tables, choice, budget, measure=self.measure, level=level)
+        return as_plan(problem, self.name, tables, choice, budget, measure=self.measure, level=level)

@@ -18,7 +18,7 @@ from tenfold.linalg.fold import NAMES
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.hooks import require_trained
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import settle
+from tenfold.plans.candidates import as_plan
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
 from tenfold.plans.tucker_candidates import pointwise
@@ -128,7 +128,7 @@ class Factors(Method):
         else:
             choice, level = allocate(tables, full, most, problem.limits(budget)) or (None, None)
         why = RANK_SAVES_NOTHING
-        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
+        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
 
     def _trained(self, problem: Problem) -> dict[str, Any]:
         """The ranks of the layers that are factorised already, in the way in which this method does it."""

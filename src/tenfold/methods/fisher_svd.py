@@ -10,7 +10,7 @@ from tenfold.errors import check, is_count, is_share
 from tenfold.linalg.output_aware import damped, output_basis
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import settle
+from tenfold.plans.candidates import as_plan
 from tenfold.plans.loss_gradients import find_loss, loss_name, require_loss
 from tenfold.plans.output_candidates import OutputBasis, factors_of, kept_product, output_candidates
 from tenfold.plans.plan import Plan
@@ -97,7 +97,7 @@ class FisherSVD(Method):
             losses = kept_product(tables)
         choice, multiplier = allocate(tables, losses, problem.limits(budget)) or (None, None)
         factors = factors_of(problem, bases, tables, choice)
-        return settle(problem, self.name, tables, choice, budget, measure="loss", level=multiplier, factors=factors)
+        return as_plan(problem, self.name, tables, choice, budget, measure="loss", level=multiplier, factors=factors)
 
     def to_dict(self) -> dict[str, Any]:
         """The name and the fields, for JSON; a loss as ``"module:function"``.

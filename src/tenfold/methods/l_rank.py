@@ -21,7 +21,7 @@ from tenfold.linalg.svd import low_rank_factors
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained, trained_by
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import candidates, settle
+from tenfold.plans.candidates import as_plan, candidates
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 from tenfold.ranks.lagrange import allocate
@@ -80,7 +80,7 @@ class LRank(Method):
         energy = [float(site.kernel.double().square().sum()) for site in problem.sites]
         losses = [np.square(table.error) * e for table, e in zip(tables, energy, strict=True)]
         choice, price = allocate(tables, losses, problem.limits(budget)) or (None, None)
-        return settle(problem, self.name, tables, choice, budget, measure="fro", level=price)
+        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=price)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """Hook both steps onto ``optimizer``. Its state holds Theta and the step count: checkpoints carry them.

@@ -80,7 +80,7 @@ class LRPET(Projection):
         check(is_share(self.tail) and self.tail < 1, "tail", "in [0, 1)", self.tail)
 
     @property
-    def manner(self) -> ProjectionSettings:
+    def settings(self) -> ProjectionSettings:
         """Energy transfer."""
         return ProjectionSettings(transfer=self.transfer, tail=self.tail, momentum=self.momentum)
 

@@ -13,7 +13,7 @@ from tenfold.errors import check, is_count
 from tenfold.linalg.output_aware import output_basis
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import settle
+from tenfold.plans.candidates import as_plan
 from tenfold.plans.output_candidates import OutputBasis, factors_of, kept_product, output_candidates
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
@@ -56,4 +56,4 @@ class PCA(Method):
         tables = output_candidates(problem, bases)
         choice, multiplier = allocate(tables, kept_product(tables), problem.limits(budget)) or (None, None)
         factors = factors_of(problem, bases, tables, choice)
-        return settle(problem, self.name, tables, choice, budget, measure="output", level=multiplier, factors=factors)
+        return as_plan(problem, self.name, tables, choice, budget, measure="output", level=multiplier, factors=factors)

@@ -9,7 +9,7 @@ from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import candidates, settle
+from tenfold.plans.candidates import as_plan, candidates
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.measures import MEASURES
@@ -46,4 +46,4 @@ class SVDEnergy(Method):
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         found = allocate(tables, problem.limits(budget), spend=False)
         choice, level = (None, None) if found is None else (found.choice, found.level)
-        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level)
+        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level)

@@ -28,7 +28,7 @@ from tenfold.optim.tucker.integrator import Integrator
 from tenfold.optim.tucker.resize import more
 from tenfold.optim.tucker.settings import IntegratorSettings
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import settle
+from tenfold.plans.candidates import as_plan
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
 from tenfold.plans.tucker_candidates import tucker_candidates
@@ -231,7 +231,7 @@ class TDLRT(Method):
             found = allocate(tables, problem.limits(budget))
             choice, level = (None, None) if found is None else (found.choice, found.level)
         why = RANK_SAVES_NOTHING
-        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
+        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
 
     def _settled_from_the_start(self, goal: Goal) -> bool:
         """Whether a budget decides the first ranks already: nobody knows when they would freeze, or they never move."""

@@ -80,7 +80,7 @@ class TRP(Projection):
         check(is_share(self.threshold) and self.threshold < 1, "threshold", "in [0, 1)", self.threshold)
 
     @property
-    def manner(self) -> ProjectionSettings:
+    def settings(self) -> ProjectionSettings:
         """Cut, and the nuclear pull of the step that follows."""
         return ProjectionSettings(pull=self.nuclear, momentum=self.momentum)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import settle
+from tenfold.plans.candidates import as_plan
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.plans.tucker_candidates import tucker_candidates
@@ -39,4 +39,4 @@ class Tucker(Method):
         tables = tucker_candidates(problem)
         found = allocate(tables, problem.limits(budget))
         choice, level = (None, None) if found is None else (found.choice, found.level)
-        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level)
+        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level)

@@ -10,7 +10,7 @@ from tenfold.linalg.fold import NAMES
 from tenfold.linalg.vbmf import vbmf_rank
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import candidates, settle
+from tenfold.plans.candidates import as_plan, candidates
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.ranks.measures import MEASURES
@@ -55,4 +55,4 @@ class VBMF(Method):
             full = [short for short, _ in sides]
             choice, factor = allocate(tables, ranks, full, problem.limits(budget)) or (None, None)
         why = RANK_SAVES_NOTHING
-        return settle(problem, self.name, tables, choice, budget, why=why, measure="max", level=factor)
+        return as_plan(problem, self.name, tables, choice, budget, why=why, measure="max", level=factor)

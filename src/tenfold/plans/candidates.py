@@ -61,7 +61,7 @@ def shapes(problem: Problem, fold: str) -> list[Candidates]:
     return made
 
 
-def settle(
+def as_plan(
     problem: Problem,
     method: str,
     tables: Sequence[Candidates],

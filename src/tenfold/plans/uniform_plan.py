@@ -9,7 +9,7 @@ from typing import Any
 from tenfold.layers.tucker import full_ranks as pair_full_ranks
 from tenfold.linalg.fold import Fold
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import candidates, settle, shapes
+from tenfold.plans.candidates import as_plan, candidates, shapes
 from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.plans.tucker_candidates import pointwise, tucker_line
@@ -77,7 +77,7 @@ def uniform_plan(problem: Problem, method: str, budget: Budget | None, fold: str
     tables = candidates(problem, MEASURES["max"], folds=(fold,), slices=(1,))
     full = full_ranks(problem, fold)
     choice, fraction = allocate(tables, full, full, problem.limits(budget)) or (None, None)
-    return settle(problem, method, tables, choice, budget, why=RANK_SAVES_NOTHING, measure="max", level=fraction)
+    return as_plan(problem, method, tables, choice, budget, why=RANK_SAVES_NOTHING, measure="max", level=fraction)
 
 
 def fraction_plan(problem: Problem, method: str, fraction: float, fold: str = "channel") -> Plan:
@@ -92,7 +92,7 @@ def fraction_plan(problem: Problem, method: str, fraction: float, fold: str = "c
     tables = candidates(problem, MEASURES["max"], folds=(fold,), slices=(1,))
     full = full_ranks(problem, fold)
     choice = at_share(tables, full, full, fraction)
-    return settle(problem, method, tables, choice, None, why=RANK_SAVES_NOTHING, measure="max", level=fraction)
+    return as_plan(problem, method, tables, choice, None, why=RANK_SAVES_NOTHING, measure="max", level=fraction)
 
 
 def full_ranks(problem: Problem, fold: str) -> list[int]:

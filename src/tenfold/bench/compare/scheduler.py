@@ -107,7 +107,7 @@ def compare(
         if experiment.calibration is not None:
             data.train.part(experiment.calibration, "calibration")  # refused at once, if it is
         build_model(experiment.model, data.classes, data.channels, data.size)  # refused before anything is written
-        _settle(experiment, data, out)
+        _keep_experiment(experiment, data, out)
         setting = Setting(experiment, data, place(), out / WORK)
         made = tasks(setting, out)
         if retry:
@@ -203,7 +203,7 @@ def _forget_failures(made: list[Task]) -> None:
             task.result.unlink(missing_ok=True)
 
 
-def _settle(experiment: Experiment, data: Data, out: Path) -> None:
+def _keep_experiment(experiment: Experiment, data: Data, out: Path) -> None:
     """Write what is compared; refuse a folder that holds anything else.
 
     Raises:

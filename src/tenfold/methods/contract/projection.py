@@ -25,7 +25,7 @@ from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained, trained_by
 from tenfold.optim.projection.projector import RENEW, ProjectionResult, ProjectionSettings, project_
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import candidates, refuse, settle, shapes, smallest
+from tenfold.plans.candidates import as_plan, candidates, refuse, shapes, smallest
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 from tenfold.ranks.candidates import Candidates
@@ -102,7 +102,7 @@ class Projection(Method):
 
     @property
     @abstractmethod
-    def manner(self) -> ProjectionSettings:
+    def settings(self) -> ProjectionSettings:
         """How weights are projected."""
 
     @abstractmethod
@@ -159,11 +159,11 @@ class Projection(Method):
                 TenfoldWarning,
                 stacklevel=2,
             )
-        course = _Course.of(self, model, goal, self.frozen_after(goal))
-        require_trained(optimizer, [slot.weight for slot in course.slots], self.name)
+        projected = _ProjectedModel.of(self, model, goal, self.frozen_after(goal))
+        require_trained(optimizer, [slot.weight for slot in projected.slots], self.name)
 
         def before(state: State) -> None:
-            for slot in course.slots:
+            for slot in projected.slots:
                 pull = state["pull"].get(slot.name)
                 if pull is not None and slot.weight.grad is not None:
                     slot.weight.grad.add_(pull.to(slot.weight), alpha=gradient_scale(optimizer))
@@ -171,9 +171,9 @@ class Projection(Method):
         def after(state: State) -> None:
             state["pull"] = {}
             if state["steps"] % every == 0:
-                course.project_(state, optimizer)
+                projected.project_(state, optimizer)
 
-        hook_steps(optimizer, STATE, _fresh(), before=before if self.manner.pull else None, after=after)
+        hook_steps(optimizer, STATE, _fresh(), before=before if self.settings.pull else None, after=after)
         return optimizer
 
     def project_(self, model: nn.Module, goal: Goal | None = None) -> dict[str, int]:
@@ -184,7 +184,7 @@ class Projection(Method):
         Returns:
             the rank of each layer that was projected.
         """
-        return _Course.of(self, model, goal or Goal(), None).project_(_fresh()).ranks
+        return _ProjectedModel.of(self, model, goal or Goal(), None).project_(_fresh()).ranks
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The ranks that the rule gives the weights as they are."""
@@ -194,7 +194,7 @@ class Projection(Method):
         ranks, level = self.chosen(problem, self.sites(problem, tables, budget, spectra)) or (None, None)
         choice = None if ranks is None else [r * (r < len(t.rank)) for r, t in zip(ranks, tables, strict=True)]
         why = f"the rank that {self.name} gives it saves nothing"
-        return settle(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
+        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
 
     def narrowed(self, problem: Problem) -> Problem:
         """The problem without the layers that the method leaves dense. What the user selects is taken as it is.
@@ -259,7 +259,7 @@ def _fresh() -> State:
 
 
 @dataclass
-class _Course:
+class _ProjectedModel:
     """One model in training under a projection method."""
 
     method: Projection
@@ -269,7 +269,7 @@ class _Course:
     frozen_after: int | None
 
     @classmethod
-    def of(cls, method: Projection, model: nn.Module, goal: Goal, frozen_after: int | None) -> _Course:
+    def of(cls, method: Projection, model: nn.Module, goal: Goal, frozen_after: int | None) -> _ProjectedModel:
         problem = survey(
             model,
             example_inputs=goal.example_inputs,
@@ -316,7 +316,7 @@ class _Course:
         if state["projections"] % RENEW == 0:
             state["bases"] = {}
         bases = state["bases"] if self.method.solver == "warm" and fixed is not None else None
-        outcome = project_(slots, ranks, self.method.manner, optimizer, bases)
+        outcome = project_(slots, ranks, self.method.settings, optimizer, bases)
         state["projections"] += 1
         state["ranks"] = outcome.ranks if fixed is None else state["ranks"] | outcome.ranks
         state["pull"] = outcome.pull

@@ -35,7 +35,7 @@ from tenfold.optim.frank_wolfe.param_groups import (
     named,
     radii,
 )
-from tenfold.optim.frank_wolfe.statistics import COURSE, Track, advance
+from tenfold.optim.frank_wolfe.statistics import STATISTICS, Track, advance
 
 TOLERANCE = 1e-5
 """Relative excess of the gauge over the radius that still counts as inside."""
@@ -155,7 +155,7 @@ class FrankWolfe(Optimizer):
             for params in alike(p for p in group["params"] if p in weights):
                 if ball is None:
                     self._descend(group, params, weights, gradients, fine)
-                elif started := [p for p in params if "course" in self.state[p]]:
+                elif started := [p for p in params if "statistics" in self.state[p]]:
                     self._move(group, ball, started, weights, gradients, fine)
         for p, weight in weights.items():
             write_back_(p, weight)
@@ -175,8 +175,8 @@ class FrankWolfe(Optimizer):
         """How each constrained tensor that has moved has fared."""
         tracks = []
         for name, p, ball, radius, swapped in self._constrained():
-            if "course" in self.state[p]:
-                tracks.append(Track.of(name, self.state[p]["course"], float(gauge(ball, p, swapped)[0]) / radius))
+            if "statistics" in self.state[p]:
+                tracks.append(Track.of(name, self.state[p]["statistics"], float(gauge(ball, p, swapped)[0]) / radius))
         return tracks
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ class FrankWolfe(Optimizer):
 
     def _start(self, weights: Mapping[Tensor, Tensor], fine: Tensor) -> None:
         """States for the parameters that have their first gradients; those outside their sets are pulled in."""
-        new = [one for one in self._constrained() if one[1] in weights and "course" not in self.state[one[1]]]
+        new = [one for one in self._constrained() if one[1] in weights and "statistics" not in self.state[one[1]]]
         if not new or not bool(fine):
             return
         pulled = []
@@ -203,7 +203,7 @@ class FrankWolfe(Optimizer):
             weight, state = weights[p], self.state[p]
             state["momentum_buffer"] = torch.zeros_like(weight)
             state["radius"] = torch.tensor(radius, dtype=weight.dtype, device=p.device)
-            state["course"] = torch.zeros(len(COURSE), device=p.device)
+            state["statistics"] = torch.zeros(len(STATISTICS), device=p.device)
             now, own = gauge(ball, weight, swapped)
             if bool(now > radius * (1 + TOLERANCE)):
                 part = local(weight)  # shrunk as the whole is
@@ -271,6 +271,6 @@ class FrankWolfe(Optimizer):
         sizes = Lengths(torch.where(good, momentum, torch.nan), distance, diameter)
         eta, clamped = step_size(RESCALINGS[group["rescale"]], group["lr"], sizes, group["max_eta"])
         toward_(theta, ends, eta, scale)
-        course = advance(torch.stack([s["course"] for s in states]), eta, clamped, good)
-        for state, row in zip(states, course, strict=True):
-            state["course"] = row
+        statistics = advance(torch.stack([s["statistics"] for s in states]), eta, clamped, good)
+        for state, row in zip(states, statistics, strict=True):
+            state["statistics"] = row

@@ -1,4 +1,4 @@
-"""How the tensors that Frank-Wolfe keeps in sets fare: counted on the device, one row of `COURSE` for each."""
+"""How the tensors that Frank-Wolfe keeps in sets fare: counted on the device, one row of `STATISTICS` for each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tenfold.linalg.frank_wolfe import forgotten
 
-COURSE = ("log_kept", "eta", "clamped", "steps", "skipped")
+STATISTICS = ("log_kept", "eta", "clamped", "steps", "skipped")
 """What is counted; see `Track`."""
 SPENT = 7 / 16
 """The share of all learning rates that lies in the first quarter of a run whose rate falls linearly to 0."""
@@ -46,9 +46,9 @@ class Track:
     skipped: int
 
     @classmethod
-    def of(cls, name: str, course: Tensor, gauge: float) -> Track:
+    def of(cls, name: str, statistics: Tensor, gauge: float) -> Track:
         """From a row of what `advance` counts."""
-        log_kept, eta, clamped, steps, skipped = course.tolist()
+        log_kept, eta, clamped, steps, skipped = statistics.tolist()
         share = clamped / max(steps, 1.0)
         return cls(name, eta, share, gauge, math.exp(log_kept), int(steps), int(skipped))
 
@@ -57,18 +57,18 @@ class Track:
         return asdict(self)
 
 
-def advance(course: Tensor, eta: Tensor, clamped: Tensor, good: Tensor) -> Tensor:
+def advance(statistics: Tensor, eta: Tensor, clamped: Tensor, good: Tensor) -> Tensor:
     """The rows after a step.
 
     Args:
-        course: before.
+        statistics: before.
         eta: the step sizes.
         clamped: whether they were clipped.
         good: whether a step was taken.
     """
-    log_kept, _, clips, steps, skipped = course.unbind(1)
+    log_kept, _, clips, steps, skipped = statistics.unbind(1)
     moved = torch.stack([forgotten(log_kept, eta.float()), eta.float(), clips + clamped, steps + 1, skipped], 1)
-    still = torch.cat([course[:, :4], course[:, 4:] + 1], 1)
+    still = torch.cat([statistics[:, :4], statistics[:, 4:] + 1], 1)
     return torch.where(good[:, None], moved, still)
 
 

@@ -72,7 +72,7 @@ class ProjectionSettings:
 def project_(
     slots: Sequence[FoldedWeight],
     ranks: Ranks | Sequence[int],
-    manner: ProjectionSettings,
+    settings: ProjectionSettings,
     optimizer: Optimizer | None = None,
     bases: dict[str, Tensor] | None = None,
 ) -> ProjectionResult:
@@ -81,21 +81,21 @@ def project_(
     Args:
         slots: what is projected.
         ranks: one per slot, or a rule that finds them from all spectra.
-        manner: how.
-        optimizer: in whose step this happens: its buffers are treated as the manner says, and the work is shared with
+        settings: how.
+        optimizer: in whose step this happens: its buffers are treated as the settings say, and the work is shared with
             the other processes. None: this process does all of it.
         bases: by name, from the last projection; with known ranks one warm step starts there. None: all is exact.
     """
     if not slots:
         return ProjectionResult()
     with full_precision(slots[0].weight):
-        return _project_(slots, ranks, manner, optimizer, bases)
+        return _project_(slots, ranks, settings, optimizer, bases)
 
 
 def _project_(
     slots: Sequence[FoldedWeight],
     ranks: Ranks | Sequence[int],
-    manner: ProjectionSettings,
+    settings: ProjectionSettings,
     optimizer: Optimizer | None,
     bases: dict[str, Tensor] | None,
 ) -> ProjectionResult:
@@ -105,22 +105,22 @@ def _project_(
     known = None if callable(ranks) else list(ranks)
     batches = [_Batch.of([slots[i] for i in part], part) for part in _alike(slots, mine, known)]
     for batch in batches:
-        batch.decompose(None if known is None or manner.pull else bases)
+        batch.decompose(None if known is None or settings.pull else bases)
     finite, residuals, spectra = _look(slots, batches, whole=known is None, shared=processes > 1)
     chosen = known if known is not None else ranks(spectra)  # pyright: ignore[reportCallIssue] - narrowed by known
     outcome = ProjectionResult()
     for batch in batches:
         if any(residuals[i] > DRIFT for i in batch.indices):
             batch.decompose(None)
-        batch.write(chosen, manner, optimizer, bases, outcome)
+        batch.write(chosen, settings, optimizer, bases, outcome)
     if processes > 1:
-        _share(slots, whose, manner, optimizer, outcome)
+        _share(slots, whose, settings, optimizer, outcome)
     for slot, rank, ok in zip(slots, chosen, finite, strict=True):
         if not ok:
             outcome.broken.append(slot.name)
         elif 0 < rank <= slot.most:
             outcome.ranks[slot.name] = rank
-            for buffer in _buffers(slot, optimizer if manner.momentum == "reset" else None):
+            for buffer in _buffers(slot, optimizer if settings.momentum == "reset" else None):
                 buffer.zero_()
     return outcome
 
@@ -189,12 +189,12 @@ class _Batch:
     def write(
         self,
         ranks: Sequence[int],
-        manner: ProjectionSettings,
+        settings: ProjectionSettings,
         optimizer: Optimizer | None,
         bases: dict[str, Tensor] | None,
         outcome: ProjectionResult,
     ) -> None:
-        """Project the weights, and what else the manner asks for."""
+        """Project the weights, and what else the settings ask for."""
         device = self.matrices.device
         each = torch.tensor([ranks[i] for i in self.indices for _ in range(self.slots[0].fold.batch)])
         basis = self.basis
@@ -203,8 +203,8 @@ class _Batch:
             same = int(each.max()) == int(each.min())
             basis = self.spectrum.leading(int(each[0]) if same else each.to(device))
         left, right = self.weighted.factors(basis)
-        tail = manner.tail
-        scale = transfer_scale(self.weighted.energy, basis.energy, tail) if manner.transfer else 1.0
+        tail = settings.tail
+        scale = transfer_scale(self.weighted.energy, basis.energy, tail) if settings.transfer else 1.0
         new = ((scale - tail) * torch.ones_like(basis.energy)).to(left)[:, None, None] * left @ right
         new = new.add_(self.matrices, alpha=tail) if tail else new
         # Not by the Gram matrix: rows that count for little in the metric may still have to change.
@@ -212,8 +212,8 @@ class _Batch:
         size = torch.linalg.vector_norm(self.matrices, dim=(-2, -1)).square()
         changed = lost > TIDY * size  # not a number: not changed
         polar = None
-        if manner.pull and self.spectrum is not None:
-            polar = manner.pull * self.weighted.polar(self.spectrum, each.to(device))
+        if settings.pull and self.spectrum is not None:
+            polar = settings.pull * self.weighted.polar(self.spectrum, each.to(device))
         start = 0
         for slot, i in zip(self.slots, self.indices, strict=True):
             part = slice(start, start := start + slot.fold.batch)
@@ -224,7 +224,7 @@ class _Batch:
             if made.element_size() < 4:
                 good &= torch.isfinite(made).all()  # what fits into float32 may not fit
             # Before the weight changes: the matrices may be a view of it.
-            for buffer in _buffers(slot, optimizer if manner.momentum == "project" else None):
+            for buffer in _buffers(slot, optimizer if settings.momentum == "project" else None):
                 old = slot.fold.matrices(to_kernel(slot.spec, buffer)).to(self.matrices)
                 inside = self.weighted[part].within(old, basis[part])
                 buffer.copy_(slot.as_weight(torch.where(good, inside, old)))
@@ -274,12 +274,12 @@ def _buffers(slot: FoldedWeight, optimizer: Optimizer | None) -> list[Tensor]:
 def _share(
     slots: Sequence[FoldedWeight],
     whose: Sequence[int],
-    manner: ProjectionSettings,
+    settings: ProjectionSettings,
     optimizer: Optimizer | None,
     outcome: ProjectionResult,
 ) -> None:
     """Send what each process has made to the others, in one message per process."""
-    if manner.pull:
+    if settings.pull:
         for slot in slots:
             outcome.pull.setdefault(slot.name, torch.zeros_like(slot.weight))
     for owner in range(max(whose) + 1):
@@ -287,8 +287,8 @@ def _share(
         for slot, own in zip(slots, whose, strict=True):
             if own == owner:
                 tensors.append(slot.weight.data)
-                tensors += _buffers(slot, optimizer if manner.momentum == "project" else None)
-                tensors += [outcome.pull[slot.name]] if manner.pull else []
+                tensors += _buffers(slot, optimizer if settings.momentum == "project" else None)
+                tensors += [outcome.pull[slot.name]] if settings.pull else []
         flat = torch.cat([x.reshape(-1) for x in tensors])
         distributed.broadcast(flat, owner)
         for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
