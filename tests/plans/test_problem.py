@@ -250,7 +250,7 @@ WHOLE = {
     "bilinear": lambda: nn.Sequential(nn.Bilinear(3, 4, 5), nn.LayerNorm(5)),
     "embedding": lambda: nn.Sequential(nn.Embedding(9, 4), nn.EmbeddingBag(5, 4), nn.Linear(4, 9)),
     "tied embedding": Tied,
-    "one layer twice": Reused,
+    "one layer twice": ReusedTwoNames,
     "matrix shared with a later layer": lambda: PartlyShared(linear_first=False),
     "matrix shared with an earlier layer": lambda: PartlyShared(linear_first=True),
     "a shared recurrent layer": lambda: nn.ModuleList([nn.LSTM(3, 4)] * 2),
