@@ -8,25 +8,11 @@ from typing import Any
 from torch import nn
 
 from tenfold.layers.select import Selection
-from tenfold.layers.usable import refuse_unusable
 from tenfold.methods.contract.method import Method, Norms, check_budget, check_method
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import survey
-
-
-def check_arguments(model: Any, method: Any, budget: Any) -> None:
-    """Refuse what is no model, no method or no budget, in one sentence and before any work.
-
-    Raises:
-        ArgumentError: a name, a class, a number, swapped arguments, a scripted, compiled or wrapped model.
-    """
-    if isinstance(model, Method):
-        check_method(method)  # its sentence tells of swapped arguments
-    refuse_unusable(model)
-    check_method(method)
-    check_budget(budget)
 
 
 def plan(
@@ -61,7 +47,8 @@ def plan(
         UnsupportedLayer: the model has no layer to decompose.
         TenfoldError: a weight with NaN or infinite entries.
     """
-    check_arguments(model, method, budget)
+    check_method(method)
+    check_budget(budget)
     problem = survey(
         model,
         example_inputs=example_inputs,
@@ -102,7 +89,8 @@ def compress(
         UnsupportedLayer: see `plan`.
         TenfoldError: see `plan`.
     """
-    check_arguments(model, method, budget)
+    check_method(method)
+    check_budget(budget)
     return method.finish(
         model,
         budget,

@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 from tenfold.errors import ArgumentError, shortened
 from tenfold.layers.select import Selection
 from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
-from tenfold.methods.contract.builder import check_arguments
-from tenfold.methods.contract.method import Goal, Method, Norms
+from tenfold.methods.contract.method import Goal, Method, Norms, check_budget, check_method
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
 
@@ -135,7 +134,8 @@ def begin(
         BudgetError: a budget that the method knows from the start to be out of reach.
         UnsupportedLayer: no layer that the method could train.
     """
-    check_arguments(model, method, budget)
+    check_method(method)
+    check_budget(budget)
     refuse_unusable(model)
     refuse_without_numbers(model)
     goal = Goal(budget, example_inputs, target_modules, exclude_modules, steps_per_epoch, steps)
