@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 import tenfold
-from tenfold.bench.compare.experiment import DataChoice, Entry, Experiment, Timing
+from tenfold.bench.compare.experiment import DataChoice, Entry, Experiment, LatencyProtocol
 from tenfold.bench.compare.run import NETWORKS
 from tenfold.bench.compare.scheduler import compare
 from tenfold.bench.report import write_report
@@ -34,7 +34,7 @@ def main(out: Path, epochs: int, recovery: int) -> None:
         budgets=BUDGETS,
         recipe=Recipe(epochs=epochs, batch_size=64, lr=0.1),
         recovery=recovery,
-        latency=Timing(batch=64),
+        latency=LatencyProtocol(batch=64),
         keep=True,
     )
 

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,12 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = tenfold.alds
     with pytest.raises(ImportError, match="'build_method'"):
         exec("from tenfold import build_method")
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """One word, one thing: who reads a name in a message or a trace knows what it is."""
+    places: dict[str, set[str]] = {}
+    for file in SOURCE.parent.rglob("*.py"):
+        for name in re.findall(r"^class (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            places.setdefault(name, set()).add(str(file))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

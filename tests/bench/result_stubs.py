@@ -10,9 +10,9 @@ from tenfold.bench.compare.findings import (
     Evolution,
     Latency,
     Layer,
+    LayerSpectrum,
     Price,
     Spectra,
-    Spectrum,
     Verdict,
 )
 from tenfold.bench.compare.results import Failure, Place, Results, RunResult
@@ -143,7 +143,7 @@ def _layer(name, share, i) -> Layer:
     return Layer(name, kernel, "low-rank", rank, 1, "channel", dense, kept, 64 * dense, 64 * kept, 0.3, None)
 
 
-def _spectrum(draw, rank) -> Spectrum:
+def _spectrum(draw, rank) -> LayerSpectrum:
     index = [1, 2, 3, 4, 6, 8, 11, 16]
     value = sorted((draw.uniform(0.1, 3.0) for _ in index), reverse=True)
-    return Spectrum(index, [v if rank is None or i <= rank else 0.0 for i, v in zip(index, value, strict=True)])
+    return LayerSpectrum(index, [v if rank is None or i <= rank else 0.0 for i, v in zip(index, value, strict=True)])

@@ -24,7 +24,7 @@ from scipy import stats
 from tenfold.bench.compare.results import Failure, Results
 from tenfold.bench.report import stale_pictures, write_pictures, write_report
 from tenfold.bench.report.figure import THEMES, accuracy_range, method_styles, round_ticks, si
-from tenfold.bench.report.summary import Entry, Mean, best, budget_words, by_budget, entries, front, mean
+from tenfold.bench.report.summary import Mean, ReportEntry, best, budget_words, by_budget, entries, front, mean
 from tenfold.bench.report.tables import seconds, size
 from tenfold.bench.report.words import verdicts
 
@@ -173,7 +173,7 @@ def test_no_star_for_being_below_the_budget(results, tmp_path):
 
 
 def test_the_best_is_the_smallest_cost_and_ties_share_it():
-    (one, two, three) = (Entry(name, "training", {"params": 0.5}, ()) for name in "abc")
+    (one, two, three) = (ReportEntry(name, "training", {"params": 0.5}, ()) for name in "abc")
     values = {"a": mean([1.0]), "b": mean([2.0]), "c": mean([1.0])}
     assert best([one, two, three], lambda e: values[e.label], largest=False) == [one, three]
     assert best([one, two, three], lambda e: values[e.label], largest=True) == [two]
@@ -361,7 +361,7 @@ def test_colours_stand_out_and_methods_differ(results):
             low, high = sorted([light(colour), light(theme["$paper"])])
             least = {"$paper": 1.0, "$grid": 1.0, "$ink": 7.0, "$quiet": 4.5}.get(role, 3.0)
             assert (high + 0.05) / (low + 0.05) >= least, (role, colour)
-    found = [Entry(f"method {n}", "training", {}, ()) for n in range(40)]
+    found = [ReportEntry(f"method {n}", "training", {}, ()) for n in range(40)]
     looks = {tuple(sorted(style.items())) for style in method_styles(found).values()}
     assert len(looks) == 40
     first = list(method_styles(found).values())[:8]

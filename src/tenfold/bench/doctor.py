@@ -39,7 +39,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Timing:
+class LayerTiming:
     """A layer at one rank.
 
     Args:
@@ -86,7 +86,7 @@ class Examined:
     even_params: int = 0
     even_macs: int = 0
     even_ms: int = 0
-    timings: tuple[Timing, ...] = ()
+    timings: tuple[LayerTiming, ...] = ()
     step: float | None = None
     step_rank: int | None = None
     reason: str | None = None
@@ -232,7 +232,8 @@ def _examine(
     forms |= {rank: _pair(layer, site, rank, fold) for rank in {*ranks, *([probe + 1] if probe else [])}}
     ms = _times(forms, uses, rounds, threads)
     timings = tuple(
-        Timing(rank, ms[rank], ms[0] / ms[rank], (dense.macs or 0) / max((one.macs or 0) * rank, 1)) for rank in ranks
+        LayerTiming(rank, ms[rank], ms[0] / ms[rank], (dense.macs or 0) / max((one.macs or 0) * rank, 1))
+        for rank in ranks
     )
     faster = 0
     for timing in timings:

@@ -231,7 +231,7 @@ def table(results: Results) -> Any:
     return tables.titled(f"{network} on {data}: accuracy on validation, then test; dense takes time 1", made)
 
 
-def _figures(entry: summary.Entry) -> list[str]:
+def _figures(entry: summary.ReportEntry) -> list[str]:
     kept = [_percent(entry.over(lambda run, k=k: run.price and run.price.kept[k]), 1) for k in ("params", "macs")]
     stages = [
         _percent(entry.over(lambda run, at=at: getattr(run.accuracy, at))) for at in ("right_after", "reestimated")

@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.text import Text
 
-from tenfold.bench.doctor import BLOCK, Diagnosis, Examined, Timing, diagnose
+from tenfold.bench.doctor import BLOCK, Diagnosis, Examined, LayerTiming, diagnose
 from tenfold.cli import parse, tables
 from tenfold.cli.bench import place
 from tenfold.cli.command import Outcome, verb
@@ -119,7 +119,7 @@ def _row(layer: Examined) -> tuple[str, ...]:
     )
 
 
-def _middle(layer: Examined) -> Timing | None:
+def _middle(layer: Examined) -> LayerTiming | None:
     half = layer.even_params / 2
     return min(layer.timings, key=lambda timing: abs(timing.rank - half), default=None)
 

@@ -18,7 +18,7 @@ from tenfold.train import Data, Score, evaluate
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class SplitAccuracy:
     """Accuracy and loss at one stage. Nothing is ever chosen by the test figures.
 
     Args:
@@ -58,12 +58,12 @@ class OwnScore:
         return {"stage": self.name, "score": self.value}
 
 
-Stage = Accuracy | OwnScore
+Stage = SplitAccuracy | OwnScore
 
 
-def accuracy(name: str, model: nn.Module, data: Data) -> Accuracy:
+def accuracy(name: str, model: nn.Module, data: Data) -> SplitAccuracy:
     """Evaluate a classifier on the validation and test sets."""
-    return Accuracy(name, evaluate(model, data.validation), evaluate(model, data.test))
+    return SplitAccuracy(name, evaluate(model, data.validation), evaluate(model, data.test))
 
 
 def own_score(name: str, model: nn.Module, function: Callable[[nn.Module], Any], reference: str) -> OwnScore:

@@ -59,7 +59,7 @@ class DataChoice:
 
 
 @dataclass(frozen=True)
-class Timing:
+class LatencyProtocol:
     """How latency is measured.
 
     Args:
@@ -188,7 +188,7 @@ class Experiment:
     exclude: str | list[str] | None = None
     calibration: int | None = None
     threads: int = 1
-    latency: Timing = field(default_factory=Timing)
+    latency: LatencyProtocol = field(default_factory=LatencyProtocol)
     cuts: tuple[Cuts, ...] = ()
     keep: bool = False
 
@@ -271,7 +271,7 @@ class Experiment:
             parts["data"] = {"name": parts["data"]}
         if isinstance(parts.get("cuts"), Mapping):
             parts["cuts"] = [parts["cuts"]]
-        for key, kind in (("data", DataChoice), ("recipe", Recipe), ("latency", Timing)):
+        for key, kind in (("data", DataChoice), ("recipe", Recipe), ("latency", LatencyProtocol)):
             if key in parts:
                 parts[key] = _built(parts[key], kind, f"`{key}`")
         for key, kind in (("budgets", Budget), ("cuts", Cuts)):

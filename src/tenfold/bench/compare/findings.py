@@ -134,7 +134,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class LayerSpectrum:
     """Singular values of one matrix, sampled: the first, the last, and others between, at most `POINTS`.
 
     Args:
@@ -157,8 +157,8 @@ class Spectra:
     """
 
     layer: str
-    before: Spectrum
-    after: Spectrum
+    before: LayerSpectrum
+    after: LayerSpectrum
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold.bench.compare.findings import POINTS, Latency, Layer, Price, Spectra, Spectrum
+from tenfold.bench.compare.findings import POINTS, Latency, Layer, LayerSpectrum, Price, Spectra
 from tenfold.bench.latency import compare
 from tenfold.layers.cost import cost
 from tenfold.layers.select import Selection
@@ -80,12 +80,12 @@ def _spectra(model: nn.Module, **chosen: Selection) -> dict[str, Tensor]:
     return {site.name: s[1].square().sum((0, 1)).sqrt() for site, s in zip(problem.sites, found, strict=True)}
 
 
-def sampled(values: Tensor) -> Spectrum:
+def sampled(values: Tensor) -> LayerSpectrum:
     """At most `POINTS` of the singular values ``(p,)``: all where there are no more, else closer at the large ones."""
     n = len(values)
     spaced = np.arange(1, n + 1) if n <= POINTS else np.unique(np.geomspace(1, n, POINTS).round().astype(int))
     picked = values.cpu()[torch.from_numpy(spaced) - 1]
-    return Spectrum(spaced.tolist(), [float(f"{value:.5g}") for value in picked.tolist()])
+    return LayerSpectrum(spaced.tolist(), [float(f"{value:.5g}") for value in picked.tolist()])
 
 
 def finite(value: float | None) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from tenfold.bench.compare.findings import Spectrum
+from tenfold.bench.compare.findings import LayerSpectrum
 from tenfold.bench.compare.results import RunResult
 from tenfold.bench.report.figure import (
     Choice,
@@ -20,14 +20,14 @@ from tenfold.bench.report.figure import (
     short,
     wrapped,
 )
-from tenfold.bench.report.summary import Entry, by_budget
+from tenfold.bench.report.summary import ReportEntry, by_budget
 from tenfold.train.history import Epoch
 
 _FLOOR = 1e-4
 """Singular values below this share of the largest are left out: rounding noise of no interest here."""
 
 
-def spectra(found: Sequence[Entry]) -> Panel | None:
+def spectra(found: Sequence[ReportEntry]) -> Panel | None:
     """Singular values of a layer before and after, for all methods at a budget; of the first seed."""
     groups = {
         where: shown
@@ -47,7 +47,7 @@ def spectra(found: Sequence[Entry]) -> Panel | None:
     return Panel("spectra", "Singular values, before and after", alt, figures, choices)
 
 
-def _spectra(name: str, group: Sequence[tuple[Entry, RunResult]], styles: Mapping[str, dict[str, Any]]) -> Figure:
+def _spectra(name: str, group: Sequence[tuple[ReportEntry, RunResult]], styles: Mapping[str, dict[str, Any]]) -> Figure:
     """One layer at one budget. What several methods began with is drawn once, in grey."""
     mine = [(e, s) for e, run in group for s in run.spectra if s.layer == name]
     top = max((s.before.value[0] for _, s in mine if s.before.value), default=0.0) or 1.0
@@ -69,7 +69,7 @@ def _spectra(name: str, group: Sequence[tuple[Entry, RunResult]], styles: Mappin
     return {"data": traces, "layout": made}
 
 
-def _spectrum(name: str, values: Spectrum, top: float, style: dict[str, Any], *, before: bool) -> Figure:
+def _spectrum(name: str, values: LayerSpectrum, top: float, style: dict[str, Any], *, before: bool) -> Figure:
     shown = [(i, v / top) for i, v in zip(values.index, values.value, strict=True) if v >= _FLOOR * top]
     trace: Figure = {
         "type": "scatter",
@@ -94,7 +94,7 @@ _MEASURES: dict[str, Callable[[Epoch], float]] = {
 }
 
 
-def training(found: Sequence[Entry]) -> Panel | None:
+def training(found: Sequence[ReportEntry]) -> Panel | None:
     """Figures of each epoch: the mean over the seeds, with the range of them; the dense network stands in each plot."""
     dense = [entry for entry in found if entry.dense]
     groups = {where: dense + group for where, group in by_budget(found).items()} or {"dense": dense}
@@ -109,7 +109,7 @@ def training(found: Sequence[Entry]) -> Panel | None:
     return Panel("training", "Training curves", alt, figures, choices)
 
 
-def _training(measure: str, group: Sequence[Entry], styles: Mapping[str, dict[str, Any]]) -> Figure:
+def _training(measure: str, group: Sequence[ReportEntry], styles: Mapping[str, dict[str, Any]]) -> Figure:
     """One figure at one budget. The training that post-training methods share is drawn once, in grey."""
     traces: list[Figure] = []
     drawn: list[dict[int, list[float]]] = []
@@ -135,7 +135,7 @@ def _training(measure: str, group: Sequence[Entry], styles: Mapping[str, dict[st
     return {"data": traces, "layout": made}
 
 
-def _over_epochs(entry: Entry, phase: str, measure: Callable[[Epoch], float]) -> dict[int, list[float]]:
+def _over_epochs(entry: ReportEntry, phase: str, measure: Callable[[Epoch], float]) -> dict[int, list[float]]:
     """``{epoch: values of the seeds}``."""
     values: dict[int, list[float]] = {}
     for run in entry.done:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.bench.report.summary import Entry, Mean
+from tenfold.bench.report.summary import Mean, ReportEntry
 from tenfold.errors import check
 
 Figure = dict[str, Any]
@@ -64,7 +64,7 @@ class Panel:
     choices: list[Choice]
 
 
-def method_styles(found: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+def method_styles(found: Sequence[ReportEntry]) -> dict[str, dict[str, Any]]:
     """Colour, mark and dash of each method, the same in all plots: no two methods share all three."""
     styles: dict[str, dict[str, Any]] = {}
     for number, label in enumerate(dict.fromkeys(entry.label for entry in found if not entry.dense)):

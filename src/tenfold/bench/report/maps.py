@@ -9,10 +9,10 @@ from typing import Any
 from tenfold.bench.compare.findings import Layer
 from tenfold.bench.compare.results import RunResult
 from tenfold.bench.report.figure import Choice, Figure, Panel, epoch_ticks, layout, plain, short, wrapped
-from tenfold.bench.report.summary import Entry, by_budget
+from tenfold.bench.report.summary import ReportEntry, by_budget
 
 
-def rank_map(found: Sequence[Entry]) -> Panel | None:
+def rank_map(found: Sequence[ReportEntry]) -> Panel | None:
     """What each method kept of each layer, a map per budget: the share of the weights in colour, the ranks as text."""
     groups = {where: shown for where, group in by_budget(found).items() if (shown := [e for e in group if _layers(e)])}
     if not groups:
@@ -22,12 +22,12 @@ def rank_map(found: Sequence[Entry]) -> Panel | None:
     return Panel("ranks", "Ranks per layer", alt, figures, [Choice("Budget", list(groups))])
 
 
-def _layers(entry: Entry) -> list[tuple[Layer, ...]]:
+def _layers(entry: ReportEntry) -> list[tuple[Layer, ...]]:
     """Each layer over the seeds, in module order."""
     return list(zip(*(run.layers for run in entry.done if run.layers), strict=False))
 
 
-def _map(group: Sequence[Entry]) -> Figure:
+def _map(group: Sequence[ReportEntry]) -> Figure:
     cells = {(layer[0].name, e.label): layer for e in group for layer in _layers(e)}
     names = list(dict.fromkeys(name for name, _ in cells))
     labels = list(dict.fromkeys(entry.label for entry in group))
@@ -68,7 +68,7 @@ def rank_words(rank: int | list[int] | None) -> str:
     return " · ".join(map(str, rank)) if isinstance(rank, list) else str(rank)
 
 
-def evolution(found: Sequence[Entry]) -> Panel | None:
+def evolution(found: Sequence[ReportEntry]) -> Panel | None:
     """The ranks of a run epoch by epoch, for methods that change them; the first seed of each."""
     shown = {e.name: run for e in found for run in e.done[:1] if run.evolution and run.evolution.ranks}
     if not shown:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tenfold.bench.compare.results import Results, RunResult
 from tenfold.bench.report import curves, maps, removal, tables, tradeoff, words
 from tenfold.bench.report.figure import THEMES, Panel
-from tenfold.bench.report.summary import Entry, entries
+from tenfold.bench.report.summary import ReportEntry, entries
 from tenfold.bench.report.tables import Cell, Group, Table
 from tenfold.bench.report.words import plural
 from tenfold.errors import TenfoldError
@@ -89,7 +89,7 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def sections(found: Sequence[Entry], results: Results) -> list[Section]:
+def sections(found: Sequence[ReportEntry], results: Results) -> list[Section]:
     """The parts of the page, in order; those alone that have something to show."""
     parts = [
         Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from tenfold.bench.report.figure import Choice, Figure, Panel, layout, method_styles, plain, short, wrapped
-from tenfold.bench.report.summary import Entry, Mean, mean, percent
+from tenfold.bench.report.summary import Mean, ReportEntry, mean, percent
 from tenfold.bench.sweep import SweepRow
 
 KINDS = {"rank": "ranks", "filter": "filters"}
@@ -17,21 +17,21 @@ STAGES: dict[str, Callable[[SweepRow], float | None]] = {
 }
 
 
-def cut_entries(found: Sequence[Entry], kind: str) -> dict[str, Entry]:
+def cut_entries(found: Sequence[ReportEntry], kind: str) -> dict[str, ReportEntry]:
     """The entries that have cuts of this kind by what to call them: with the budget where a method has several."""
     cut = [entry for entry in found if any(each.kind == kind for run in entry.done for each in run.cuts)]
     labels = [entry.label for entry in cut]
     return {entry.label if labels.count(entry.label) == 1 else entry.name: entry for entry in cut}
 
 
-def by_share(entry: Entry, kind: str, stage: Callable[[SweepRow], float | None]) -> dict[float, Mean]:
+def by_share(entry: ReportEntry, kind: str, stage: Callable[[SweepRow], float | None]) -> dict[float, Mean]:
     """The mean accuracy over the seeds by share removed; only shares at which a cut came through."""
     rows = [row for run in entry.done for each in run.cuts if each.kind == kind for row in each.rows]
     means = {s: mean(stage(row) for row in rows if row.removed == s) for s in dict.fromkeys(r.removed for r in rows)}
     return {share: value for share, value in means.items() if value is not None}
 
 
-def against_removed(found: Sequence[Entry]) -> Panel | None:
+def against_removed(found: Sequence[ReportEntry]) -> Panel | None:
     """Accuracy on the validation set against the share removed: a line per method; None where nothing was cut."""
     kinds = [kind for kind in KINDS if cut_entries(found, kind)]
     if not kinds:
@@ -45,7 +45,7 @@ def against_removed(found: Sequence[Entry]) -> Panel | None:
 
 
 def _figure(
-    cut: Mapping[str, Entry],
+    cut: Mapping[str, ReportEntry],
     kind: str,
     stage: Callable[[SweepRow], float | None],
     styles: Mapping[str, dict[str, Any]],

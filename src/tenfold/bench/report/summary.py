@@ -57,7 +57,7 @@ def mean(values: Iterable[float | None]) -> Mean | None:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReportEntry:
     """A method at a budget: its runs, one per seed.
 
     Args:
@@ -159,14 +159,14 @@ def budget_words(budget: dict[str, Any]) -> str:
     return " and ".join(parts) or "own choice"
 
 
-def entries(results: Results) -> list[Entry]:
+def entries(results: Results) -> list[ReportEntry]:
     """The runs by method and budget, in the order of the experiment; also where there is no run yet."""
     planned = [(row.entry.label, row.entry.kind, row.budget.limits if row.budget else {}) for row in _rows(results)]
     there = [(run.label, run.kind, run.budget) for run in results.runs]
     found = []
     for key in {repr(key): key for key in [*planned, *there]}.values():
         runs = tuple(run for run, its in zip(results.runs, there, strict=True) if its == key)
-        found.append(Entry(*key, runs=runs, planned=planned.count(key)))
+        found.append(ReportEntry(*key, runs=runs, planned=planned.count(key)))
     return found
 
 
@@ -179,9 +179,9 @@ def _rows(results: Results) -> list[Row]:
     return rows if {run.id for run in results.runs} <= {row.id for row in rows} else []
 
 
-def by_budget(found: Sequence[Entry]) -> dict[str, list[Entry]]:
+def by_budget(found: Sequence[ReportEntry]) -> dict[str, list[ReportEntry]]:
     """Compressed entries under the name of their budget, the largest first, as far as they can be compared."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[ReportEntry]] = {}
     for entry in found:
         if not entry.dense:
             groups.setdefault(entry.where, []).append(entry)
@@ -192,7 +192,9 @@ def _size(budget: dict[str, Any]) -> tuple[float, ...]:
     return tuple(float(budget.get(name) or 0) for name in ("params", "macs"))
 
 
-def best(found: Sequence[Entry], figure: Callable[[Entry], Mean | None], *, largest: bool) -> list[Entry]:
+def best(
+    found: Sequence[ReportEntry], figure: Callable[[ReportEntry], Mean | None], *, largest: bool
+) -> list[ReportEntry]:
     """The entries whose mean is best, ties included; none where fewer than two have one, or where all are equal."""
     known = [(entry, value.value) for entry in found if (value := figure(entry)) is not None]
     values = {value for _, value in known}

@@ -9,7 +9,7 @@ from tenfold.bench.compare.findings import Latency
 from tenfold.bench.compare.results import Results, RunResult
 from tenfold.bench.report import removal
 from tenfold.bench.report.figure import si
-from tenfold.bench.report.summary import Entry, Mean, best, by_budget, latencies, median, percent
+from tenfold.bench.report.summary import Mean, ReportEntry, best, by_budget, latencies, median, percent
 
 NOTHING = "–"
 
@@ -63,12 +63,12 @@ _LIMITS = {"params": "Parameters", "macs": "MACs"}
 """Columns by the limit of a budget that they stand for."""
 
 
-def headline(found: Sequence[Entry], results: Results) -> Table:
+def headline(found: Sequence[ReportEntry], results: Results) -> Table:
     """Method by budget: accuracy, size, speed and cost; the best of each column in each budget is marked.
 
     Not so what the budget limits.
     """
-    columns: list[tuple[str, Callable[[Entry], Mean | None], Callable[[Entry], Cell], bool]] = [
+    columns: list[tuple[str, Callable[[ReportEntry], Mean | None], Callable[[ReportEntry], Cell], bool]] = [
         ("Test accuracy", lambda e: e.accuracy, _accuracy, True),
         ("Parameters", lambda e: e.params, lambda e: _amount(e, e.params, "params"), False),
         ("MACs", lambda e: e.macs, lambda e: _amount(e, e.macs, "macs"), False),
@@ -94,23 +94,23 @@ def headline(found: Sequence[Entry], results: Results) -> Table:
     return Table(caption, ["Method", *(name for name, *_ in columns), "Seeds"], groups)
 
 
-def _groups(found: Sequence[Entry]) -> dict[str, list[Entry]]:
+def _groups(found: Sequence[ReportEntry]) -> dict[str, list[ReportEntry]]:
     dense = [entry for entry in found if entry.dense]
     return ({"": dense} if dense else {}) | by_budget(found)
 
 
-def _accuracy(entry: Entry) -> Cell:
+def _accuracy(entry: ReportEntry) -> Cell:
     return Cell(percent(entry.accuracy) if entry.accuracy else entry.absent)
 
 
-def _amount(entry: Entry, value: Mean | None, name: str) -> Cell:
+def _amount(entry: ReportEntry, value: Mean | None, name: str) -> Cell:
     share = entry.over(lambda run: run.price and run.price.kept[name])
     if value is None or share is None:
         return Cell(NOTHING)
     return Cell(si(value.value), "" if entry.dense else f"{100 * share.value:.1f} %")
 
 
-def _latency(entry: Entry, results: Results) -> Cell:
+def _latency(entry: ReportEntry, results: Results) -> Cell:
     """How many times as fast as the dense network in turns with it; milliseconds are of one moment, and say less."""
     ms = median([m.dense_ms for m in latencies(results)] if entry.dense else [m.small_ms for m in _measured(entry)])
     speedup = entry.over(lambda run: run.latency and run.latency.speedup)
@@ -121,7 +121,7 @@ def _latency(entry: Entry, results: Results) -> Cell:
     return Cell(f"{speedup.value:.2f}× as fast", f"{ms:.3g} ms")
 
 
-def _measured(entry: Entry) -> list[Latency]:
+def _measured(entry: ReportEntry) -> list[Latency]:
     return [run.latency for run in entry.done if run.latency is not None]
 
 
@@ -134,14 +134,14 @@ _STAGES: dict[str, Callable[[RunResult], float | None]] = {
 }
 
 
-def stages(found: Sequence[Entry]) -> Table | None:
+def stages(found: Sequence[ReportEntry]) -> Table | None:
     """Accuracy from stage to stage."""
     caption = "On the validation set, stage by stage; the test set is measured once, in the end."
     drawn = {name: lambda entry, figure=figure: _percent(entry.over(figure)) for name, figure in _STAGES.items()}
     return _filled(caption, found, drawn)
 
 
-def cuts(found: Sequence[Entry]) -> Table | None:
+def cuts(found: Sequence[ReportEntry]) -> Table | None:
     """Accuracy against the share that is removed of a trained network; None where nothing was cut."""
     cut = {kind: removal.cut_entries(found, kind) for kind in removal.KINDS}
     runs = [run for group in cut.values() for entry in group.values() for run in entry.done]
@@ -161,7 +161,7 @@ def cuts(found: Sequence[Entry]) -> Table | None:
     return Table(caption, ["Method", *(f"{100 * share:g} %" for share in shares), "Seeds"], groups)
 
 
-def _by_share(entry: Entry, kind: str, shares: Sequence[float]) -> list[Cell]:
+def _by_share(entry: ReportEntry, kind: str, shares: Sequence[float]) -> list[Cell]:
     stages = [removal.by_share(entry, kind, stage) for stage in removal.STAGES.values()]
     return [Cell(" / ".join(_short_percent(means.get(share)) for means in stages)) for share in shares]
 
@@ -170,11 +170,11 @@ def _short_percent(value: Mean | None) -> str:
     return NOTHING if value is None else f"{100 * value.value:.1f}"
 
 
-def costs(found: Sequence[Entry]) -> Table | None:
+def costs(found: Sequence[ReportEntry]) -> Table | None:
     """Wall time by stage, and peak memory."""
     known = {"training": "Training", "plan": "Plan", "apply": "Apply", "reestimate": "Norms", "recovery": "Recovery"}
     names = dict.fromkeys([*known, *(name for entry in found for run in entry.done for name in run.seconds)])
-    drawn: dict[str, Callable[[Entry], str]] = {known.get(name, name): _stage_seconds(name) for name in names}
+    drawn: dict[str, Callable[[ReportEntry], str]] = {known.get(name, name): _stage_seconds(name) for name in names}
     drawn["All"] = lambda entry: _seconds(entry.cost)
     drawn["Peak memory"] = lambda entry: NOTHING if entry.memory is None else size(entry.memory)
     caption = "Wall time, means over the seeds; the peak memory of the hungriest run. Methods that compress after the "
@@ -182,11 +182,11 @@ def costs(found: Sequence[Entry]) -> Table | None:
     return _filled(caption, found, drawn)
 
 
-def _stage_seconds(name: str) -> Callable[[Entry], str]:
+def _stage_seconds(name: str) -> Callable[[ReportEntry], str]:
     return lambda entry: _seconds(entry.over(lambda run: run.seconds.get(name)))
 
 
-def _filled(caption: str, found: Sequence[Entry], drawn: dict[str, Callable[[Entry], str]]) -> Table | None:
+def _filled(caption: str, found: Sequence[ReportEntry], drawn: dict[str, Callable[[ReportEntry], str]]) -> Table | None:
     """A row per entry that came through; columns without a figure are left out."""
     groups = {where: [entry for entry in group if entry.done] for where, group in _groups(found).items()}
     texts = {id(e): {name: draw(e) for name, draw in drawn.items()} for group in groups.values() for e in group}
@@ -201,7 +201,7 @@ def _filled(caption: str, found: Sequence[Entry], drawn: dict[str, Callable[[Ent
     return Table(caption, ["Method", *names], made)
 
 
-def left_dense(found: Sequence[Entry]) -> Table | None:
+def left_dense(found: Sequence[ReportEntry]) -> Table | None:
     """Layers that stay dense, with the reason, and in which entries."""
     where: dict[tuple[str, str], dict[str, None]] = {}
     for entry in (entry for entry in found if not entry.dense):

@@ -16,11 +16,11 @@ from tenfold.bench.report.figure import (
     short,
     wrapped,
 )
-from tenfold.bench.report.summary import Entry, Mean, front, percent
+from tenfold.bench.report.summary import Mean, ReportEntry, front, percent
 from tenfold.bench.report.words import plural
 
 
-def all_costs(found: Sequence[Entry]) -> tuple[Panel | None, ...]:
+def all_costs(found: Sequence[ReportEntry]) -> tuple[Panel | None, ...]:
     """Against parameters, MACs and latency; None for what was not measured."""
     return (
         against(found, "params", "Accuracy against parameters", "parameters", lambda e: e.params),
@@ -30,7 +30,7 @@ def all_costs(found: Sequence[Entry]) -> tuple[Panel | None, ...]:
 
 
 def against(
-    found: Sequence[Entry], id: str, title: str, axis: str, cost: Callable[[Entry], Mean | None]
+    found: Sequence[ReportEntry], id: str, title: str, axis: str, cost: Callable[[ReportEntry], Mean | None]
 ) -> Panel | None:
     """Test accuracy against a cost: a line per method with intervals over the seeds, and the Pareto front of all."""
     points = [(e, c, a) for e in found if (c := cost(e)) is not None and (a := e.accuracy) is not None]
@@ -61,7 +61,7 @@ def against(
     return Panel(id, title, alt, {"": {"data": traces, "layout": made}}, [])
 
 
-def _curve(label: str, points: Sequence[tuple[Entry, Mean, Mean]], style: dict[str, Any]) -> Figure:
+def _curve(label: str, points: Sequence[tuple[ReportEntry, Mean, Mean]], style: dict[str, Any]) -> Figure:
     """One method: a mark per budget, with intervals in both directions where there are any."""
     texts = [f"<b>{plain(e.name)}</b><br>{percent(a)}<br>{c.value:.6g}" for e, c, a in points]
     trace: Figure = {

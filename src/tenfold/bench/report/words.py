@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tenfold.bench.compare.results import Results
-from tenfold.bench.report.summary import Entry, by_budget, latencies, percent
+from tenfold.bench.report.summary import ReportEntry, by_budget, latencies, percent
 
 
-def lead(found: Sequence[Entry], results: Results) -> list[str]:
+def lead(found: Sequence[ReportEntry], results: Results) -> list[str]:
     """What it comes to, in a few sentences."""
     said = []
     if len(results.runs) < results.expected:
@@ -23,7 +23,7 @@ def lead(found: Sequence[Entry], results: Results) -> list[str]:
     return said + verdicts(found)
 
 
-def facts(found: Sequence[Entry], results: Results) -> list[tuple[str, str]]:
+def facts(found: Sequence[ReportEntry], results: Results) -> list[tuple[str, str]]:
     """What was compared, on what."""
     runs = results.runs
     known = [
@@ -54,7 +54,7 @@ def _epoch_words(epochs: dict[str, int]) -> str:
     return " + ".join(f"{count} of {phase}" for phase, count in epochs.items() if count)
 
 
-def verdicts(found: Sequence[Entry]) -> list[str]:
+def verdicts(found: Sequence[ReportEntry]) -> list[str]:
     """A sentence per budget at which at least two methods came through: who is ahead, and whether seeds say so."""
     sentences = []
     for where, group in by_budget(found).items():

@@ -34,7 +34,7 @@ _EXPONENTS = {torch.float32: (torch.int32, 0x7F8 << 20), torch.float64: (torch.i
 """The bits of the exponent."""
 
 
-class Split(ABC):
+class Grouping(ABC):
     """How tensors ``(b, *shape)`` come apart into magnitudes ``(b, n)`` and directions."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Ball(ABC):
     singular values, and nothing draws random numbers.
     """
 
-    split: ClassVar[Split]
+    split: ClassVar[Grouping]
     projects: ClassVar[bool] = True
     """Whether `project` knows the Euclidean projection."""
     powers: ClassVar[tuple[float, float] | None] = None

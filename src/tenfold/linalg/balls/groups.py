@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tenfold.linalg.balls.ball import Counted, Rebuild, Split
+from tenfold.linalg.balls.ball import Counted, Grouping, Rebuild
 from tenfold.linalg.balls.norms import SparseNorm, SupportNorm, precise
 
 
-class Filters(Split):
+class FilterGrouping(Grouping):
     """The lengths of the filters: one per index of the first dimension of each tensor."""
 
     def count(self, shape: Sequence[int]) -> int:
@@ -39,7 +39,7 @@ class Filters(Split):
 class GroupKSupport(Counted):
     """The hull of the tensors with k filters and L2 norm ``r``: the k-support norm of the lengths of the filters.
 
-    Filters stand in the first dimension: a transposed convolution goes in with its first two swapped.
+    FilterGrouping stand in the first dimension: a transposed convolution goes in with its first two swapped.
 
     Args:
         k: an int >= 1, how many filters; or a float in (0, 1], the share of the filters, rounded up.
@@ -48,7 +48,7 @@ class GroupKSupport(Counted):
         ArgumentError: k out of range.
     """
 
-    split: ClassVar[Split] = Filters()
+    split: ClassVar[Grouping] = FilterGrouping()
     of: ClassVar[type[SparseNorm | SupportNorm]] = SupportNorm
 
 

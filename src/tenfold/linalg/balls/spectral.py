@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenfold.errors import check
-from tenfold.linalg.balls.ball import Ball, Counted, Radius, Rebuild, Split, radius_like, unit_scale
+from tenfold.linalg.balls.ball import Ball, Counted, Grouping, Radius, Rebuild, radius_like, unit_scale
 from tenfold.linalg.balls.norms import Norm, SparseNorm, SupportNorm, length, precise
 from tenfold.linalg.svd import gram, gram_basis, left_basis, singular_values, truncated_svd
 
@@ -44,7 +44,7 @@ _FLOOR = 1e-5
 """Singular values below this share of the largest count for less in a polar factor: they are rounding."""
 
 
-class Values(Split):
+class Values(Grouping):
     """The singular values of ``x.flatten(1)``, of each tensor."""
 
     def count(self, shape: Sequence[int]) -> int:
@@ -84,7 +84,7 @@ class Warm:
 class Spectral(Ball):
     """A ball of singular values, with an oracle that goes on from the basis of the step before."""
 
-    split: ClassVar[Split] = Values()
+    split: ClassVar[Grouping] = Values()
 
     @abstractmethod
     def width(self, p: int) -> int:

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tenfold.errors import check
-from tenfold.linalg.balls.ball import Ball, Counted, Rebuild, Split
+from tenfold.linalg.balls.ball import Ball, Counted, Grouping, Rebuild
 from tenfold.linalg.balls.norms import Norm, PowerNorm, SparseNorm, SupportNorm
 
 
-class Entries(Split):
+class Entries(Grouping):
     """The magnitudes of the entries; the directions are signs."""
 
     def count(self, shape: Sequence[int]) -> int:
@@ -39,7 +39,7 @@ class Entries(Split):
 class L1(Ball):
     """``sum |x_i| <= r``; the vertices have one entry."""
 
-    split: ClassVar[Split] = Entries()
+    split: ClassVar[Grouping] = Entries()
     powers: ClassVar[tuple[float, float] | None] = (1, math.inf)
 
     def norm(self, n: int) -> Norm:
@@ -51,7 +51,7 @@ class L1(Ball):
 class L2(Ball):
     """``||x||_2 <= r``; the vertex is ``-r g / ||g||``."""
 
-    split: ClassVar[Split] = Entries()
+    split: ClassVar[Grouping] = Entries()
     powers: ClassVar[tuple[float, float] | None] = (2, 2)
 
     def norm(self, n: int) -> Norm:
@@ -63,7 +63,7 @@ class L2(Ball):
 class LInf(Ball):
     """``max |x_i| <= r``; the vertex is ``-r sign(g)``."""
 
-    split: ClassVar[Split] = Entries()
+    split: ClassVar[Grouping] = Entries()
     powers: ClassVar[tuple[float, float] | None] = (math.inf, 1)
 
     def norm(self, n: int) -> Norm:
@@ -86,7 +86,7 @@ class Lp(Ball):
 
     p: float
 
-    split: ClassVar[Split] = Entries()
+    split: ClassVar[Grouping] = Entries()
     projects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class KSparse(Counted):
         ArgumentError: k out of range.
     """
 
-    split: ClassVar[Split] = Entries()
+    split: ClassVar[Grouping] = Entries()
     of: ClassVar[type[SparseNorm | SupportNorm]] = SparseNorm
 
 
@@ -123,5 +123,5 @@ class KSupport(Counted):
         ArgumentError: k out of range.
     """
 
-    split: ClassVar[Split] = Entries()
+    split: ClassVar[Grouping] = Entries()
     of: ClassVar[type[SparseNorm | SupportNorm]] = SupportNorm

@@ -48,7 +48,7 @@ def fresh_norm(layer: Factorised, x: Tensor, ranks: Sequence[int]) -> float:
 
 
 @dataclass(frozen=True)
-class Result:
+class Resized:
     """What a cut did: realised relative error, and whether limits made it larger than the tolerance."""
 
     error: float
@@ -104,7 +104,7 @@ def augment_(
 @torch.no_grad()
 def cut_(
     layers: Mapping[str, Factorised], limits: Mapping[str, Limits], tau: float, optimizer: Optimizer
-) -> dict[str, Result]:
+) -> dict[str, Resized]:
     """Cut the ranks of every layer to ``tau`` within its limits; see `tenfold.linalg.tucker.tucker_cut`.
 
     The new bases are turned toward the old ones, so that what the optimizer remembers entry by entry stays good.
@@ -137,7 +137,7 @@ def cut_(
             forget=CENTRES,
         )
         layer.augmented.fill_(False)
-        results[name] = Result(float(about[0]), bool(about[1]))
+        results[name] = Resized(float(about[0]), bool(about[1]))
     return results
 
 
