@@ -1,4 +1,4 @@
-"""How long a forward pass takes: two models side by side.
+"""Latency of forward passes: two models measured in turns.
 
 Machines change their speed from one second to the next. So the two are measured in turns, A B A B, each turn long
 enough for the clock, and what counts is the median, of the times and of the ratios of neighbouring turns.

@@ -1,4 +1,4 @@
-"""One weight that is projected: its matrices, and the metric of their rows."""
+"""A weight as the matrices of a fold, with the batch-norm metric of their rows."""
 
 from __future__ import annotations
 

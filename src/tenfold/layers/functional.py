@@ -1,4 +1,4 @@
-"""What a layer with given options computes with a given weight, as a function; for weights that are products."""
+"""Functional forms of linear and convolutional layers, for weights that are products."""
 
 from __future__ import annotations
 

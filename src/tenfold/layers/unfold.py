@@ -1,4 +1,4 @@
-"""What each entry of a layer's kernel is multiplied by, at every output position, as rows of numbers.
+"""Unfolding (im2col): the inputs of a linear or convolutional layer as one row for each output position.
 
 For every layer and its options ``outputs = unfolded @ kernel^T + bias`` holds group by group: stride, padding, dilation
 and transposition are all in how the input is unfolded.

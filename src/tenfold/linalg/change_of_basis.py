@@ -1,4 +1,4 @@
-"""What is kept in the coordinates of a Tucker core, taken along where its bases change: cores, gradients, moments.
+"""Changes of basis of a Tucker core: cores, gradients and moments transformed along with the bases.
 
 All tensors are ``(g r_1, r_2, ..., *rest)``, g groups one after the other; see `tenfold.linalg.tucker`.
 """

@@ -1,4 +1,4 @@
-"""Several processes that train copies of one model: who does what, and everybody gets it.
+"""Data-parallel training: work on the weights shared out over processes, and the results broadcast.
 
 With one process everything here does nothing.
 """

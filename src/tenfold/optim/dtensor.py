@@ -1,4 +1,4 @@
-"""Tensors of which each process has a part (DTensor, as FSDP2 and tensor parallelism make them): what the whole is.
+"""Sharded tensors (DTensor, as FSDP2 and tensor parallelism make them): norms and values of the whole.
 
 A tensor that is whole, or the same in every process, is a single part; then nobody talks to anybody. Elsewhere the
 results are the same in every process, and every process has to ask.

@@ -1,4 +1,4 @@
-"""What a layer puts out on calibration data: first and second moments of its outputs, and of the loss gradient there.
+"""Second moments of layer outputs, and of the loss gradient there, on calibration data.
 
 Streamed in float64, one ``f x f`` matrix per group and layer whatever the kernel: memory does not grow with the data.
 """

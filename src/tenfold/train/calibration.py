@@ -1,4 +1,4 @@
-"""The images that a compression looks at."""
+"""Calibration batches from a training set."""
 
 from __future__ import annotations
 

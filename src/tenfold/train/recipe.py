@@ -1,4 +1,4 @@
-"""How to train, as data."""
+"""Training hyper-parameters as one dataclass."""
 
 from __future__ import annotations
 

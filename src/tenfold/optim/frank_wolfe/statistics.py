@@ -1,4 +1,4 @@
-"""How the tensors that Frank-Wolfe keeps in sets fare: counted on the device, one row of `STATISTICS` for each."""
+"""Statistics of Frank-Wolfe training per tensor: what is left of the start, and how many steps were clamped."""
 
 from __future__ import annotations
 

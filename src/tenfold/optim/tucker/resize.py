@@ -1,4 +1,4 @@
-"""Layers in Tucker format grow and are cut while they train, and what an optimizer remembers of them goes along.
+"""Changing the ranks of layers in Tucker format while they train, with the optimizer state of their factors.
 
 The mathematics is that of `tenfold.linalg.tucker` and `tenfold.linalg.change_of_basis`; this is bookkeeping.
 """

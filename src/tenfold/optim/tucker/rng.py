@@ -1,4 +1,4 @@
-"""The same random numbers twice."""
+"""Random states saved and restored, so that a step computed twice draws the same random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where data sets are looked for."""
+"""The folders that data sets are looked for in."""
 
 from __future__ import annotations
 
