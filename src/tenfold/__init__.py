@@ -23,6 +23,8 @@ from tenfold.layers.cost import cost as cost
 from tenfold.layers.fold_batchnorm import fold_batchnorm as fold_batchnorm
 from tenfold.layers.matrix import LowRankConv as LowRankConv
 from tenfold.layers.matrix import LowRankLinear as LowRankLinear
+from tenfold.layers.refit import RefitReport as RefitReport
+from tenfold.layers.refit import refit_ as refit_
 from tenfold.layers.swap import to_dense as to_dense
 from tenfold.layers.tucker import TuckerConv as TuckerConv
 from tenfold.layers.tucker_model import deploy as deploy
