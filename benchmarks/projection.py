@@ -44,8 +44,8 @@ from benchmarks.record import interleaved
 from tenfold.layers.batchnorm import norm_after
 from tenfold.methods.contract.method import Goal
 from tenfold.methods.contract.projection import (  # what is timed is one projection, without the hooks around it
-    _Course,
     _fresh,
+    _ProjectedModel,
 )
 
 METHOD = tenfold.LRPET(prune_ratio=0.5, every=20)
@@ -82,8 +82,8 @@ def line(result: dict[str, Any]) -> str:
 def projection(net: str) -> dict[str, Any]:
     """One network: seconds, ratios, errors."""
     model = _norms_drawn(nets.network(net))
-    course = _Course.of(METHOD, model, Goal(), None)
-    warm = _Course.of(tenfold.LRPET(prune_ratio=0.5, every=20, solver="warm"), model, Goal(), None)
+    projected = _ProjectedModel.of(METHOD, model, Goal(), None)
+    warm = _ProjectedModel.of(tenfold.LRPET(prune_ratio=0.5, every=20, solver="warm"), model, Goal(), None)
     state = _fresh()
     warm.project_(state)
     _change_(model)
@@ -99,14 +99,14 @@ def projection(net: str) -> dict[str, Any]:
         warm.project_(state | {"bases": dict(bases)})
 
     def exactly() -> None:
-        course.project_(_fresh())
+        projected.project_(_fresh())
 
     wanted = reference(model, torch.float64)
     runs = {"exact": exactly, "warm": warmly, "reference": partial(reference, model, torch.float32)}
     error = {}
     for name, run in runs.items():
         put()
-        got = run() or {slot.name: slot.weight.detach().double() for slot in course.slots}
+        got = run() or {folded.name: folded.weight.detach().double() for folded in projected.weights}
         lost = sum(float((got[n].double() - wanted[n]).square().sum()) for n in wanted)
         error[name] = (lost / sum(float(w.square().sum()) for w in wanted.values())) ** 0.5
     seconds = {name: statistics.median(s) for name, s in _timed(runs, put).items()}
@@ -129,7 +129,7 @@ def step(net: str) -> dict[str, Any]:
     x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     y = torch.arange(BATCH) % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    course, state = _Course.of(METHOD, model, Goal(), None), _fresh()
+    projected, state = _ProjectedModel.of(METHOD, model, Goal(), None), _fresh()
 
     def train() -> None:
         optimizer.zero_grad()
@@ -137,7 +137,7 @@ def step(net: str) -> dict[str, Any]:
         optimizer.step()
 
     train()
-    times = interleaved({"step": train, "projection": lambda: course.project_(state)}, ROUNDS)
+    times = interleaved({"step": train, "projection": lambda: projected.project_(state)}, ROUNDS)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     assert isinstance(METHOD.every, int)
     return {"net": net, "batch": BATCH} | seconds | {"overhead": seconds["projection"] / METHOD.every / seconds["step"]}

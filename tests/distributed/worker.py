@@ -58,7 +58,7 @@ def train(method: tenfold.Method, ddp: bool) -> dict:
     write = projector._Batch.write
 
     def noting(self, ranks, *rest):
-        projected.update(slot.name for slot in self.slots)
+        projected.update(folded.name for folded in self.weights)
         return write(self, ranks, *rest)
 
     projector._Batch.write = noting
@@ -114,7 +114,7 @@ def refused() -> dict:
 
 
 def nothing_to_do() -> dict:
-    """No rank saves anything: no slot, no message."""
+    """No rank saves anything: no folded, no message."""
     method = tenfold.LRPET(every=1, prune_ratio=0.0)
     return {"projections": train(method, False)["projections"]}
 

@@ -9,7 +9,7 @@ from torch import nn
 import tenfold
 from nets import conv_chain
 from tenfold.linalg import nuclear_subgradient, row_subgradient, shrink_rows, shrink_spectrum
-from tenfold.optim.projection.penalty import slots_of
+from tenfold.optim.projection.penalty import folded_weights
 
 METHODS = [tenfold.GroupLasso, tenfold.NuclearNorm]
 PURE = {
@@ -121,7 +121,7 @@ class Part(torch.Tensor):
 def test_a_weight_that_is_no_plain_tensor_is_refused_and_a_hook_is_no_reason_to_leave_a_layer_out(kind) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
     model[0].register_forward_hook(lambda *_: None)
-    assert [slot.name for slot in slots_of(model, linear=False)] == ["0", "1"]
+    assert [folded.name for folded in folded_weights(model, linear=False)] == ["0", "1"]
     model[1].weight = nn.Parameter(torch.randn(5, 4, 3, 3).as_subclass(Part))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(tenfold.UnsupportedLayer, match=r"'1' is a Part, not a plain tensor.*Exclude"):

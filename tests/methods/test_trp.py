@@ -215,7 +215,7 @@ def test_ranks_that_save_nothing_are_projected_as_published_or_not_at_all(shed):
     projected = method.project_(model)
     assert projected == ({"mid": rank} if shed else {})
     assert torch.equal(model.mid.weight, before) == (not shed or rank == 12)
-    layer = method.finish(conv_norm_chain()).plan.layers["mid"]
+    layer = tenfold.plan(conv_norm_chain(), method).layers["mid"]
     assert layer.rank is None
     assert "saves nothing" in layer.reason
 

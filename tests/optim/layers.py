@@ -36,7 +36,7 @@ def norm_of(layer: nn.Module, seed: int = 1) -> nn.BatchNorm2d:
     return norm
 
 
-def slots_of(layers: dict[str, nn.Module], fold: str = "channel", *, norms: bool = False) -> list[FoldedWeight]:
+def folded_weights(layers: dict[str, nn.Module], fold: str = "channel", *, norms: bool = False) -> list[FoldedWeight]:
     made = []
     for name, layer in layers.items():
         spec = spec_of(layer)
@@ -45,19 +45,19 @@ def slots_of(layers: dict[str, nn.Module], fold: str = "channel", *, norms: bool
     return made
 
 
-def scales(slot: FoldedWeight) -> Tensor | None:
+def scales(folded: FoldedWeight) -> Tensor | None:
     """``gamma / sqrt(var + eps)`` per output channel, float64."""
-    norm = slot.norm
+    norm = folded.norm
     return None if norm is None else norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
 
 
-def matrices_of(weight: Tensor, slot: FoldedWeight) -> tuple[list[Tensor], list[int], list[int]]:
+def matrices_of(weight: Tensor, folded: FoldedWeight) -> tuple[list[Tensor], list[int], list[int]]:
     """One matrix per group (decoupled: per output channel), output channels and the decoder's axes in the rows.
 
     Written out from the table of the folds, not by them. Returns the matrices, their common shape before flattening,
     and the order of the axes.
     """
-    spec, name = slot.spec, slot.fold.name
+    spec, name = folded.spec, folded.fold.name
     w = weight.double()
     groups = spec.groups
     if spec.transposed:  # (in, out / g, *k) -> (out, in / g, *k)
@@ -76,18 +76,18 @@ def matrices_of(weight: Tensor, slot: FoldedWeight) -> tuple[list[Tensor], list[
     return [x.reshape(math.prod(shape[: len(rows)]), -1) for x in parts], shape, rows + columns
 
 
-def weight_from(matrices: list[Tensor], shape: list[int], order: list[int], slot: FoldedWeight) -> Tensor:
+def weight_from(matrices: list[Tensor], shape: list[int], order: list[int], folded: FoldedWeight) -> Tensor:
     back = [order.index(i) for i in range(len(order))]
     w = torch.cat([m.reshape(shape).permute(back) for m in matrices])
-    if slot.spec.transposed:
-        w = torch.cat([x.transpose(0, 1) for x in w.chunk(slot.spec.groups)])
+    if folded.spec.transposed:
+        w = torch.cat([x.transpose(0, 1) for x in w.chunk(folded.spec.groups)])
     return w
 
 
-def directions(weight: Tensor, slot: FoldedWeight, rank: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def directions(weight: Tensor, folded: FoldedWeight, rank: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Per matrix: M, all singular values of ``diag(a) M``, and the leading left and right vectors."""
-    matrices, _, _ = matrices_of(weight, slot)
-    a = scales(slot)
+    matrices, _, _ = matrices_of(weight, folded)
+    a = scales(folded)
     per = len(matrices)
     found = []
     for i, m in enumerate(matrices):
@@ -97,25 +97,25 @@ def directions(weight: Tensor, slot: FoldedWeight, rank: int) -> list[tuple[Tens
     return found
 
 
-def projected(weight: Tensor, slot: FoldedWeight, rank: int, *, transfer: bool = False, tail: float = 0.0) -> Tensor:
+def projected(weight: Tensor, folded: FoldedWeight, rank: int, *, transfer: bool = False, tail: float = 0.0) -> Tensor:
     """The projection of one weight, by an SVD per matrix."""
     out = []
-    for m, s, _, v in directions(weight, slot, rank):
+    for m, s, _, v in directions(weight, folded, rank):
         inside = m @ v.T @ v
         kept, rest = (s[:rank] ** 2).sum(), (s[rank:] ** 2).sum()
         c = ((kept + rest - tail**2 * rest) / kept).sqrt() if transfer else 1.0
         out.append(c * inside + tail * (m - inside))
-    return weight_from(out, *matrices_of(weight, slot)[1:], slot)
+    return weight_from(out, *matrices_of(weight, folded)[1:], folded)
 
 
-def polar(weight: Tensor, slot: FoldedWeight, rank: int) -> Tensor:
+def polar(weight: Tensor, folded: FoldedWeight, rank: int) -> Tensor:
     """``U_r V_r^T`` of each matrix, as a weight."""
-    out = [u @ v for _, _, u, v in directions(weight, slot, rank)]
-    return weight_from(out, *matrices_of(weight, slot)[1:], slot)
+    out = [u @ v for _, _, u, v in directions(weight, folded, rank)]
+    return weight_from(out, *matrices_of(weight, folded)[1:], folded)
 
 
-def on_rows_of(x: Tensor, weight: Tensor, slot: FoldedWeight, rank: int) -> Tensor:
+def on_rows_of(x: Tensor, weight: Tensor, folded: FoldedWeight, rank: int) -> Tensor:
     """``X V_r V_r^T`` with the directions of ``weight``."""
-    matrices, shape, order = matrices_of(x, slot)
-    found = directions(weight, slot, rank)
-    return weight_from([m @ v.T @ v for m, (*_, v) in zip(matrices, found, strict=True)], shape, order, slot)
+    matrices, shape, order = matrices_of(x, folded)
+    found = directions(weight, folded, rank)
+    return weight_from([m @ v.T @ v for m, (*_, v) in zip(matrices, found, strict=True)], shape, order, folded)

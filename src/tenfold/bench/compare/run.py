@@ -210,7 +210,9 @@ def _compressed(setting: Setting, row: Row, trained: nn.Module) -> Result:
     method, example = row.entry.method, setting.example(trained)
     data = setting.calibration(row.seed) if method.needs_data else None
     selection = setting.selection()
-    return compress(trained, method, row.budget, example_inputs=example, data=data, norms="keep", **selection)
+    with warnings.catch_warnings():  # an experiment without budgets means it
+        warnings.filterwarnings("ignore", ".*`budget` was not given.*", TenfoldWarning)
+        return compress(trained, method, row.budget, example_inputs=example, data=data, norms="keep", **selection)
 
 
 def _cut(setting: Setting, row: Row, trained: nn.Module) -> list[CutCurve]:

@@ -198,7 +198,7 @@ class Method(ABC):
         made = self.plan(problem, budget)
         if budget is None and self.needs_layers and not made.compresses:
             warnings.warn(
-                f"`budget` was not given and {self.name} compresses nothing without one: the model that comes back is "
+                f"`budget` was not given, and without one {self.name} compressed nothing: the model that comes back is "
                 "dense. Pass e.g. tenfold.Budget(params=0.25), as often as you like.",
                 TenfoldWarning,
                 stacklevel=2,

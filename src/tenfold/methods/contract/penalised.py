@@ -19,7 +19,7 @@ from tenfold.errors import TenfoldWarning, UnsupportedLayer, check, is_count, is
 from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.hooks import require_trained
-from tenfold.optim.projection.penalty import Penalty, hook_penalty, slots_of
+from tenfold.optim.projection.penalty import Penalty, folded_weights, hook_penalty
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
@@ -70,27 +70,27 @@ class Penalised(Method):
             UnsupportedLayer: there is no layer to put it on, or a weight is no plain tensor.
         """
         goal = goal or Goal()
-        slots = slots_of(
+        weights = folded_weights(
             model,
             linear=self.linear,
             target_modules=goal.target_modules,
             exclude_modules=goal.exclude_modules,
         )
-        if not slots:
+        if not weights:
             raise UnsupportedLayer(
                 f"`model` has no layer that {self.name} works on: convolutions, and linear layers with linear=True or "
                 "where `target_modules` names them."
             )
-        require_trained(optimizer, [slot.weight for slot in slots], self.name)
+        require_trained(optimizer, [folded.weight for folded in weights], self.name)
         if goal.steps is not None and goal.steps >= _LOOKED_AT:
-            self._say_faint(optimizer, slots, goal.steps)
+            self._say_faint(optimizer, weights, goal.steps)
         state = self.name.replace("-", "_")
-        hook_penalty(optimizer, state, slots, self.penalty, proximal=self.update == "proximal", every=self.every)
+        hook_penalty(optimizer, state, weights, self.penalty, proximal=self.update == "proximal", every=self.every)
         return optimizer
 
-    def _say_faint(self, optimizer: Optimizer, slots: Sequence[FoldedWeight], steps: int) -> None:
+    def _say_faint(self, optimizer: Optimizer, weights: Sequence[FoldedWeight], steps: int) -> None:
         """Warn where plain gradient descent cannot show the penalty: each norm falls by lambda lr at most in a step."""
-        pulls = [(slot, self.penalty.subgradient(slot.matrices)) for slot in slots]
+        pulls = [(folded, self.penalty.subgradient(folded.matrices)) for folded in weights]
         # <W, G> is the sum of the norms, ||G||^2 their number.
         sizes = [float((s.matrices * g).sum() / g.square().sum().clamp(min=1)) for s, g in pulls]
         reach = max(

@@ -160,13 +160,13 @@ class Projection(Method):
                 stacklevel=2,
             )
         projected = _ProjectedModel.of(self, model, goal, self.frozen_after(goal))
-        require_trained(optimizer, [slot.weight for slot in projected.slots], self.name)
+        require_trained(optimizer, [folded.weight for folded in projected.weights], self.name)
 
         def before(state: State) -> None:
-            for slot in projected.slots:
-                pull = state["pull"].get(slot.name)
-                if pull is not None and slot.weight.grad is not None:
-                    slot.weight.grad.add_(pull.to(slot.weight), alpha=gradient_scale(optimizer))
+            for folded in projected.weights:
+                pull = state["pull"].get(folded.name)
+                if pull is not None and folded.weight.grad is not None:
+                    folded.weight.grad.add_(pull.to(folded.weight), alpha=gradient_scale(optimizer))
 
         def after(state: State) -> None:
             state["pull"] = {}
@@ -263,7 +263,7 @@ class _ProjectedModel:
     """One model in training under a projection method."""
 
     method: Projection
-    slots: list[FoldedWeight]
+    weights: list[FoldedWeight]
     sites: Sites
     fixed: list[int] | None
     frozen_after: int | None
@@ -290,7 +290,7 @@ class _ProjectedModel:
         if not method.by_spectra or method.ranks is not None:
             fixed = _found(method.chosen(problem, sites))
         norms, modules = method.metrics(model), dict(model.named_modules())
-        slots = []
+        weights = []
         for site, table in zip(problem.sites, tables, strict=True):
             behind = {norms.get(name, "") for name in site.names}
             norm = modules.get(behind.pop()) if len(behind) == 1 else None  # one metric for all uses, or none
@@ -300,23 +300,23 @@ class _ProjectedModel:
                 rule = f"batch norms of as many channels as their layers ('{site.name}': {fold.shape[0]})"
                 check(norm.num_features == fold.shape[0], "norms", rule, norm.num_features)
             most = fold.full_rank if method.sheds else len(table.rank) - 1
-            slots.append(FoldedWeight(site.name, modules[site.name], site.options, fold, most, norm))
-        return cls(method, slots, sites, fixed, frozen_after)
+            weights.append(FoldedWeight(site.name, modules[site.name], site.options, fold, most, norm))
+        return cls(method, weights, sites, fixed, frozen_after)
 
     def project_(self, state: State, optimizer: Optimizer | None = None) -> ProjectionResult:
-        """One projection of all slots; ``state`` is brought up to date."""
+        """One projection of all weights; ``state`` is brought up to date."""
         # Ranks that were never chosen cannot stay as they are.
         frozen = self.frozen_after is not None and state["steps"] > self.frozen_after and state["projections"] > 0
-        fixed = [state["ranks"].get(s.name, 0) for s in self.slots] if frozen else self.fixed
-        trained = {id(s.weight) for s in self.slots} if optimizer is None else trained_by(optimizer)
-        slots, ranks = self.slots, partial(self._by_spectra, trained)
+        fixed = [state["ranks"].get(s.name, 0) for s in self.weights] if frozen else self.fixed
+        trained = {id(s.weight) for s in self.weights} if optimizer is None else trained_by(optimizer)
+        weights, ranks = self.weights, partial(self._by_spectra, trained)
         if fixed is not None:
-            due = [i for i, s in enumerate(self.slots) if 0 < fixed[i] <= s.most and id(s.weight) in trained]
-            slots, ranks = [self.slots[i] for i in due], [fixed[i] for i in due]
+            due = [i for i, s in enumerate(self.weights) if 0 < fixed[i] <= s.most and id(s.weight) in trained]
+            weights, ranks = [self.weights[i] for i in due], [fixed[i] for i in due]
         if state["projections"] % RENEW == 0:
             state["bases"] = {}
         bases = state["bases"] if self.method.solver == "warm" and fixed is not None else None
-        outcome = project_(slots, ranks, self.method.settings, optimizer, bases)
+        outcome = project_(weights, ranks, self.method.settings, optimizer, bases)
         state["projections"] += 1
         state["ranks"] = outcome.ranks if fixed is None else state["ranks"] | outcome.ranks
         state["pull"] = outcome.pull
@@ -326,7 +326,7 @@ class _ProjectedModel:
     def _by_spectra(self, trained: set[int], spectra: list[Tensor]) -> list[int]:
         """What the rule makes of the spectra; 0 for weights that are not trained."""
         ranks = _found(self.method.rule(replace(self.sites, spectra=spectra)))
-        return [rank * (id(slot.weight) in trained) for slot, rank in zip(self.slots, ranks, strict=True)]
+        return [rank * (id(folded.weight) in trained) for folded, rank in zip(self.weights, ranks, strict=True)]
 
     def _report(self, outcome: ProjectionResult) -> None:
         if not outcome.broken:

@@ -32,7 +32,7 @@ class Penalty:
     prox: Callable[[Tensor, float], Tensor]
 
 
-def slots_of(
+def folded_weights(
     model: nn.Module, *, linear: bool, target_modules: Selection = None, exclude_modules: Selection = None
 ) -> list[FoldedWeight]:
     """The weights that a penalty is put on, each as the matrices of the channel fold.
@@ -46,24 +46,24 @@ def slots_of(
     Raises:
         UnsupportedLayer: a weight that is no plain tensor, as sharded ones are: a part does not have the whole's norm.
     """
-    slots = []
+    weights = []
     for target in find(model, target_modules, exclude_modules, replaced=False):
         spec = target.spec
         if target.reason is None and spec is not None and (linear or target_modules is not None or not spec.linear):
             fold = Fold(spec.shape, spec.groups, 1, "channel")
-            slot = FoldedWeight(target.name, model.get_submodule(target.name), spec, fold, fold.full_rank)
-            kind = type(slot.weight.data)
+            folded = FoldedWeight(target.name, model.get_submodule(target.name), spec, fold, fold.full_rank)
+            kind = type(folded.weight.data)
             if kind is not Tensor:
                 raise UnsupportedLayer(
-                    f"the weight of '{slot.name}' is a {kind.__name__}, not a plain tensor: the norm of a part is not "
-                    "that of the whole. Exclude the layer, or keep it whole."
+                    f"the weight of '{folded.name}' is a {kind.__name__}, not a plain tensor: the norm of a part is "
+                    "not that of the whole. Exclude the layer, or keep it whole."
                 )
-            slots.append(slot)
-    return slots
+            weights.append(folded)
+    return weights
 
 
 def hook_penalty(
-    optimizer: Optimizer, name: str, slots: Sequence[FoldedWeight], penalty: Penalty, *, proximal: bool, every: int
+    optimizer: Optimizer, name: str, weights: Sequence[FoldedWeight], penalty: Penalty, *, proximal: bool, every: int
 ) -> None:
     """Hook a penalty onto ``optimizer``; its state is saved and loaded with the optimizer's.
 
@@ -74,7 +74,7 @@ def hook_penalty(
     Args:
         optimizer: any.
         name: key of the state.
-        slots: the weights.
+        weights: the weights.
         penalty: what is put on them.
         proximal: by the proximal map.
         every: in steps, >= 1.
@@ -85,20 +85,22 @@ def hook_penalty(
 
     def before(state: State) -> None:
         if state["steps"] % every == 0:
-            state["held"] = {s.name: s.as_weight(penalty.subgradient(s.matrices)) for s in slots}
+            state["held"] = {s.name: s.as_weight(penalty.subgradient(s.matrices)) for s in weights}
         scale, mine = penalty.strength * gradient_scale(optimizer), trained_by(optimizer)
-        for slot in slots:
-            if slot.weight.grad is not None and id(slot.weight) in mine:  # others' gradients are another optimizer's
-                slot.weight.grad.add_(state["held"][slot.name].to(slot.weight), alpha=scale)
+        for folded in weights:
+            if (
+                folded.weight.grad is not None and id(folded.weight) in mine
+            ):  # others' gradients are another optimizer's
+                folded.weight.grad.add_(state["held"][folded.name].to(folded.weight), alpha=scale)
 
     @torch.no_grad()
     def shrink(state: State) -> None:
         lr, due = rates(), state["due"]
-        for slot in slots:
-            if slot.weight.grad is not None:
-                due[slot.name] = due.get(slot.name, 0.0) + lr.get(id(slot.weight), 0.0)
-            if state["steps"] % every == 0 and due.get(slot.name):
-                slot.put_(penalty.prox(slot.matrices, penalty.strength * due.pop(slot.name)))
+        for folded in weights:
+            if folded.weight.grad is not None:
+                due[folded.name] = due.get(folded.name, 0.0) + lr.get(id(folded.weight), 0.0)
+            if state["steps"] % every == 0 and due.get(folded.name):
+                folded.put_(penalty.prox(folded.matrices, penalty.strength * due.pop(folded.name)))
 
     def nothing(_: State) -> None: ...
 

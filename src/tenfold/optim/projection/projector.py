@@ -25,7 +25,7 @@ from tenfold.linalg.projection import Basis, Spectrum, Weighted, full_precision,
 from tenfold.optim.distributed import owners, process
 
 Ranks = Callable[[list[Tensor]], list[int]]
-"""Singular values of every slot, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
+"""Singular values of every weight, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
 
 TIDY = 1e-12
 """A weight of which the projection would take a smaller share of the energy is of the rank: it is left bit for bit."""
@@ -37,11 +37,11 @@ RENEW = 50
 
 @dataclass
 class ProjectionResult:
-    """What one projection of all slots did.
+    """What one projection of all weights did.
 
     Args:
         ranks: of the weights that were projected.
-        broken: names of the slots whose weights are not finite: left alone.
+        broken: names of the weights that are not finite: left alone.
         pull: ``lambda U_r V_r^T`` in the layout of the weight, by name; where it was asked for.
     """
 
@@ -70,43 +70,43 @@ class ProjectionSettings:
 
 @torch.no_grad()
 def project_(
-    slots: Sequence[FoldedWeight],
+    weights: Sequence[FoldedWeight],
     ranks: Ranks | Sequence[int],
     settings: ProjectionSettings,
     optimizer: Optimizer | None = None,
     bases: dict[str, Tensor] | None = None,
 ) -> ProjectionResult:
-    """Project every slot.
+    """Project every weight.
 
     Args:
-        slots: what is projected.
-        ranks: one per slot, or a rule that finds them from all spectra.
+        weights: what is projected.
+        ranks: one per weight, or a rule that finds them from all spectra.
         settings: how.
         optimizer: in whose step this happens: its buffers are treated as the settings say, and the work is shared with
             the other processes. None: this process does all of it.
         bases: by name, from the last projection; with known ranks one warm step starts there. None: all is exact.
     """
-    if not slots:
+    if not weights:
         return ProjectionResult()
-    with full_precision(slots[0].weight):
-        return _project_(slots, ranks, settings, optimizer, bases)
+    with full_precision(weights[0].weight):
+        return _project_(weights, ranks, settings, optimizer, bases)
 
 
 def _project_(
-    slots: Sequence[FoldedWeight],
+    weights: Sequence[FoldedWeight],
     ranks: Ranks | Sequence[int],
     settings: ProjectionSettings,
     optimizer: Optimizer | None,
     bases: dict[str, Tensor] | None,
 ) -> ProjectionResult:
     mine_is, processes = (0, 1) if optimizer is None else process()
-    whose = owners([slot.work for slot in slots], processes)
+    whose = owners([folded.work for folded in weights], processes)
     mine = [i for i, owner in enumerate(whose) if owner == mine_is]
     known = None if callable(ranks) else list(ranks)
-    batches = [_Batch.of([slots[i] for i in part], part) for part in _alike(slots, mine, known)]
+    batches = [_Batch.of([weights[i] for i in part], part) for part in _alike(weights, mine, known)]
     for batch in batches:
         batch.decompose(None if known is None or settings.pull else bases)
-    finite, residuals, spectra = _look(slots, batches, whole=known is None, shared=processes > 1)
+    finite, residuals, spectra = _look(weights, batches, whole=known is None, shared=processes > 1)
     chosen = known if known is not None else ranks(spectra)  # pyright: ignore[reportCallIssue] - narrowed by known
     outcome = ProjectionResult()
     for batch in batches:
@@ -114,13 +114,13 @@ def _project_(
             batch.decompose(None)
         batch.write(chosen, settings, optimizer, bases, outcome)
     if processes > 1:
-        _share(slots, whose, settings, optimizer, outcome)
-    for slot, rank, ok in zip(slots, chosen, finite, strict=True):
+        _share(weights, whose, settings, optimizer, outcome)
+    for folded, rank, ok in zip(weights, chosen, finite, strict=True):
         if not ok:
-            outcome.broken.append(slot.name)
-        elif 0 < rank <= slot.most:
-            outcome.ranks[slot.name] = rank
-            for buffer in _buffers(slot, optimizer if settings.momentum == "reset" else None):
+            outcome.broken.append(folded.name)
+        elif 0 < rank <= folded.most:
+            outcome.ranks[folded.name] = rank
+            for buffer in _buffers(folded, optimizer if settings.momentum == "reset" else None):
                 buffer.zero_()
     return outcome
 
@@ -129,7 +129,7 @@ def _project_(
 class _Batch:
     """Slots whose matrices have one shape, side by side."""
 
-    slots: list[FoldedWeight]
+    weights: list[FoldedWeight]
     indices: list[int]
     matrices: Tensor
     metric: Tensor | None
@@ -140,23 +140,23 @@ class _Batch:
     residual: Tensor | None = None
 
     @classmethod
-    def of(cls, slots: list[FoldedWeight], indices: list[int]) -> _Batch:
-        each = [slot.matrices for slot in slots]
+    def of(cls, weights: list[FoldedWeight], indices: list[int]) -> _Batch:
+        each = [folded.matrices for folded in weights]
         matrices = torch.cat(each) if len(each) > 1 else each[0]
         matrices = matrices.float() if matrices.element_size() < 4 else matrices
-        metrics = [slot.metric for slot in slots]
+        metrics = [folded.metric for folded in weights]
         metric = None
         if any(one is not None for one in metrics):
             ones = [
                 torch.ones(s.fold.batch, s.fold.rows).to(matrices) if m is None else m.to(matrices)
-                for s, m in zip(slots, metrics, strict=True)
+                for s, m in zip(weights, metrics, strict=True)
             ]
             metric = torch.cat(ones)
-        return cls(slots, indices, matrices, metric)
+        return cls(weights, indices, matrices, metric)
 
     def decompose(self, bases: dict[str, Tensor] | None) -> None:
-        """Warm where every slot has a basis, else exactly."""
-        old = [] if bases is None else [bases.get(slot.name) for slot in self.slots]
+        """Warm where every weight has a basis, else exactly."""
+        old = [] if bases is None else [bases.get(folded.name) for folded in self.weights]
         warm = bool(old) and all(one is not None for one in old)
         weighted = Weighted.of(self.matrices, self.metric, coarse=warm)
         # The Gram matrices tell, without another pass over the weights, and zeros in their place harm no eigenproblem.
@@ -170,13 +170,13 @@ class _Batch:
             self.spectrum, self.basis, self.residual = self.weighted.spectrum(), None, None
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The share of each slot in a tensor over all matrices."""
-        return x.split([slot.fold.batch for slot in self.slots])
+        """The share of each weight in a tensor over all matrices."""
+        return x.split([folded.fold.batch for folded in self.weights])
 
     def report(self, whole: bool) -> list[Tensor]:
-        """Per slot: whether it is finite, the residual, and the pooled singular values if the ``whole`` is wanted."""
+        """Per weight: whether it is finite, the residual, and the pooled singular values if the ``whole`` is wanted."""
         residual = torch.zeros_like(self.finite, dtype=torch.float64) if self.residual is None else self.residual
-        spectra = [None] * len(self.slots)
+        spectra = [None] * len(self.weights)
         if whole and self.spectrum is not None:
             spectra = [s.square().sum(0).sqrt() for s in self.parts(self.spectrum.values)]
         return [
@@ -196,7 +196,7 @@ class _Batch:
     ) -> None:
         """Project the weights, and what else the settings ask for."""
         device = self.matrices.device
-        each = torch.tensor([ranks[i] for i in self.indices for _ in range(self.slots[0].fold.batch)])
+        each = torch.tensor([ranks[i] for i in self.indices for _ in range(self.weights[0].fold.batch)])
         basis = self.basis
         if basis is None:
             assert self.spectrum is not None
@@ -215,64 +215,64 @@ class _Batch:
         if settings.pull and self.spectrum is not None:
             polar = settings.pull * self.weighted.polar(self.spectrum, each.to(device))
         start = 0
-        for slot, i in zip(self.slots, self.indices, strict=True):
-            part = slice(start, start := start + slot.fold.batch)
-            if not 0 < ranks[i] <= slot.most:
+        for folded, i in zip(self.weights, self.indices, strict=True):
+            part = slice(start, start := start + folded.fold.batch)
+            if not 0 < ranks[i] <= folded.most:
                 continue
-            made = new[part].to(slot.weight)
+            made = new[part].to(folded.weight)
             good = self.finite[part].all() & torch.isfinite(lost[part]).all()
             if made.element_size() < 4:
                 good &= torch.isfinite(made).all()  # what fits into float32 may not fit
             # Before the weight changes: the matrices may be a view of it.
-            for buffer in _buffers(slot, optimizer if settings.momentum == "project" else None):
-                old = slot.fold.matrices(to_kernel(slot.spec, buffer)).to(self.matrices)
+            for buffer in _buffers(folded, optimizer if settings.momentum == "project" else None):
+                old = folded.fold.matrices(to_kernel(folded.spec, buffer)).to(self.matrices)
                 inside = self.weighted[part].within(old, basis[part])
-                buffer.copy_(slot.as_weight(torch.where(good, inside, old)))
-            slot.put_(torch.where(good & changed[part, None, None], made, slot.matrices))
+                buffer.copy_(folded.as_weight(torch.where(good, inside, old)))
+            folded.put_(torch.where(good & changed[part, None, None], made, folded.matrices))
             if polar is not None:
-                outcome.pull[slot.name] = slot.as_weight(torch.where(good, polar[part], 0)).to(slot.weight)
+                outcome.pull[folded.name] = folded.as_weight(torch.where(good, polar[part], 0)).to(folded.weight)
             if bases is not None:
-                bases[slot.name] = basis.vectors[part].clone()
+                bases[folded.name] = basis.vectors[part].clone()
 
 
 def _look(
-    slots: Sequence[FoldedWeight], batches: list[_Batch], *, whole: bool, shared: bool
+    weights: Sequence[FoldedWeight], batches: list[_Batch], *, whole: bool, shared: bool
 ) -> tuple[list[bool], list[float], list[Tensor]]:
-    """The one look of the host at the device: finite or not, residuals, spectra; of all processes' slots."""
-    sizes = [2 + (min(s.fold.rows, s.fold.columns) if whole else 0) for s in slots]
+    """The one look of the host at the device: finite or not, residuals, spectra; of all processes' weights."""
+    sizes = [2 + (min(s.fold.rows, s.fold.columns) if whole else 0) for s in weights]
     rows = [torch.zeros(n, dtype=torch.float64) for n in sizes]
     found = {i: row for batch in batches for i, row in zip(batch.indices, batch.report(whole), strict=True)}
     if found:
-        device = slots[0].weight.device
+        device = weights[0].weight.device
         flat = torch.cat([row.to(device) for row in found.values()]).cpu()
         for i, row in zip(found, flat.split([sizes[i] for i in found]), strict=True):
             rows[i] = row
     if shared:
-        device = slots[0].weight.device  # gloo takes CPU tensors, nccl those of the device
+        device = weights[0].weight.device  # gloo takes CPU tensors, nccl those of the device
         flat = torch.cat(rows).to(device)
         distributed.all_reduce(flat)
         rows = list(flat.cpu().split(sizes))
     return [bool(r[0]) for r in rows], [float(r[1]) for r in rows], [r[2:] for r in rows]
 
 
-def _alike(slots: Sequence[FoldedWeight], mine: Sequence[int], known: Sequence[int] | None) -> list[list[int]]:
-    """Which of my slots go into one batch: those whose matrices agree in all that a batch must agree in."""
+def _alike(weights: Sequence[FoldedWeight], mine: Sequence[int], known: Sequence[int] | None) -> list[list[int]]:
+    """Which of my weights go into one batch: those whose matrices agree in all that a batch must agree in."""
     groups: dict[Any, list[int]] = {}
     for i in mine:
-        slot, weight = slots[i], slots[i].weight
-        key = (slot.fold.batch, slot.fold.rows, slot.fold.columns, weight.dtype, weight.device)
+        folded, weight = weights[i], weights[i].weight
+        key = (folded.fold.batch, folded.fold.rows, folded.fold.columns, weight.dtype, weight.device)
         groups.setdefault((*key, None if known is None else known[i]), []).append(i)
     return list(groups.values())
 
 
-def _buffers(slot: FoldedWeight, optimizer: Optimizer | None) -> list[Tensor]:
+def _buffers(folded: FoldedWeight, optimizer: Optimizer | None) -> list[Tensor]:
     """The first moments that an optimizer keeps of a weight."""
-    state = {} if optimizer is None else optimizer.state.get(slot.weight, {})
+    state = {} if optimizer is None else optimizer.state.get(folded.weight, {})
     return [x for key in ("momentum_buffer", "exp_avg") if isinstance(x := state.get(key), Tensor)]
 
 
 def _share(
-    slots: Sequence[FoldedWeight],
+    weights: Sequence[FoldedWeight],
     whose: Sequence[int],
     settings: ProjectionSettings,
     optimizer: Optimizer | None,
@@ -280,15 +280,15 @@ def _share(
 ) -> None:
     """Send what each process has made to the others, in one message per process."""
     if settings.pull:
-        for slot in slots:
-            outcome.pull.setdefault(slot.name, torch.zeros_like(slot.weight))
+        for folded in weights:
+            outcome.pull.setdefault(folded.name, torch.zeros_like(folded.weight))
     for owner in range(max(whose) + 1):
         tensors: list[Tensor] = []
-        for slot, own in zip(slots, whose, strict=True):
+        for folded, own in zip(weights, whose, strict=True):
             if own == owner:
-                tensors.append(slot.weight.data)
-                tensors += _buffers(slot, optimizer if settings.momentum == "project" else None)
-                tensors += [outcome.pull[slot.name]] if settings.pull else []
+                tensors.append(folded.weight.data)
+                tensors += _buffers(folded, optimizer if settings.momentum == "project" else None)
+                tensors += [outcome.pull[folded.name]] if settings.pull else []
         flat = torch.cat([x.reshape(-1) for x in tensors])
         distributed.broadcast(flat, owner)
         for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
