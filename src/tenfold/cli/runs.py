@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,8 +24,8 @@ from torch import nn
 
 from tenfold.bench.environment import place
 from tenfold.cli.option_names import renamed
-from tenfold.errors import ArgumentError, CheckpointError
-from tenfold.files import atomic_folder, write_json
+from tenfold.errors import ArgumentError, CheckpointError, TenfoldError, shortened
+from tenfold.files import atomic_folder, read_json, write_json
 from tenfold.plans.plan import Plan
 from tenfold.plans.serialization import save
 from tenfold.train import Data, Recipe, build_model, load_data
@@ -107,15 +106,17 @@ def read_settings(folder: Path) -> Settings:
         what = "it has no run.json" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(f"no run at '{folder}': {what}. Pass a folder that tenfold train or compress wrote.")
     try:
-        body = json.loads(file.read_text(encoding="utf-8"))
-        found = body.pop("format", None)
+        body = read_json(file)
+        found = body.pop("format", None) if isinstance(body, dict) else None
         if found != FORMAT:
-            raise CheckpointError(f"'{file}' has format {found!r}, not {FORMAT!r}: pass the folder of the whole run.")
+            raise CheckpointError(
+                f"'{file}' has format {shortened(found)}, not {FORMAT!r}: pass the folder of the whole run."
+            )
         settings = construct(Settings, body, "the record", ArgumentError)
         if settings.data:
             construct(_DataRecord, settings.data, "its 'data'", ArgumentError)
         return settings
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         why = str(error).replace("`", "'").rstrip(".")  # keys of a file, not options
         raise CheckpointError(f"'{file}' is damaged or truncated: {why}. Train or compress again.") from error
 
@@ -157,9 +158,9 @@ def read_data(name: str, root: Path | str | None) -> Data:
 def recipe_of(settings: Settings) -> Recipe:
     """The recipe that a run records."""
     try:
-        return Recipe(**settings.recipe)
-    except TypeError as error:
-        raise CheckpointError(f"the run's `recipe` is damaged: {error}. Train again.") from error
+        return construct(Recipe, settings.recipe, "its 'recipe'", CheckpointError)
+    except TenfoldError as error:
+        raise CheckpointError(f"the run's `recipe` is damaged: {error} Train again.") from error
 
 
 def device() -> torch.device:
