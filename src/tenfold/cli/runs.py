@@ -25,7 +25,7 @@ from torch import nn
 from tenfold.bench.environment import place
 from tenfold.cli.option_names import renamed
 from tenfold.errors import ArgumentError, CheckpointError, TenfoldError, shortened
-from tenfold.files import atomic_folder, read_json, write_json
+from tenfold.files import atomic_folder, only_writer, read_json, settle, write_json
 from tenfold.plans.plan import Plan
 from tenfold.plans.serialization import save
 from tenfold.train import Data, Recipe, build_model, load_data
@@ -101,6 +101,7 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         CheckpointError: no run there, or a ``run.json`` that is damaged or of another format.
     """
+    _settle(folder)
     file = folder / RUN
     if not file.is_file():
         what = "it has no run.json" if folder.is_dir() else "there is no such folder"
@@ -181,6 +182,7 @@ def check_out(out: Path, *, force: bool, source: Path | None = None) -> None:
     if not writable or (out.exists() and not out.is_dir()):
         blocked = out if writable else standing
         raise ArgumentError(f"`--out` must be a folder that can be written; got '{out}', and '{blocked}' is none.")
+    _settle(out)
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / RUN).is_file():
@@ -195,21 +197,42 @@ def check_out(out: Path, *, force: bool, source: Path | None = None) -> None:
 @contextlib.contextmanager
 def training_folder(out: Path, settings: Settings) -> Iterator[None]:
     """Claim ``out`` for a training. Left by an error before the first checkpoint, all is as it was before."""
-    old = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _replaced(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
+    _settle(out)
+    if old.exists():  # of a training that was killed before its first checkpoint: what it replaced is still the old run
+        shutil.rmtree(out, ignore_errors=True)
+    elif out.exists():
         out.replace(old)
     try:
-        out.mkdir()
-        settings.write(out)
+        with atomic_folder(out) as new:
+            settings.write(new)
         yield
     finally:
         if not (out / CHECKPOINT).exists():
             shutil.rmtree(out, ignore_errors=True)
-            if old.exists():
-                old.replace(out)
+        _settle(out)
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
+
+
+def _settle(out: Path) -> None:
+    """Finish what a killed process left of ``out``: the run that a training replaces stays until its first checkpoint.
+
+    A new training that was killed before it stays beside the old run; it may be gone on with.
+    """
+    settle(out)
+    settle(out / CHECKPOINT)
+    old = _replaced(out)
+    if not old.exists():
+        return
+    if (out / CHECKPOINT).exists():
         shutil.rmtree(old, ignore_errors=True)
+    elif not (out / RUN).is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        old.replace(out)
 
 
 def write_training(
@@ -225,5 +248,5 @@ def write_training(
 
 def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]) -> dict[str, Any]:
     """Write a whole run folder, atomically; as `write_training`."""
-    with atomic_folder(out) as new:
+    with only_writer(out), atomic_folder(out) as new:
         return write_training(new, settings, model, plan, figures)

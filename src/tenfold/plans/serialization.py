@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tenfold.errors import CheckpointError, PlanError, shortened
-from tenfold.files import atomic_file, atomic_folder, parse_json, read_text
+from tenfold.files import atomic_file, atomic_folder, parse_json, read_text, settle
 from tenfold.layers import swap
 from tenfold.plans.apply import check_fits, matches, plan_of
 from tenfold.plans.plan import Plan
@@ -75,6 +75,7 @@ def read_plan(folder: Path | str) -> Plan:
         CheckpointError: no such folder, or a file that is no text.
         PlanError: text that is no plan.
     """
+    settle(Path(folder).resolve())
     file = Path(folder) / PLAN
     if not file.is_file():
         raise CheckpointError(f"no saved model at '{folder}': it has no {PLAN}. Pass a folder written by tenfold.save.")
