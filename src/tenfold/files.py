@@ -1,15 +1,22 @@
-"""Files that are whole or absent: written under a temporary name beside their place, then renamed."""
+"""Files that are whole or absent: written under a temporary name beside their place, then renamed; and strict JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tenfold.errors import ArgumentError, shortened
 
 
 @contextlib.contextmanager
@@ -17,15 +24,16 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to ``path`` on success, remove it on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    _sweep(path)
+    handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_TEMPORARY, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        _sync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -34,29 +42,217 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; put it in the place of ``path`` on success, remove it on failure.
 
-    A folder that stands at ``path`` already is replaced as a whole, after the new one is complete.
+    A folder that stands at ``path`` already is replaced as a whole, after the new one is complete and on the disk. A
+    process that is killed in between leaves what `settle` finishes: at no moment is neither of both found by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    old = temporary.with_name(temporary.name + ".old")
+    _sweep(path)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_TEMPORARY, dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
+        for part in temporary.rglob("*"):
+            _sync(part)
+        _sync(temporary)
+        with _locked(path):
+            _finish_exchange(path)
+            temporary.replace(_beside(path, "next"))  # from here on the new one counts
+            _sync(path.parent)
+            _finish_exchange(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def settle(path: Path | str) -> None:
+    """Finish what a process that was killed while it replaced the folder ``path`` left undone: readers call it first.
+
+    Raises:
+        OSError: the folder cannot be put where it belongs, for want of a permission, say.
+    """
+    path = Path(path)
+    if _beside(path, "next").exists() or _beside(path, "old").exists():
+        with _locked(path):
+            _finish_exchange(path)
+
+
+def _finish_exchange(path: Path) -> None:
+    """Three renames, each of which a kill may follow: ``next`` counts once it is there, ``old`` until it is not."""
+    new, old = _beside(path, "next"), _beside(path, "old")
+    if new.exists():
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of an exchange before this one
+            path.replace(old)
+        new.replace(path)
+        _sync(path.parent)
+    elif old.exists() and not path.exists():
+        old.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")
+
+
+@contextlib.contextmanager
+def only_writer(path: Path | str) -> Iterator[None]:
+    """Be the only process of this machine that works for long on the folder ``path``; the system lets go at its end.
+
+    Raises:
+        ArgumentError: another process does.
+    """
+    lock = _locked(Path(path), "writer")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ArgumentError(
+            f"`out` must be a folder that no other process writes; '{path}' is being written by one. Wait for it, or "
+            f"choose another."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(path: Path, purpose: str = "exchange") -> FileLock:
+    """A lock on the folder ``path`` among processes of this machine, kept where it is in nobody's way."""
+    name = hashlib.blake2b(f"{purpose}:{path.resolve()}".encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    folder = Path(tempfile.gettempdir()) / f"tenfold-locks-{os.getuid() if os.name == 'posix' else 'all'}"
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
+
+
+_TEMPORARY = ".tmp"
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{platform.node()}-{os.getpid()}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporaries for ``path`` whose process, of this machine, is no more."""
+    start = f".{path.name}.{platform.node()}-"
+    for left in path.parent.iterdir():
+        if left.name.startswith(start) and left.name.endswith(_TEMPORARY):
+            pid = left.name.removeprefix(start).partition("-")[0]
+            if pid.isdigit() and not _lives(int(pid)):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    if os.name != "posix" and path.is_dir():
+        return  # only POSIX opens folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+_DEEPEST = 64
+_LARGEST = 2**64
+"""Beyond it a number is no count of anything here."""
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in a JSON file, read strictly; see `parse_json`.
+
+    Raises:
+        OSError: no regular file, or one that cannot be read.
+        ValueError: see `parse_json`.
+    """
+    return parse_json(read_text(path))
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        OSError: no regular file (pipes and devices may have no end), or one that cannot be read.
+        ValueError: other bytes than UTF-8.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"'{path}' is no regular file")
+    return path.read_text(encoding="utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """The value that JSON text holds, whoever wrote it; a byte-order mark is skipped.
+
+    Raises:
+        ValueError: no JSON, a key given twice, a number that is not finite or beyond 64 bits, nesting deeper than 64,
+            or a string that is no text (half of a surrogate pair).
+    """
+    try:
+        value = json.loads(
+            text.removeprefix("\ufeff"),
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_bounded,
+            object_pairs_hook=_unique,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _require_plain(value)
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{shortened(text)[1:-1]} is not a finite number")
+    return number
+
+
+def _bounded(text: str) -> int:
+    if len(text) > 21 or abs(int(text)) >= _LARGEST:
+        raise ValueError(f"the number {shortened(text)[1:-1]} has more than 64 bits")
+    return int(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shortened(next(key for key in keys if keys.count(key) > 1))} is given twice")
+    return made
+
+
+def _require_plain(value: Any) -> None:
+    """Refuse what would break whoever prints or copies the value: deep nesting, and strings that cannot be encoded."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        strings = [part for part in level if isinstance(part, str)]
+        strings += [key for part in level if isinstance(part, dict) for key in part]
+        for text in strings:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"the string {shortened(text)} is no text: it has half of a surrogate pair") from None
+        inside = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = [item for part in inside for item in part]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {_DEEPEST}")
 
 
 def _umask() -> int:

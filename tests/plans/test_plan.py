@@ -345,7 +345,7 @@ def test_json_that_is_no_plan_is_refused(text):
         ("dense_params", 10.5, "the plan: `dense_params` must be of type int"),
         ("dense_macs", "many", "the plan: `dense_macs` must be of type"),
         ("level", "low", "the plan: `level` must be of type"),
-        ("level", float("nan"), "the plan is no JSON: NaN is not a number"),
+        ("level", float("nan"), "the plan is no JSON: NaN is not a finite number"),
         ("budget", 0.5, "the plan: `budget` must be of type"),
         ("budget", {"params": "half"}, "the plan: `budget` must be of type"),
         ("colour", "red", "the plan has unknown fields: colour. Known: method, layers"),

@@ -18,6 +18,7 @@ from tenfold.cli.opening import Opened
 from tenfold.cli.option_names import renamed
 from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError, PlanError, check
+from tenfold.files import read_text
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import record
@@ -105,8 +106,8 @@ def _read(file: Path) -> Plan:
     if file.is_dir():
         raise ArgumentError(f"`--plan` must be a file; got the folder '{file}'. A run's own is model/plan.json in it.")
     try:
-        return Plan.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return Plan.from_json(read_text(file))
+    except (OSError, ValueError) as error:
         raise ArgumentError(f"`--plan` must be a file that can be read; got '{file}': {error}.") from error
     except PlanError as error:
         raise PlanError(f"`--plan` must be a plan; in '{file}', {error}") from error

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,8 +24,8 @@ from torch import nn
 
 from tenfold.bench.environment import place
 from tenfold.cli.option_names import renamed
-from tenfold.errors import ArgumentError, CheckpointError
-from tenfold.files import atomic_folder, write_json
+from tenfold.errors import ArgumentError, CheckpointError, TenfoldError, shortened
+from tenfold.files import atomic_folder, only_writer, read_json, settle, write_json
 from tenfold.plans.plan import Plan
 from tenfold.plans.serialization import save
 from tenfold.train import Data, Recipe, build_model, load_data
@@ -102,20 +101,23 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         CheckpointError: no run there, or a ``run.json`` that is damaged or of another format.
     """
+    _settle(folder)
     file = folder / RUN
     if not file.is_file():
         what = "it has no run.json" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(f"no run at '{folder}': {what}. Pass a folder that tenfold train or compress wrote.")
     try:
-        body = json.loads(file.read_text(encoding="utf-8"))
-        found = body.pop("format", None)
+        body = read_json(file)
+        found = body.pop("format", None) if isinstance(body, dict) else None
         if found != FORMAT:
-            raise CheckpointError(f"'{file}' has format {found!r}, not {FORMAT!r}: pass the folder of the whole run.")
+            raise CheckpointError(
+                f"'{file}' has format {shortened(found)}, not {FORMAT!r}: pass the folder of the whole run."
+            )
         settings = construct(Settings, body, "the record", ArgumentError)
         if settings.data:
             construct(_DataRecord, settings.data, "its 'data'", ArgumentError)
         return settings
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         why = str(error).replace("`", "'").rstrip(".")  # keys of a file, not options
         raise CheckpointError(f"'{file}' is damaged or truncated: {why}. Train or compress again.") from error
 
@@ -157,9 +159,9 @@ def read_data(name: str, root: Path | str | None) -> Data:
 def recipe_of(settings: Settings) -> Recipe:
     """The recipe that a run records."""
     try:
-        return Recipe(**settings.recipe)
-    except TypeError as error:
-        raise CheckpointError(f"the run's `recipe` is damaged: {error}. Train again.") from error
+        return construct(Recipe, settings.recipe, "its 'recipe'", CheckpointError)
+    except TenfoldError as error:
+        raise CheckpointError(f"the run's `recipe` is damaged: {error} Train again.") from error
 
 
 def device() -> torch.device:
@@ -180,6 +182,7 @@ def check_out(out: Path, *, force: bool, source: Path | None = None) -> None:
     if not writable or (out.exists() and not out.is_dir()):
         blocked = out if writable else standing
         raise ArgumentError(f"`--out` must be a folder that can be written; got '{out}', and '{blocked}' is none.")
+    _settle(out)
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / RUN).is_file():
@@ -194,21 +197,42 @@ def check_out(out: Path, *, force: bool, source: Path | None = None) -> None:
 @contextlib.contextmanager
 def training_folder(out: Path, settings: Settings) -> Iterator[None]:
     """Claim ``out`` for a training. Left by an error before the first checkpoint, all is as it was before."""
-    old = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _replaced(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
+    _settle(out)
+    if old.exists():  # of a training that was killed before its first checkpoint: what it replaced is still the old run
+        shutil.rmtree(out, ignore_errors=True)
+    elif out.exists():
         out.replace(old)
     try:
-        out.mkdir()
-        settings.write(out)
+        with atomic_folder(out) as new:
+            settings.write(new)
         yield
     finally:
         if not (out / CHECKPOINT).exists():
             shutil.rmtree(out, ignore_errors=True)
-            if old.exists():
-                old.replace(out)
+        _settle(out)
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
+
+
+def _settle(out: Path) -> None:
+    """Finish what a killed process left of ``out``: the run that a training replaces stays until its first checkpoint.
+
+    A new training that was killed before it stays beside the old run; it may be gone on with.
+    """
+    settle(out)
+    settle(out / CHECKPOINT)
+    old = _replaced(out)
+    if not old.exists():
+        return
+    if (out / CHECKPOINT).exists():
         shutil.rmtree(old, ignore_errors=True)
+    elif not (out / RUN).is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        old.replace(out)
 
 
 def write_training(
@@ -224,5 +248,5 @@ def write_training(
 
 def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]) -> dict[str, Any]:
     """Write a whole run folder, atomically; as `write_training`."""
-    with atomic_folder(out) as new:
+    with only_writer(out), atomic_folder(out) as new:
         return write_training(new, settings, model, plan, figures)

@@ -30,6 +30,7 @@ from tenfold.cli.options import (
 )
 from tenfold.cli.progress import Steps
 from tenfold.errors import CheckpointError
+from tenfold.files import only_writer, settle
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost
 from tenfold.layers.swap import structure_of
@@ -105,12 +106,13 @@ def command(
     if not resume:
         runs.check_out(out, force=force)
     job = _prepare(settings)
-    with contextlib.nullcontext() if resume else runs.training_folder(out, job.settings):
-        trained = _fit(job, out, resume=resume, tensorboard=tensorboard)
-    with Steps(["compressing and evaluating"]).step():
-        result, rows = _finish(job, trained)
-    figures = _results(out, job.settings, trained, result, rows)
-    body = runs.write_training(out, job.settings, result.model, result.plan, figures)
+    with only_writer(out):
+        with contextlib.nullcontext() if resume else runs.training_folder(out, job.settings):
+            trained = _fit(job, out, resume=resume, tensorboard=tensorboard)
+        with Steps(["compressing and evaluating"]).step():
+            result, rows = _finish(job, trained)
+        figures = _results(out, job.settings, trained, result, rows)
+        body = runs.write_training(out, job.settings, result.model, result.plan, figures)
     treated = job.method.describe(job.network, job.goal())
     return Outcome(
         body, [*tables.described(job.method.name, treated), *_shown(out, job.settings, trained, result, rows)]
@@ -180,6 +182,7 @@ def _prepare(settings: runs.Settings) -> _Job:
 
 def _fit(job: _Job, out: Path, *, resume: bool, tensorboard: bool) -> Fit:
     checkpoint = out / runs.CHECKPOINT
+    settle(checkpoint)
     resume = resume and checkpoint.exists()  # a run that was stopped before its first epoch was whole starts anew
     try:
         return fit(

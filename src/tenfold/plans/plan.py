@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tenfold.errors import ArgumentError, PlanError
+from tenfold.errors import ArgumentError, PlanError, shortened
+from tenfold.files import parse_json
 from tenfold.layers.cost import Cost, LayerCost
 from tenfold.layers.tucker import why_impossible
 from tenfold.linalg.fold import Fold
@@ -167,12 +168,12 @@ class Plan(Printed):
                 rank, or layers that share a weight and differ.
         """
         try:
-            body = json.loads(text, parse_constant=_no_number)
+            body = parse_json(text)
         except ValueError as error:
             raise PlanError(f"the plan is no JSON: {error}.") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
-            raise PlanError(f"`format` must be {FORMAT!r}; got {found!r}.")
+            raise PlanError(f"`format` must be {FORMAT!r}; got {shortened(found)}.")
         if not isinstance(body.get("layers"), dict):
             raise PlanError("`layers` must be an object of layer name -> layer plan.")
         written = {name: _read_layer(name, value) for name, value in body["layers"].items()}
@@ -181,10 +182,13 @@ class Plan(Printed):
         # costs are for the reader's eye: they follow from the layers
         kept = {k: v for k, v in body.items() if k not in ("format", "params", "macs", *_UNWRITTEN)}
         plan = construct(cls, kept | {"layers": layers}, "the plan")
+        _check_totals(plan)
         return plan if layers == written else replace(plan, level=None)
 
 
 _UNWRITTEN = ("factors", "fingerprints")
+_MOST = 2**63
+"""Beyond it a number counts nothing."""
 _EDITABLE = ("decomposition", "rank", "slices", "fold")
 
 
@@ -202,10 +206,10 @@ def priced(name: str, layer: LayerPlan) -> LayerPlan:
         price = Cost(layer.params, layer.macs) if cost is None else cost.dense()
     elif layer.decomposition not in ("low-rank", "tucker"):
         raise PlanError(
-            f"'{name}': `decomposition` must be 'dense', 'low-rank' or 'tucker'; got {layer.decomposition!r}."
+            f"'{name}': `decomposition` must be 'dense', 'low-rank' or 'tucker'; got {shortened(layer.decomposition)}."
         )
     elif cost is None:
-        raise PlanError(f"'{name}': only a layer with a `layer` entry can be decomposed; {layer.reason}.")
+        raise PlanError(f"'{name}': only a layer with a `layer` entry can be decomposed; {shortened(layer.reason)}.")
     elif layer.decomposition == "tucker":
         layer = replace(layer, fold=None, reason=None, norm=None, transfer=False)
         price = cost.tucker(_possible_ranks(name, layer, cost))
@@ -229,7 +233,7 @@ def _possible_rank(name: str, layer: LayerPlan, cost: LayerCost) -> int:
     if not isinstance(rank, int) or not 1 <= rank <= full:
         raise PlanError(
             f"'{name}': `rank` must be an integer in 1..{full} for kernel {cost.shape}, "
-            f"{layer.slices} slices and fold {layer.fold!r}; got {rank!r}."
+            f"{layer.slices} slices and fold {shortened(layer.fold)}; got {shortened(rank)}."
         )
     return rank
 
@@ -241,26 +245,58 @@ def _possible_ranks(name: str, layer: LayerPlan, cost: LayerCost) -> tuple[int, 
         raise PlanError(f"'{name}': `slices` must be 1 for Tucker, which does not slice; got {layer.slices!r}.")
     rank = layer.rank
     if not isinstance(rank, tuple):
-        raise PlanError(f"'{name}': `rank` must be a pair (r_out, r_in) for Tucker; got {rank!r}.")
+        raise PlanError(f"'{name}': `rank` must be a pair (r_out, r_in) for Tucker; got {shortened(rank)}.")
     impossible = why_impossible(rank, cost.shape, cost.groups)
     if impossible is not None:
-        raise PlanError(f"'{name}': `rank` must be {impossible}; got {rank!r}.")
+        raise PlanError(f"'{name}': `rank` must be {impossible}; got {shortened(rank)}.")
     return rank
 
 
 def _read_layer(name: str, value: Any) -> LayerPlan:
+    where = shortened(name)
     if not isinstance(value, dict):
-        raise PlanError(f"'{name}': a layer plan must be an object; got {value!r}.")
+        raise PlanError(f"{where}: a layer plan must be an object; got {shortened(value)}.")
     if "groups" in value and "slices" not in value:  # the name under which older plans wrote them
         value = {"slices" if key == "groups" else key: item for key, item in value.items()}
-    cost = value.get("layer")
-    if isinstance(cost, dict):
-        cost = construct(LayerCost, {key: _tuples(item) for key, item in cost.items()}, f"'{name}': `layer`")
-        axes = len(cost.shape) - 2
-        sizes = [size for _, before, after in cost.calls or () for size in (before, after)]
-        if axes < 0 or min(cost.shape) < 1 or cost.groups < 1 or any(len(size) != axes for size in sizes):
-            raise PlanError(f"'{name}': `layer` describes no layer: {value['layer']!r}.")
-    return construct(LayerPlan, value | {"layer": cost, "rank": _tuples(value.get("rank"))}, f"'{name}'")
+    plan = construct(LayerPlan, value, where)
+    if plan.layer is not None:
+        _check_layer(where, plan.layer)
+    for key in ("params", "macs", "error"):
+        number = getattr(plan, key)
+        if number is not None and not 0 <= number < _MOST:
+            raise PlanError(f"{where}: `{key}` must be >= 0 and less than 2^63; got {number!r}.")
+    return plan
+
+
+def _check_layer(where: str, cost: LayerCost) -> None:
+    """That there can be such a layer, and that its costs are numbers that a layer can have."""
+    axes = len(cost.shape) - 2
+    calls = cost.calls or ()
+    sizes = [size for _, before, after in calls for size in (before, after)]
+    counts = [count for count, _, _ in calls] + [n for size in sizes for n in size]
+    possible = axes >= 0 and min(cost.shape) >= 1 and cost.groups >= 1
+    if not possible or any(len(size) != axes for size in sizes) or any(count < 0 for count in counts):
+        raise PlanError(f"{where}: `layer` describes no layer: {shortened(cost, 200)}.")
+    dense = cost.dense()
+    if max(dense.params, dense.macs or 0) >= _MOST:
+        raise PlanError(f"{where}: `layer` must cost less than 2^63; got {shortened(cost, 200)}.")
+
+
+def _check_totals(plan: Plan) -> None:
+    """That the model has what its layers have."""
+    least = {
+        "dense_params": sum(layer.dense_params for layer in plan.layers.values()),
+        "dense_macs": sum(layer.dense_macs or 0 for layer in plan.layers.values()),
+        "calibration_bytes": 0,
+    }
+    for key, smallest in least.items():
+        number = getattr(plan, key)
+        if number is not None and not smallest <= number < _MOST:
+            why = "its layers' sum" if key.startswith("dense") else "none"
+            raise PlanError(f"`{key}` must be >= {smallest}, {why}, and less than 2^63; got {number!r}.")
+    for key, limit in plan.budget.items():
+        if not 0 < limit < _MOST:
+            raise PlanError(f"`budget`: {shortened(key)} must be > 0 and less than 2^63; got {limit!r}.")
 
 
 def _check_ties(layers: dict[str, LayerPlan]) -> None:
@@ -271,14 +307,6 @@ def _check_ties(layers: dict[str, LayerPlan]) -> None:
                 f"'{name}': it shares the weight of '{layer.tied_to}' (`tied_to`), which must be a layer of the plan "
                 f"that becomes the same. Give both the same entry."
             )
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is not a number")
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _structure(layer: LayerPlan | None) -> tuple[Any, ...] | None:

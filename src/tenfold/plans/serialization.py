@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tenfold.errors import CheckpointError, PlanError
-from tenfold.files import atomic_file, atomic_folder
+from tenfold.errors import CheckpointError, PlanError, shortened
+from tenfold.files import atomic_file, atomic_folder, parse_json, read_text, settle
 from tenfold.layers import swap
 from tenfold.plans.apply import check_fits, matches, plan_of
 from tenfold.plans.plan import Plan
@@ -75,12 +75,13 @@ def read_plan(folder: Path | str) -> Plan:
         CheckpointError: no such folder, or a file that is no text.
         PlanError: text that is no plan.
     """
+    settle(Path(folder).resolve())
     file = Path(folder) / PLAN
     if not file.is_file():
         raise CheckpointError(f"no saved model at '{folder}': it has no {PLAN}. Pass a folder written by tenfold.save.")
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"'{file}' is damaged: {error}. Save the model again.") from error
     return Plan.from_json(text)
 
@@ -131,8 +132,9 @@ def read_weights(model: nn.Module, file: Path | str) -> None:
         first = wrong[0] if wrong else None
         detail = f" '{first}': {_kind(saved[first])} saved, {_kind(own[first])} here." if first else ""
         raise CheckpointError(
-            f"'{file}' is for another model: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(extra)} unexpected {extra[:3]}, {len(wrong)} of another shape or type {wrong[:3]}.{detail}"
+            f"'{file}' is for another model: {len(missing)} tensors missing {shortened(missing[:3], 200)}, "
+            f"{len(extra)} unexpected {shortened(extra[:3], 200)}, "
+            f"{len(wrong)} of another shape or type {shortened(wrong[:3], 200)}.{detail}"
         )
     model.load_state_dict(saved)
 
@@ -143,10 +145,19 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     try:
         with safe_open(str(file), framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            aliases = json.loads((opened.metadata() or {}).get("aliases", "{}"))
-        return tensors | {name: tensors[first] for name, first in aliases.items()}
-    except (SafetensorError, OSError, ValueError, AttributeError, LookupError, TypeError) as error:
-        raise CheckpointError(f"'{file}' is damaged or truncated: {error}. Save the model again.") from error
+            aliases = parse_json((opened.metadata() or {}).get("aliases", "{}"))
+    except (SafetensorError, OSError, ValueError, AttributeError, LookupError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"'{file}' is damaged or truncated: {shortened(str(error), 200)[1:-1]}. Save the model again."
+        ) from error
+    owners = aliases.values() if isinstance(aliases, dict) else [aliases]
+    lost = [owner for owner in owners if not isinstance(owner, str) or owner not in tensors]
+    if lost or not isinstance(aliases, dict):
+        raise CheckpointError(
+            f"'{file}' is damaged or truncated: its aliases must map names to names of tensors in it; "
+            f"got {shortened(lost)}. Save the model again."
+        )
+    return tensors | {name: tensors[first] for name, first in aliases.items()}
 
 
 def _kind(tensor: Tensor) -> str:

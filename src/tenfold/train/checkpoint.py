@@ -7,20 +7,21 @@ own generators from the recipe's seed and its number, so that the number of epoc
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
-import json
-import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tenfold.errors import CheckpointError
-from tenfold.files import atomic_file, atomic_folder, write_json
+from tenfold.errors import CheckpointError, shortened
+from tenfold.files import atomic_file, atomic_folder, read_json, settle, write_json
+from tenfold.validation import construct
 
 FORMAT = 1
 MODEL, STATE, RUN = "model.safetensors", "state.pt", "run.json"
@@ -37,6 +38,14 @@ class Parts:
 
     model: nn.Module
     others: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What `read_record` and `load_checkpoint` need of a record."""
+
+    tied: dict[str, str]
+    sha256: dict[str, str]
 
 
 def save_checkpoint(folder: Path | str, parts: Parts, record: dict[str, Any]) -> None:
@@ -63,18 +72,20 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         CheckpointError: nothing there, something else there, or a file that is truncated or changed.
     """
     folder = Path(folder)
+    settle(folder)
     if not (folder / RUN).is_file():
         raise CheckpointError(f"There is no checkpoint in {folder}: train there without `resume` first.")
     try:
-        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        known = record["format"] == FORMAT
-        checksums = {name: record["sha256"][name] for name in (MODEL, STATE)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / RUN} is damaged or no record of a run ({error!r}): start anew.") from error
-    if not known:
-        raise CheckpointError(f"{folder} has format {record['format']!r}; this version of tenfold reads {FORMAT}.")
-    for name, expected in checksums.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+        record = read_json(folder / RUN)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / RUN} is damaged or no record of a run ({error}): start anew.") from error
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT or isinstance(found, bool):
+        raise CheckpointError(f"{folder} has format {shortened(found)}; this version of tenfold reads {FORMAT}.")
+    needed = {key: record[key] for key in ("tied", "sha256") if key in record}
+    checksums = construct(_Record, needed, f"{folder / RUN}", CheckpointError).sha256
+    for name in (MODEL, STATE):
+        if not (folder / name).is_file() or _sha256(folder / name) != checksums.get(name):
             raise CheckpointError(f"{folder / name} is missing, truncated or changed: restore it, or start anew.")
     return record
 
@@ -94,16 +105,29 @@ def load_checkpoint(folder: Path | str, parts: Parts) -> dict[str, Any]:
         tensors: dict[str, Any] = load_file(folder / MODEL)
         tensors |= {alias: tensors[name] for alias, name in record["tied"].items()}
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        parts.model.load_state_dict(tensors | state["extra"])
-        for name, part in parts.others.items():
-            part.load_state_dict(state[name])
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
-        first = " ".join(str(error).split())[:300]
+        with _as_before_on_failure(parts):
+            parts.model.load_state_dict(tensors | state["extra"])
+            for name, part in parts.others.items():
+                part.load_state_dict(state[name])
+    except Exception as error:
         raise CheckpointError(
-            f"{folder} does not fit this model, optimizer and schedule ({first}): "
+            f"{folder} does not fit this model, optimizer and schedule ({shortened(str(error), 300)[1:-1]}): "
             "resume with those it was made with, or start anew."
         ) from error
     return record
+
+
+@contextlib.contextmanager
+def _as_before_on_failure(parts: Parts) -> Iterator[None]:
+    """Give ``parts`` the state they had, where loading another one fails half-way."""
+    everything = {"model": parts.model, **parts.others}
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in everything.items()}
+    try:
+        yield
+    except Exception:
+        for name, part in everything.items():
+            part.load_state_dict(before[name])
+        raise
 
 
 def _split_state(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, Any]]:

@@ -12,15 +12,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from tenfold.bench.compare.findings import Accuracy, Curve, CutCurve, Evolution, Latency, Layer, Price, Spectra, Verdict
-from tenfold.errors import CheckpointError, TenfoldError
-from tenfold.files import write_json
+from tenfold.errors import CheckpointError, TenfoldError, is_share, shortened
+from tenfold.files import read_json, write_json
 from tenfold.validation import construct
 
 FORMAT = "tenfold-results/1"
@@ -175,33 +173,35 @@ class Results:
 def _read(path: Path | str, expected: str) -> dict[str, Any]:
     """The JSON object in a file, without its format, which must be the expected one."""
     try:
-        body = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = body.pop("format")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        body = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"'{path}' cannot be read as results ({error!r}): pass a results.json that tenfold compare wrote."
+            f"'{path}' cannot be read as results ({error}): pass a results.json that tenfold compare wrote."
         ) from error
+    found = body.pop("format", None) if isinstance(body, dict) else None
     if found != expected:
-        raise CheckpointError(f"'{path}' has format {found!r}, not {expected!r}: pass what tenfold compare wrote.")
+        raise CheckpointError(
+            f"'{path}' has format {shortened(found)}, not {expected!r}: pass what tenfold compare wrote."
+        )
     return body
 
 
 def _decoded(cls: type[T], body: dict[str, Any], path: Path | str) -> T:
     try:
-        return _decode(body, cls)
-    except (TenfoldError, TypeError) as error:
+        made = construct(cls, body, f"the {cls.__name__}", CheckpointError)
+        for each in made.runs if isinstance(made, Results) else [made]:
+            if isinstance(each, RunResult):
+                _check_numbers(each)
+        return made
+    except TenfoldError as error:
         raise CheckpointError(f"'{path}' is damaged: {error} Run the comparison again.") from error
 
 
-def _decode(value: Any, kind: Any) -> Any:
-    """``value`` from JSON as the annotated type: dataclasses are built, also inside lists and optional ones."""
-    if get_origin(kind) in (Union, UnionType):
-        inner = [each for each in get_args(kind) if is_dataclass(each)]
-        return _decode(value, inner[0]) if inner and value is not None else value
-    if get_origin(kind) is list and isinstance(value, list):
-        return [_decode(item, get_args(kind)[0]) for item in value]
-    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        parts = {key: _decode(item, hints[key]) if key in hints else item for key, item in value.items()}
-        return construct(kind, parts, f"the {kind.__name__}", CheckpointError)
-    return value
+def _check_numbers(run: RunResult) -> None:
+    """What tables and pictures divide by, or take for a share."""
+    price = run.price
+    if price is not None and (min(price.dense_params, price.dense_macs) < 1 or min(price.params, price.macs) < 0):
+        raise CheckpointError(f"`price` must be of counts, of the dense network >= 1; got {shortened(price, 200)}.")
+    odd = {key: limit for key, limit in run.budget.items() if not is_share(limit)}
+    if odd:
+        raise CheckpointError(f"`budget` must be of numbers >= 0 by name; got {shortened(odd)}.")

@@ -14,7 +14,6 @@ Methods, budgets and seeds may be added to an experiment; everything else must s
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 import traceback
@@ -30,9 +29,10 @@ from tenfold.bench.compare.queue import claim, journal
 from tenfold.bench.compare.results import Failure, Results, RunResult
 from tenfold.bench.compare.run import Setting, Tell, failed, run, train_base
 from tenfold.bench.environment import place
-from tenfold.errors import CheckpointError
-from tenfold.files import atomic_file, write_json
+from tenfold.errors import CheckpointError, shortened
+from tenfold.files import atomic_file, read_json, write_json
 from tenfold.train import Data, build_model, load_data
+from tenfold.validation import construct
 
 EXPERIMENT, RESULTS, WORK, MERGED = "experiment.json", "results", "work", "results.json"
 _GROWS = ("methods", "budgets", "seeds", "name", "threads", "keep")
@@ -178,9 +178,9 @@ def _do_base(setting: Setting, seed: int, marker: Path, tell: Tell) -> None:
 
 def _do_row(setting: Setting, row: Row, file: Path, base: Task | None, tell: Tell) -> None:
     """One run: its result is written, then what it left to go on from is removed."""
-    broken = json.loads(base.result.read_text(encoding="utf-8"))["failure"] if base is not None else None
+    broken = _failure(base.result) if base is not None else None
     if broken is not None:
-        why = Failure(broken["type"], f"the dense training that it starts from failed: {broken['message']}")
+        why = Failure(broken.type, f"the dense training that it starts from failed: {broken.message}")
         result, error = failed(setting, row, why), None
     else:
         result, error = run(setting, row, tell)
@@ -191,6 +191,23 @@ def _do_row(setting: Setting, row: Row, file: Path, base: Task | None, tell: Tel
     shutil.rmtree(setting.work / row.id, ignore_errors=True)
 
 
+def _failure(marker: Path) -> Failure | None:
+    """What the marker of a dense training, or a result, says went wrong.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        found = read_json(marker)["failure"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"'{marker}' is damaged ({error!r}): remove it, and compare again.") from error
+    return (
+        None
+        if found is None
+        else construct(Failure, found if isinstance(found, dict) else {}, f"'{marker}'", CheckpointError)
+    )
+
+
 def _trace(path: Path, error: Exception) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
@@ -199,7 +216,7 @@ def _trace(path: Path, error: Exception) -> None:
 def _forget_failures(made: list[Task]) -> None:
     """Remove the results of what failed, dense trainings included."""
     for task in made:
-        if task.done and json.loads(task.result.read_text(encoding="utf-8")).get("failure") is not None:
+        if task.done and _failure(task.result) is not None:
             task.result.unlink(missing_ok=True)
 
 
@@ -213,12 +230,14 @@ def _keep_experiment(experiment: Experiment, data: Data, out: Path) -> None:
     body = experiment.to_dict() | {"checksum": data.checksum}
     if file.exists():
         try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
+            saved = read_json(file)
             old = {key: saved.get(key, _BEFORE.get(key, body[key])) for key in body}
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(f"'{file}' is damaged ({error!r}): choose another folder.") from error
         different = [
-            f"`{key}`: {old[key]!r} -> {body[key]!r}" for key in body if key not in _GROWS and old[key] != body[key]
+            f"`{key}`: {shortened(old[key])} -> {shortened(body[key])}"
+            for key in body
+            if key not in _GROWS and old[key] != body[key]
         ]
         if different:
             raise CheckpointError(
