@@ -15,10 +15,10 @@ from helpers import same_state, state
 from tenfold import Plan
 from tenfold.bench.compare.results import RUN_FORMAT, RunResult
 from tenfold.cli.runs import FORMAT as RUN_FOLDER
-from tenfold.cli.runs import RUN, read_settings, recipe_of
-from tenfold.errors import TenfoldError
+from tenfold.cli.runs import RUN, read_settings, recipe_of, training_folder
+from tenfold.errors import TenfoldError, TenfoldWarning
 from tenfold.files import parse_json
-from tenfold.plans.serialization import read_weights
+from tenfold.plans.serialization import read_weights, write_weights
 from tenfold.train import Parts, load_checkpoint, save_checkpoint
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -212,3 +212,32 @@ def test_a_device_is_no_plan():
 
     with pytest.raises(OSError, match="no regular file"):
         read_text(Path("/dev/zero"))
+
+
+def test_a_changed_number_is_noticed_and_one_that_is_not_finite_is_said(tmp_path):
+    model, file = nn.Linear(4, 4), tmp_path / "w.safetensors"
+    write_weights(model, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(TenfoldError, match="not those that were saved"):
+        read_weights(model, file)
+    nn.init.constant_(model.bias, float("nan"))
+    with pytest.warns(TenfoldWarning, match="bias"):
+        write_weights(model, file)
+    read_weights(model, file)
+
+
+def test_a_run_whose_successor_was_killed_before_its_first_checkpoint_is_not_lost(tmp_path):
+    out, old = tmp_path / "run", tmp_path / ".run.replaced"
+    (out / "model").mkdir(parents=True)
+    (out / RUN).write_text(json.dumps(RECORD))
+    settings = read_settings(out)
+    out.rename(old)  # as a kill leaves it, right after the old run was put aside
+    assert read_settings(out) == settings
+    assert (out / "model").is_dir()
+    out.rename(old)
+    settings.write(out)  # killed a little later: the new one has a record and no checkpoint
+    with pytest.raises(RuntimeError), training_folder(out, settings):
+        raise RuntimeError("fails before a checkpoint")
+    assert (out / "model").is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -74,7 +74,9 @@ def test_two_files_and_no_pickle(saved: Path) -> None:
     assert [p.name for p in saved.parent.iterdir()] == ["saved"]  # no temporary left beside it
     assert json.loads((saved / "plan.json").read_text())["format"] == "tenfold-plan/1"
     header = (saved / "model.safetensors").read_bytes()
-    assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"] == {"aliases": "{}"}
+    notes = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
+    assert notes["aliases"] == "{}"
+    assert set(notes) == {"aliases", "sha256"}
 
 
 def test_the_plan_that_is_given_keeps_its_errors(tmp_path: Path) -> None:

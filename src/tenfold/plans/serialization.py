@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tenfold.errors import CheckpointError, PlanError, shortened
+from tenfold.errors import CheckpointError, PlanError, TenfoldWarning, shortened
 from tenfold.files import atomic_file, atomic_folder, parse_json, read_text, settle
 from tenfold.layers import swap
 from tenfold.plans.apply import check_fits, matches, plan_of
@@ -114,8 +117,15 @@ def write_weights(model: nn.Module, file: Path | str) -> None:
         else:
             # Strides are kept by loading into the model's own tensors; views of one storage are written apart.
             tensors[name] = tensor.detach().to("cpu").contiguous().clone()
+    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if odd:
+        warnings.warn(
+            f"`model` is saved with values that are not finite, in {len(odd)} tensors: {shortened(odd[:3], 200)}.",
+            TenfoldWarning,
+            stacklevel=3,
+        )
     with atomic_file(file) as temporary:  # safetensors makes files that only their owner can read; this one does not
-        save_file(tensors, str(temporary), metadata={"aliases": json.dumps(aliases)})
+        save_file(tensors, str(temporary), metadata={"aliases": json.dumps(aliases), "sha256": _digest(tensors)})
 
 
 def read_weights(model: nn.Module, file: Path | str) -> None:
@@ -145,11 +155,16 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     try:
         with safe_open(str(file), framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            aliases = parse_json((opened.metadata() or {}).get("aliases", "{}"))
+            notes = opened.metadata() or {}
+            aliases = parse_json(notes.get("aliases", "{}"))
     except (SafetensorError, OSError, ValueError, AttributeError, LookupError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"'{file}' is damaged or truncated: {shortened(str(error), 200)[1:-1]}. Save the model again."
         ) from error
+    if notes.get("sha256") not in (None, _digest(tensors)):  # older files have none
+        raise CheckpointError(
+            f"'{file}' is damaged: its numbers are not those that were saved. Restore it, or save the model again."
+        )
     owners = aliases.values() if isinstance(aliases, dict) else [aliases]
     lost = [owner for owner in owners if not isinstance(owner, str) or owner not in tensors]
     if lost or not isinstance(aliases, dict):
@@ -158,6 +173,15 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             f"got {shortened(lost)}. Save the model again."
         )
     return tensors | {name: tensors[first] for name, first in aliases.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Over names, types, shapes and bytes."""
+    made = hashlib.sha256()
+    for name in sorted(tensors):
+        made.update(f"{name}:{_kind(tensors[name])}:".encode())
+        made.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
 
 
 def _kind(tensor: Tensor) -> str:
