@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tenfold.errors import ArgumentError
-from tenfold.files import atomic_file, atomic_folder, only_writer, settle
+from tenfold.files import atomic_file, atomic_folder, disk_errors, only_writer, settle
 
 
 class Killed(BaseException):
@@ -68,3 +69,11 @@ def test_a_second_writer_of_one_folder_is_refused(tmp_path):
             pass
     with only_writer(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("message", ["I/O error: No space left on device (os error 28)", "file write failed"])
+def test_a_full_disk_is_an_error_of_the_system_and_nothing_else_is(tmp_path, message):
+    full = "os error 28" in message
+    with pytest.raises(OSError if full else SafetensorError, match="no space left" if full else message):  # noqa: SIM117
+        with disk_errors(tmp_path):
+            raise SafetensorError(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from tenfold.errors import ArgumentError, shortened
 
@@ -62,6 +64,20 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             _finish_exchange(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Turn what libraries written in other languages raise on a full disk into the `OSError` that it is."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if any(sign in str(error) for sign in _FULL):
+            raise OSError(errno.ENOSPC, "no space left: make room, and run it again", str(path)) from error
+        raise
+
+
+_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed writing")
 
 
 def settle(path: Path | str) -> None:

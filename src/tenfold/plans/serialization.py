@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tenfold.errors import CheckpointError, PlanError, TenfoldWarning, shortened
-from tenfold.files import atomic_file, atomic_folder, parse_json, read_text, settle
+from tenfold.files import atomic_file, atomic_folder, disk_errors, parse_json, read_text, settle
 from tenfold.layers import swap
 from tenfold.plans.apply import check_fits, matches, plan_of
 from tenfold.plans.plan import Plan
@@ -124,7 +124,10 @@ def write_weights(model: nn.Module, file: Path | str) -> None:
             TenfoldWarning,
             stacklevel=3,
         )
-    with atomic_file(file) as temporary:  # safetensors makes files that only their owner can read; this one does not
+    with (
+        disk_errors(file),
+        atomic_file(file) as temporary,
+    ):  # safetensors makes files that only their owner can read; this one does not
         save_file(tensors, str(temporary), metadata={"aliases": json.dumps(aliases), "sha256": _digest(tensors)})
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tenfold.errors import CheckpointError, shortened
-from tenfold.files import atomic_file, atomic_folder, read_json, settle, write_json
+from tenfold.files import atomic_file, atomic_folder, disk_errors, read_json, settle, write_json
 from tenfold.validation import construct
 
 FORMAT = 1
@@ -57,7 +57,7 @@ def save_checkpoint(folder: Path | str, parts: Parts, record: dict[str, Any]) ->
         record: what belongs in JSON: ``epoch``, ``history``, and whatever says which run this is.
     """
     tensors, tied, extra = _split_state(parts.model)
-    with atomic_folder(folder) as new:
+    with atomic_folder(folder) as new, disk_errors(folder):
         with atomic_file(new / MODEL) as file:  # safetensors writes for the owner alone: the user's umask decides
             save_file(tensors, file)
         torch.save({"extra": extra, **{name: part.state_dict() for name, part in parts.others.items()}}, new / STATE)
