@@ -32,7 +32,7 @@ class Decomposed(nn.Module, ABC):
         """The bias of the layer or None: the parameter itself, or a view of it where one of the parts holds it."""
     slices = 1
     fold = None
-    __jit_unused_properties__ = ["factors", "kernel", "weight", "bias", "held_bias", "_fold"]
+    __jit_unused_properties__ = ("factors", "kernel", "weight", "bias", "held_bias", "_fold")
     """What `torch.jit.script` has to leave out: only ``forward`` runs there."""
 
     def __init__(self, spec: LayerSpec) -> None:
@@ -125,8 +125,8 @@ class Decomposed(nn.Module, ABC):
         own = {id(p): name for name, p in self.named_parameters()}
         names = " and ".join(own[id(factor)] for factor in self.factors)
         raise ArgumentError(
-            f"`weight` of a factorised layer must not be changed; got {what}, which would be lost: it is the product of "
-            f"{names}. Change these, or make the model dense first: tenfold.to_dense(model)."
+            f"`weight` of a factorised layer must not be changed; got {what}, which would be lost: it is the "
+            f"product of {names}. Change these, or make the model dense first: tenfold.to_dense(model)."
         )
 
     def _product(self) -> Tensor:
