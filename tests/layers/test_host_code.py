@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tenfold
-from tenfold.errors import ArgumentError
+from tenfold.errors import ArgumentError, CheckpointError
 
 METHODS = [tenfold.SVD(), tenfold.Tucker(), tenfold.ALDS(slices=(2,))]
 
@@ -133,3 +136,29 @@ def test_a_linear_pair_takes_any_leading_axes_scripted_or_traced(
     x = torch.randn(*leading, 32)
     assert torch.equal(how(small)(x), small(x))
     torch.testing.assert_close(small(x), tenfold.to_dense(small)(x))
+
+
+class _Pretrained(nn.Module):
+    """Saves itself as Hugging Face's models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def save_pretrained(self, folder: Path) -> None:
+        torch.save(self.state_dict(), folder / "weights.pt")
+
+
+def test_save_pretrained_refuses_a_compressed_model_and_saves_a_dense_one(tmp_path: Path) -> None:
+    net: Any = nn.Sequential(_Pretrained())
+    small: Any = tenfold.apply(net, tenfold.plan(net, tenfold.SVD(), tenfold.Budget(params=0.5)))
+    for compressed in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        with pytest.raises(CheckpointError, match=r"tenfold\.save"):
+            compressed[0].save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    cast("Any", tenfold.to_dense(small))[0].save_pretrained(tmp_path)
+    net[0].save_pretrained(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]

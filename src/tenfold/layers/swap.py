@@ -15,6 +15,7 @@ from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import FoundLayer, find, kind_of
 from tenfold.layers.fused_encoder import keep_off_fused_paths_
 from tenfold.layers.matrix import LowRank, low_rank_class
+from tenfold.layers.pretrained import refuse_save_pretrained_
 from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.tucker import TuckerConv
@@ -95,7 +96,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         if bias is not None:
             new.bias = memo.setdefault(id(bias), nn.Parameter(bias.detach().clone(), bias.requires_grad))
         memo[id(layer)] = new
-    return keep_off_fused_paths_(duplicate(model, memo))
+    return refuse_save_pretrained_(keep_off_fused_paths_(duplicate(model, memo)))
 
 
 def structure_of(model: nn.Module) -> dict[str, Decomposed]:
@@ -136,7 +137,7 @@ def rebuild(
         if old.bias is not None and new.held_bias is not None:
             new.tie_bias_(memo.setdefault(id(old.bias), new.held_bias))
         memo[id(old)] = new
-    return keep_off_fused_paths_(duplicate(model, memo))
+    return refuse_save_pretrained_(keep_off_fused_paths_(duplicate(model, memo)))
 
 
 def _check(found: Sequence[FoundLayer], modules: Mapping[str, nn.Module], todo: Mapping[str, Structure]) -> None:
