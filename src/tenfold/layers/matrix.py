@@ -147,7 +147,7 @@ class LowRankConv(LowRank):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``(N, in, *spatial) -> (N, out, *spatial')``; ``output_size`` as in `torch.nn.ConvTranspose2d`."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             assert output_size is None, "a scripted factorised layer takes no output_size"
             return self.decoder(self.encoder(x))
         else:  # noqa: RET505 - the one form that torch.jit.script leaves out

@@ -20,9 +20,9 @@ def refuse_save_pretrained_(model: nn.Module) -> nn.Module:
         if not callable(getattr(type(module), "save_pretrained", None)):
             continue
         if any(isinstance(part, Decomposed) for part in module.modules()):
-            module.save_pretrained = refused  # pyright: ignore[reportAttributeAccessIssue] - hides the method
+            vars(module)["save_pretrained"] = refused  # hides the method
         elif vars(module).get("save_pretrained") is refused:
-            del module.save_pretrained
+            del vars(module)["save_pretrained"]
     return model
 
 

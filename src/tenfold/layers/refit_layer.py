@@ -125,8 +125,9 @@ class RefitLayer:
             self.layer.set_factors(*new)
         matrix = self._matrix()
         for name, module in self.modules.items():
-            if self.free[name] and id(module.held_bias) in self._moments:
-                module.held_bias.copy_(self._moments[id(module.held_bias)].shift(matrix).flatten())
+            bias = module.held_bias
+            if bias is not None and self.free[name] and id(bias) in self._moments:
+                bias.copy_(self._moments[id(bias)].shift(matrix).flatten())
         after = self._error()
         self._moments.clear()
         return before, after
@@ -144,7 +145,7 @@ class RefitLayer:
 
     def _error(self) -> float:
         """Of the parameters as they are: mean squared error over the variance of the outputs that are wanted."""
-        matrix, biases = self._matrix(), {id(m.held_bias): m.held_bias for m in self.modules.values()}
+        matrix, biases = self._matrix(), {id(b): b for m in self.modules.values() if (b := m.held_bias) is not None}
         lost = total = 0.0
         for key, moments in self._moments.items():
             gap = moments.shift(matrix)
