@@ -173,6 +173,30 @@ def test_what_is_no_file_of_keys_is_refused(read, tmp_path):
             read(text)
 
 
+_BASE = "model: cnn\ndata: digits\nmethods: [alds]\n"
+
+
+def test_a_merge_key_takes_over_what_its_anchor_has(read):
+    found = read(_BASE + "budgets: [&half {params: 0.5}, {<<: *half, macs: 0.4}, {<<: *half, params: 0.3}]\n")
+    assert [(b.params, b.macs) for b in found.budgets] == [(0.5, None), (0.5, 0.4), (0.3, None)]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "budgets: [{params: 0,25}]",
+        "budgets: [{params: 0.5}]\nrecipe: {5: 1}",
+        "budgets: [{params: 0.5}]\nyes: 1",
+        "budgets: [{params: 0.5}]\n~: 1",
+        "budgets: [{params: 0.5}]\n2024-05-01: 1",
+        "budgets: [{params: 0.5}]\n[a]: 1",
+    ],
+)
+def test_a_key_that_is_no_text_is_refused_with_its_line(read, lines):
+    with pytest.raises(ArgumentError, match=r"keys must be text.*line \d"):
+        read(_BASE + lines)
+
+
 @pytest.mark.parametrize(
     "file", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
 )

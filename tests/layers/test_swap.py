@@ -431,3 +431,9 @@ def test_the_inference_path_runs_the_factors_and_not_their_product(activation: s
         assert [m.activation_relu_or_gelu for m in one.layers] == [1 if activation == "relu" else 2] * 2
     assert not small.use_nested_tensor
     assert small.layers[1].activation_relu_or_gelu
+
+
+@pytest.mark.parametrize("shape", [(8, 0), (0, 8)])
+def test_a_layer_of_width_zero_stays_dense_with_a_reason(shape: tuple[int, int]) -> None:
+    found = find(nn.Sequential(nn.Linear(*shape), nn.Linear(8, 8)))
+    assert [layer.reason for layer in found] == ["it has no weights: one of its sizes is 0", None]

@@ -284,7 +284,7 @@ def test_a_bias_that_another_layer_has_as_well_is_not_changed_behind_its_back():
     with pytest.raises(tenfold.PlanError, match=r"share a bias.*exclude_modules"):
         tenfold.compress(model, tenfold.PCA(), tenfold.Budget(params=0.8), data=batches((16,)))
     small = tenfold.compress(model, tenfold.ActivationSVD(), tenfold.Budget(params=0.8), data=batches((16,))).model
-    assert small[0].bias is small[2].bias
+    assert small[0].held_bias is small[2].held_bias
 
 
 # ---- plans

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from tenfold.errors import ArgumentError
 from tenfold.layers.lazy_weight import Equivalent
 from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, build_dense, swap_channels, to_weight
 
@@ -20,14 +21,19 @@ class Decomposed(nn.Module, ABC):
         spec: the options of the layer this one stands for.
     """
 
-    decomposition: ClassVar[str]
-    """What plans call the format."""
-    rank: Any
-    """As in a plan: an int, or one for each mode."""
-    slices: int = 1
-    fold: str | None = None
-    bias: Any
-    """The bias of the layer, a Parameter or None."""
+    if TYPE_CHECKING:  # at run time `torch.jit.script` would read them, and knows no module by its base class
+        decomposition: ClassVar[str]
+        """What plans call the format."""
+        rank: Any
+        """As in a plan: an int, or one for each mode."""
+        slices: int
+        fold: str | None
+        bias: Any
+        """The bias of the layer or None: the parameter itself, or a view of it where one of the parts holds it."""
+    slices = 1
+    fold = None
+    __jit_unused_properties__ = ("factors", "kernel", "weight", "bias", "held_bias", "_fold")
+    """What `torch.jit.script` has to leave out: only ``forward`` runs there."""
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
@@ -57,9 +63,9 @@ class Decomposed(nn.Module, ABC):
             new.to(memory_format=form)  # pyright: ignore[reportCallIssue] - stub lacks the overload
         new.requires_grad_(weight.requires_grad)
         new.added_bias = spec.bias and layer.bias is None
-        if new.bias is not None:
+        if new.held_bias is not None:
             if layer.bias is None:
-                new.bias.data.zero_()
+                new.held_bias.data.zero_()
             else:
                 bias = cast("Tensor", layer.bias)
                 new.tie_bias_(nn.Parameter(bias.detach().clone(), bias.requires_grad))
@@ -83,6 +89,11 @@ class Decomposed(nn.Module, ABC):
                 if id(parameter) in theirs:
                     module.register_parameter(name, theirs[id(parameter)])
 
+    @property
+    @abstractmethod
+    def held_bias(self) -> nn.Parameter | None:
+        """The parameter behind ``bias``."""
+
     @abstractmethod
     def tie_bias_(self, bias: nn.Parameter) -> None:
         """Hold ``bias`` from now on."""
@@ -92,10 +103,31 @@ class Decomposed(nn.Module, ABC):
         """The dense equivalent in the layout of the layer that was replaced.
 
         It is computed anew for each access, but only once its numbers are used: asking for its dtype costs nothing.
+
+        Raises:
+            ArgumentError: it, or a view of it, is written to: that would be lost.
         """
         if torch.compiler.is_compiling():  # the compiler drops a product that nobody uses by itself
             return self._product()
-        return Equivalent.of(self.spec.weight_shape, self.factors[0], self._product)
+        return Equivalent.of(self.spec.weight_shape, self.factors[0], self._product, self._refuse_write)
+
+    @weight.setter
+    def weight(self, value: object) -> None:
+        self._refuse_write(f"assigning a {type(value).__name__}")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in `torch.nn.Module`, which calls it for ``layer.weight = parameter`` too: that one is refused."""
+        if name == "weight":
+            self._refuse_write("assigning a Parameter")
+        super().register_parameter(name, param)
+
+    def _refuse_write(self, what: str) -> NoReturn:
+        own = {id(p): name for name, p in self.named_parameters()}
+        names = " and ".join(own[id(factor)] for factor in self.factors)
+        raise ArgumentError(
+            f"`weight` of a factorised layer must not be changed; got {what}, which would be lost: it is the "
+            f"product of {names}. Change these, or make the model dense first: tenfold.to_dense(model)."
+        )
 
     def _product(self) -> Tensor:
         return to_weight(self.spec, self.kernel)
@@ -107,9 +139,31 @@ class Decomposed(nn.Module, ABC):
             weight = self._product().contiguous(memory_format=forms.pop() if forms else torch.contiguous_format)
         dense = build_dense(self.spec, weight.device, weight.dtype)
         dense.weight = nn.Parameter(weight, self.factors[0].requires_grad)
-        if self.bias is not None:
-            dense.bias = self.bias
+        if self.held_bias is not None:
+            dense.bias = self.held_bias
         return dense.train(self.training)
+
+
+class PlainParts(Decomposed):
+    """Plain torch layers one after the other, the last of which carries the bias. Abstract."""
+
+    if TYPE_CHECKING:
+        decoder: nn.Module
+
+    @property
+    def held_bias(self) -> nn.Parameter | None:
+        """See `Decomposed.held_bias`."""
+        return cast("nn.Parameter | None", self.decoder.bias)
+
+    def tie_bias_(self, bias: nn.Parameter) -> None:
+        """See `Decomposed.tie_bias_`."""
+        cast("nn.Linear", self.decoder).bias = bias
+
+    @property
+    def bias(self) -> Tensor | None:
+        """A view of the decoder's bias: code that collects parameters module by module is to find that one once."""
+        held = self.held_bias
+        return None if held is None else held.view_as(held)
 
 
 def part_of(

@@ -156,6 +156,8 @@ def _why_not(
         return f"tied to {', '.join(repr(n) for n in names[1:])}, not all layers of one kind and shape"
     if any(isinstance(modules[name], nn.modules.linear.NonDynamicallyQuantizableLinear) for name in names):
         return "read directly by nn.MultiheadAttention, which multiplies by its dense weight"
+    if 0 in weight.shape:
+        return "it has no weights: one of its sizes is 0"
     if weight.dtype not in _DTYPES:
         return f"its weight is {weight.dtype}"
     if replaced and type(weight.data) is not Tensor:

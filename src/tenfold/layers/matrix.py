@@ -9,19 +9,19 @@ equals the layer it replaced, for every option.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from tenfold.errors import check
-from tenfold.layers.decomposed import Decomposed, own_layout, part_of
+from tenfold.layers.decomposed import PlainParts, own_layout, part_of
 from tenfold.layers.spec import LayerSpec, to_kernel
 from tenfold.linalg.fold import Fold
 from tenfold.linalg.svd import low_rank_factors
 
 
-class LowRank(Decomposed):
+class LowRank(PlainParts):
     """What the two low-rank layers share: a pair of factors for each matrix of a fold. Abstract.
 
     Args:
@@ -37,8 +37,8 @@ class LowRank(Decomposed):
     """
 
     decomposition = "low-rank"
-    encoder: nn.Module
-    decoder: nn.Module
+    if TYPE_CHECKING:
+        encoder: nn.Module
 
     def __init__(self, spec: LayerSpec, rank: int, slices: int, fold: str) -> None:
         super().__init__(spec)
@@ -86,15 +86,6 @@ class LowRank(Decomposed):
         encoder, decoder = self.factor_kernels()
         return self._fold.product(encoder, decoder)
 
-    @property
-    def bias(self) -> nn.Parameter | None:
-        """The bias, which the decoder carries."""
-        return cast("nn.Linear", self.decoder).bias
-
-    def tie_bias_(self, bias: nn.Parameter) -> None:
-        """See `Decomposed.tie_bias_`."""
-        cast("nn.Linear", self.decoder).bias = bias
-
     @abstractmethod
     def set_factors(self, left: Tensor, right: Tensor) -> None:
         """Copy factors ``left (b, rows, r)``, ``right (b, r, columns)`` of the fold's matrices into the two layers."""
@@ -128,8 +119,8 @@ class LowRankLinear(LowRank):
         """``(*, in) -> (*, out)``."""
         if self.slices == 1:
             return self.decoder(self.encoder(x))
-        inner = self.encoder(x.reshape(-1, self.in_features, 1))
-        return self.decoder(inner.reshape(*x.shape[:-1], self.slices * self.rank))
+        inner = self.encoder(x.reshape(-1, self.in_features, 1)).flatten(1)
+        return self.decoder(inner.reshape(x.shape[:-1] + inner.shape[-1:]))
 
     @torch.no_grad()
     def set_factors(self, left: Tensor, right: Tensor) -> None:
@@ -156,6 +147,14 @@ class LowRankConv(LowRank):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``(N, in, *spatial) -> (N, out, *spatial')``; ``output_size`` as in `torch.nn.ConvTranspose2d`."""
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            assert output_size is None, "a scripted factorised layer takes no output_size"
+            return self.decoder(self.encoder(x))
+        else:  # noqa: RET505 - the one form that torch.jit.script leaves out
+            return self._sized(x, output_size)
+
+    @torch.jit.unused
+    def _sized(self, x: Tensor, output_size: list[int] | None) -> Tensor:
         if output_size is None:
             return self.decoder(self.encoder(x))
         if not self._fold.decoder_axes:

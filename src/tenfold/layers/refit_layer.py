@@ -60,7 +60,7 @@ class RefitLayer:
             self.factors = "both"
         own = {id(decoder_of(m)) for m in modules.values()}
         # A bias that other layers use as well stays as it is, and what it adds is no part of what is to be fitted.
-        self.free = {n: m.bias is not None and holders[id(m.bias)] <= own for n, m in modules.items()}
+        self.free = {n: m.held_bias is not None and holders[id(m.held_bias)] <= own for n, m in modules.items()}
         self._moments: dict[int | None, JointMoments] = {}
 
     def spec_of(self, module: Decomposed) -> LayerSpec:
@@ -77,7 +77,7 @@ class RefitLayer:
     @property
     def bytes(self) -> int:
         """What its moments take, whatever the number of examples."""
-        return _bytes(self.spec) * len({id(m.bias) for m in self.modules.values()})
+        return _bytes(self.spec) * len({id(m.held_bias) for m in self.modules.values()})
 
     def source(self, module: Decomposed) -> nn.Module:
         """The module whose inputs are those of what is fitted."""
@@ -90,7 +90,7 @@ class RefitLayer:
             DataError: they do not fit to each other, or are not finite.
         """
         free, module = self.free[name], self.modules[name]
-        spec, bias = self.spec_of(module), module.bias
+        spec, bias = self.spec_of(module), module.held_bias
         for part, wanted in chunks(spec, x, y, _NUMBERS):
             rows = working(unfold(spec, part, None if output_size is None else list(output_size)))
             target = working(output_rows(spec, wanted)).to(rows.device)
@@ -125,8 +125,9 @@ class RefitLayer:
             self.layer.set_factors(*new)
         matrix = self._matrix()
         for name, module in self.modules.items():
-            if self.free[name] and id(module.bias) in self._moments:
-                module.bias.copy_(self._moments[id(module.bias)].shift(matrix).flatten())
+            bias = module.held_bias
+            if bias is not None and self.free[name] and id(bias) in self._moments:
+                bias.copy_(self._moments[id(bias)].shift(matrix).flatten())
         after = self._error()
         self._moments.clear()
         return before, after
@@ -144,7 +145,7 @@ class RefitLayer:
 
     def _error(self) -> float:
         """Of the parameters as they are: mean squared error over the variance of the outputs that are wanted."""
-        matrix, biases = self._matrix(), {id(m.bias): m.bias for m in self.modules.values()}
+        matrix, biases = self._matrix(), {id(b): b for m in self.modules.values() if (b := m.held_bias) is not None}
         lost = total = 0.0
         for key, moments in self._moments.items():
             gap = moments.shift(matrix)

@@ -15,6 +15,7 @@ from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import FoundLayer, find, kind_of
 from tenfold.layers.fused_encoder import keep_off_fused_paths_
 from tenfold.layers.matrix import LowRank, low_rank_class
+from tenfold.layers.pretrained import refuse_save_pretrained_
 from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.tucker import TuckerConv
@@ -91,11 +92,11 @@ def to_dense(model: nn.Module) -> nn.Module:
     for layer in structure_of(model).values():
         new = layer.to_layer()
         new.weight = weights.setdefault(tuple(map(id, layer.factors)), new.weight)
-        if layer.bias is not None:
-            copied = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
-            new.bias = memo.setdefault(id(layer.bias), copied)
+        bias = layer.held_bias
+        if bias is not None:
+            new.bias = memo.setdefault(id(bias), nn.Parameter(bias.detach().clone(), bias.requires_grad))
         memo[id(layer)] = new
-    return keep_off_fused_paths_(duplicate(model, memo))
+    return refuse_save_pretrained_(keep_off_fused_paths_(duplicate(model, memo)))
 
 
 def structure_of(model: nn.Module) -> dict[str, Decomposed]:
@@ -129,14 +130,14 @@ def rebuild(
         if name in factors:
             left, right, shift = factors[name]
             cast("LowRank", new).set_factors(left, right)
-            if shift is not None and new.bias is not None:
+            if shift is not None and new.held_bias is not None:
                 _refuse_shared_bias(name, old, modules)
-                new.bias.data += shift.to(new.bias)
+                new.held_bias.data += shift.to(new.held_bias)
         twins.setdefault(id(old.weight), new)
-        if old.bias is not None and new.bias is not None:
-            new.tie_bias_(memo.setdefault(id(old.bias), new.bias))
+        if old.bias is not None and new.held_bias is not None:
+            new.tie_bias_(memo.setdefault(id(old.bias), new.held_bias))
         memo[id(old)] = new
-    return keep_off_fused_paths_(duplicate(model, memo))
+    return refuse_save_pretrained_(keep_off_fused_paths_(duplicate(model, memo)))
 
 
 def _check(found: Sequence[FoundLayer], modules: Mapping[str, nn.Module], todo: Mapping[str, Structure]) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.errors import check
-from tenfold.layers.decomposed import Decomposed, own_layout, part_of
+from tenfold.layers.decomposed import PlainParts, own_layout, part_of
 from tenfold.layers.spec import LayerSpec, swap_channels, to_kernel
 from tenfold.linalg.multilinear import feasible
 from tenfold.linalg.tucker import batch_product, hooi, stacked
@@ -49,7 +49,7 @@ def why_impossible(rank: Sequence[int], shape: tuple[int, ...], groups: int = 1)
     return None if possible else f"a pair (r_out, r_in) with {rule}, for kernel {shape} in {groups} groups"
 
 
-class TuckerConv(Decomposed):
+class TuckerConv(PlainParts):
     """Three convolutions in place of one, for 1 to 3 spatial axes, plain or transposed.
 
     Args:
@@ -115,6 +115,14 @@ class TuckerConv(Decomposed):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``(N, in, *spatial) -> (N, out, *spatial')``; ``output_size`` as in `torch.nn.ConvTranspose2d`."""
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            assert output_size is None, "a scripted factorised layer takes no output_size"
+            return self.decoder(self.core(self.encoder(x)))
+        else:  # noqa: RET505 - the one form that torch.jit.script leaves out
+            return self._sized(x, output_size)
+
+    @torch.jit.unused
+    def _sized(self, x: Tensor, output_size: list[int] | None) -> Tensor:
         inner = self.encoder(x)
         if output_size is None:
             return self.decoder(self.core(inner))
@@ -130,15 +138,6 @@ class TuckerConv(Decomposed):
         """See `Decomposed.kernel`."""
         core, *bases = self.tensors()
         return grouped_full(core, bases, self.spec.groups)
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        """The bias, which the decoder carries."""
-        return cast("nn.Parameter | None", self.decoder.bias)
-
-    def tie_bias_(self, bias: nn.Parameter) -> None:
-        """See `Decomposed.tie_bias_`."""
-        cast("nn.Conv2d", self.decoder).bias = bias
 
     def extra_repr(self) -> str:
         """The ranks, for ``print(model)``."""

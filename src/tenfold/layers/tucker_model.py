@@ -180,8 +180,8 @@ def deploy(model: nn.Module) -> nn.Module:
         if isinstance(layer, TrainedTucker):
             new = layer.deployed()
             new.share_(twins.setdefault(id(layer.core), new))
-            if layer.bias is not None and new.bias is not None:
-                new.tie_bias_(memo.setdefault(id(layer.bias), new.bias))
+            if layer.held_bias is not None and new.held_bias is not None:
+                new.tie_bias_(memo.setdefault(id(layer.held_bias), new.held_bias))
             memo[id(layer)] = new
     return keep_off_fused_paths_(duplicate(model, memo))
 

@@ -172,6 +172,11 @@ class TrainedTucker(Decomposed):
         assert isinstance(twin, TrainedTucker)
         self.augmented, self.present = twin.augmented, twin.present
 
+    @property
+    def held_bias(self) -> nn.Parameter | None:
+        """See `Decomposed.held_bias`."""
+        return self.bias
+
     def tie_bias_(self, bias: nn.Parameter) -> None:
         """See `Decomposed.tie_bias_`."""
         self.bias = bias

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.bench.compare.experiment import Experiment
-from tenfold.errors import ArgumentError, TenfoldError
+from tenfold.errors import ArgumentError, TenfoldError, shortened
 from tenfold.own_code import absolute
 
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+")
@@ -56,7 +56,7 @@ def _parsed(text: str) -> Any:
     """What YAML says, with plain types only.
 
     Raises:
-        ValueError: no YAML, or a key twice.
+        ValueError: no YAML, a key twice, or one that is no text (``{params: 0,25}`` has the key 25).
     """
     try:
         import yaml
@@ -67,7 +67,14 @@ def _parsed(text: str) -> Any:
         pass
 
     def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"
+        keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
+        odd = next((key for key in keys if not isinstance(key, str)), None)
+        if odd is not None or None in keys:
+            raise ValueError(
+                f"its keys must be text; got {shortened(odd)} (line {node.start_mark.line + 1} and after). Put quotes "
+                "around it, or, where a decimal comma was meant, a point into it"
+            )
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise ValueError(f"it has the key {twice!r} twice (line {node.start_mark.line + 1} and after)")
