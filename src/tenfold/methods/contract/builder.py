@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tenfold.layers.select import Selection
+from tenfold.layers.usable import refuse_unusable
 from tenfold.methods.contract.method import Method, Norms, check_budget, check_method
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
@@ -48,6 +49,7 @@ def plan(
         TenfoldError: a weight with NaN or infinite entries.
     """
     check_method(method)
+    refuse_unusable(model)
     check_budget(budget)
     problem = survey(
         model,
@@ -90,6 +92,7 @@ def compress(
         TenfoldError: see `plan`.
     """
     check_method(method)
+    refuse_unusable(model)
     check_budget(budget)
     return method.finish(
         model,
