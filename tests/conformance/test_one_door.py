@@ -267,3 +267,10 @@ def test_a_limit_that_is_no_limit_is_refused_with_the_readings(value):
 def test_a_percentage_is_the_fraction():
     assert tenfold.Budget(params="25%", macs="12.5 %") == tenfold.Budget(params=0.25, macs=0.125)
     assert copy.deepcopy(tenfold.Budget(params="100%")).params == 1.0
+
+
+def test_training_a_model_without_numbers_is_refused_by_methods_that_need_them():
+    with pytest.raises(tenfold.ArgumentError, match="is on the meta device"):
+        tenfold.TDLRT().begin(nn.Linear(8, 8, device="meta"))
+    with pytest.raises(tenfold.ArgumentError, match="is on the meta device"):
+        tenfold.SFW().optimizer(nn.Linear(8, 8, device="meta"), lr=0.1)

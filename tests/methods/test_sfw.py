@@ -255,3 +255,11 @@ def test_arguments_that_its_optimizer_does_not_have_are_refused_by_name() -> Non
         tenfold.SFW().optimizer(model, lr=0.1, fused=True)
     with pytest.raises(tenfold.ArgumentError, match="`lr`"):
         tenfold.SFW().optimizer(model)
+
+
+def test_a_layer_without_outputs_has_no_scale_and_harms_nothing():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 0))
+    optimizer = tenfold.SFW(linear=True).optimizer(model, lr=0.1)
+    model[0](torch.randn(3, 6)).sum().backward()
+    optimizer.step()
+    assert torch.isfinite(model[0].weight).all()

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from tenfold.errors import ArgumentError, TenfoldWarning, check, is_share
 from tenfold.layers.find import find
 from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec
+from tenfold.layers.usable import refuse_without_numbers
 from tenfold.linalg import balls
 from tenfold.linalg.balls import L2, Ball, Spectral, SpectralKSupport
 from tenfold.linalg.balls.norms import how_many
@@ -182,6 +183,7 @@ class SFW(Method):
             model: not wrapped; it is only looked at.
             goal: its selection says where the set is put.
         """
+        refuse_without_numbers(model)
         goal = goal or Goal()
         targets = {
             f"{t.name}.weight".lstrip("."): t.spec
@@ -261,6 +263,8 @@ def expected_norm(module: nn.Module, p: Tensor) -> tuple[float, bool]:
     """
     p = whole(p.detach())
     norm = float(p.double().norm())
+    if p.numel() == 0:
+        return 0.0, True  # a layer without outputs: nothing is kept anywhere
     if isinstance(module, (nn.Linear, *CONVS, *TRANSPOSED)):
         bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
         rho = bound * math.sqrt(p.numel() / 3)

@@ -22,6 +22,7 @@ from tenfold.layers.find import FoundLayer
 from tenfold.layers.tucker_model import Converted, bounded_ranks, to_tucker
 from tenfold.layers.tucker_protocol import Factorised, factorised
 from tenfold.layers.tucker_training import TrainedTucker, reserve_
+from tenfold.layers.usable import refuse_without_numbers
 from tenfold.linalg.multilinear import feasible
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.tucker.integrator import Integrator
@@ -136,6 +137,7 @@ class TDLRT(Method):
             BudgetError: the budget cannot be reached.
         """
         goal = goal or Goal()
+        refuse_without_numbers(model)
         self._refuse_endless(goal)
         seed = int(torch.randint(2**62, ())) if self.scratch else None
         made = self._converted(model, self.ranks, goal, seed)
