@@ -335,3 +335,26 @@ def test_permissions_follow_the_umask(small: nn.Module, tmp_path: Path) -> None:
         os.umask(before)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "saved", *(tmp_path / "saved").iterdir())}
     assert modes == {"saved": 0o750, "plan.json": 0o640, "model.safetensors": 0o640}
+
+
+@pytest.mark.parametrize(
+    ("buffer", "says"),
+    [
+        (torch.arange(8).expand(4, 8), "an expanded view"),
+        (torch.zeros(3, dtype=torch.complex128), "of type complex128"),
+        (torch.eye(3).to_sparse(), "of layout torch.sparse_coo"),
+    ],
+)
+def test_a_buffer_that_no_file_can_hold_is_refused_before_anything_is_written(tmp_path, buffer, says):
+    model = nn.Linear(4, 4)
+    model.register_buffer("odd", buffer)
+    with pytest.raises(CheckpointError, match=f"'odd' is {says}"):
+        tenfold.save(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_buffers_of_eight_bits_travel(tmp_path):
+    model = nn.Linear(4, 4)
+    model.register_buffer("small", torch.ones(3).to(torch.float8_e4m3fn))
+    tenfold.save(model, tmp_path / "model")
+    assert torch.equal(tenfold.load(tmp_path / "model", model=model).small.float(), model.small.float())

@@ -104,6 +104,7 @@ def write_weights(model: nn.Module, file: Path | str) -> None:
                 f"`model` must have a state of tensors to be saved without pickle; '{name}' is a "
                 f"{type(tensor).__name__}. Keep it apart, or register it as a buffer."
             )
+        _refuse_unwritable(name, tensor)
         key = (
             tensor.device,
             tensor.untyped_storage().data_ptr(),
@@ -117,7 +118,9 @@ def write_weights(model: nn.Module, file: Path | str) -> None:
         else:
             # Strides are kept by loading into the model's own tensors; views of one storage are written apart.
             tensors[name] = tensor.detach().to("cpu").contiguous().clone()
-    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    odd = [
+        name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.float().isfinite().all()
+    ]
     if odd:
         warnings.warn(
             f"`model` is saved with values that are not finite, in {len(odd)} tensors: {shortened(odd[:3], 200)}.",
@@ -129,6 +132,28 @@ def write_weights(model: nn.Module, file: Path | str) -> None:
         atomic_file(file) as temporary,
     ):  # safetensors makes files that only their owner can read; this one does not
         save_file(tensors, str(temporary), metadata={"aliases": json.dumps(aliases), "sha256": _digest(tensors)})
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; types of eight bits are looked at in a wider one, which torch can ask."""
+    wide = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+    return bool(wide.isfinite().all())
+
+
+def _refuse_unwritable(name: str, tensor: Tensor) -> None:
+    """Raise `CheckpointError` for a tensor that safetensors cannot hold, or that could not be loaded into again."""
+    why = None
+    if tensor.layout != torch.strided:
+        why = f"of layout {tensor.layout}"
+    elif tensor.dtype == torch.complex128:
+        why = "of type complex128"
+    elif any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+        why = "an expanded view, whose entries share their memory"
+    if why is not None:
+        raise CheckpointError(
+            f"`model` must have a state of plain tensors to be saved; '{name}' is {why}. Register a dense, contiguous "
+            "copy of it, in a type that safetensors knows."
+        )
 
 
 def read_weights(model: nn.Module, file: Path | str) -> None:
