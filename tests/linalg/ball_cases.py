@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tenfold import balls
 
-SHAPES = {"Entries": [(2, 1, 4)], "Filters": [(5, 3, 1)], "Values": [(4, 6), (6, 2, 2)]}
+SHAPES = {"Entries": [(2, 1, 4)], "FilterGrouping": [(5, 3, 1)], "Values": [(4, 6), (6, 2, 2)]}
 FIELDS = {
     "Lp": [{"p": 1.5}, {"p": 3.0}],
     "KSparse": [{"k": 1}, {"k": 3}, {"k": 0.9}],
@@ -28,7 +28,9 @@ def draw(seed: int, *shape: int) -> Tensor:
 def total(ball: balls.Ball, shape: tuple[int, ...]) -> int:
     """How many entries, filters or singular values there are, counted apart from the code."""
     rest = torch.Size(shape[1:]).numel()
-    return {"Entries": shape[0] * rest, "Filters": shape[0], "Values": min(shape[0], rest)}[type(ball.split).__name__]
+    return {"Entries": shape[0] * rest, "FilterGrouping": shape[0], "Values": min(shape[0], rest)}[
+        type(ball.split).__name__
+    ]
 
 
 def number(ball: balls.Ball, shape: tuple[int, ...]) -> int:
