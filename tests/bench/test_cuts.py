@@ -13,7 +13,7 @@ from tenfold.bench.compare.results import Results
 from tenfold.bench.compare.scheduler import compare
 from tenfold.errors import ArgumentError, CheckpointError
 from tenfold.train import Recipe, batches, load_data
-from tenfold.train.calibration import calibration
+from tenfold.train.calibration import CalibrationBatches
 
 REMOVE = (0.0, 0.4, 0.8)
 SHORT = Recipe(epochs=2, batch_size=64, lr=0.05)
@@ -38,7 +38,7 @@ def test_the_cuts_of_a_run_are_the_sweep_of_its_network(done):
     folder, runs = done
     data = load_data("digits").part(256, 40)
     net = tenfold.load(folder / "networks" / runs["dense"].id, model=tenfold.build_model("cnn", 10, 1, 8))
-    loader, seen = list(batches(data.validation, 40)), calibration(data, SHORT)
+    loader, seen = list(batches(data.validation, 40)), CalibrationBatches(data, SHORT)
     alone = tenfold.sweep(
         net, tenfold.RankCut(exclude_modules=["linear"]), REMOVE, loader, data=seen, example_inputs=loader[0][0][:1]
     )

@@ -11,10 +11,11 @@ import typer
 from tenfold.bench.latency import Comparison, compare
 from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.options import with_default
 from tenfold.cli.progress import Steps
+from tenfold.cli.source import Source
 from tenfold.errors import ArgumentError
 from tenfold.layers.cost import cost
 from tenfold.layers.swap import structure_of, to_dense
@@ -32,7 +33,7 @@ _SHORT = 0.8
 @takes_network
 def command(
     *,
-    named: Named,
+    source: Source,
     batch_size: Annotated[
         list[int] | None,
         typer.Option(min=1, help=with_default("Inputs in a batch; repeatable.", "1 and 32; the first of --inputs")),
@@ -43,22 +44,23 @@ def command(
 ) -> Outcome:
     """Measure a compressed run against its dense equivalent: interleaved, medians, beside what the MACs promise."""
     where = place(device)
-    opened = open_network(named, needs=["inputs"], reason="to be timed")
+    opened = open_network(source, needs=["inputs"], reason="to be timed")
     if not structure_of(opened.model):
-        raise ArgumentError(f"'{named}' has no compressed layer to measure: run tenfold compress {named.words} first.")
+        words = source.named.words
+        raise ArgumentError(f"'{source}' has no compressed layer to measure: run tenfold compress {words} first.")
     small = opened.model.to(where)
     dense = to_dense(small)
     sizes = batch_size or ([1, 32] if opened.inputs is None else [None])
     inputs = [opened.batch(n) for n in sizes]
-    steps, found = Steps(["measuring" if n is None else f"batches of {n}" for n in sizes]), []
-    for x in inputs:
-        with steps.step():
+    steps, found = Steps(len(sizes)), []
+    for n, x in zip(sizes, inputs, strict=True):
+        with steps.step("measuring" if n is None else f"batches of {n}"):
             found.append(compare(dense, small, x, threads=threads, rounds=rounds))
     before, after = cost(dense, opened.example), cost(small, opened.example)
     predicted = (before.macs or 0) / max(after.macs or 0, 1)
     body: dict[str, Any] = {
         "command": NAME,
-        "run": str(named),
+        "run": str(source),
         "device": str(where),
         "threads": threads,
         "torch": torch.__version__,
@@ -68,7 +70,7 @@ def command(
     }
     shown: list[Any] = [_table(found, predicted, f"{where}, {threads} thread(s)"), tables.costs(before, after)]
     if min(row.speedup for row in found) < _SHORT * predicted:
-        shown.append(f"Slower than its MACs promise. Layer by layer: tenfold doctor {named.words}")
+        shown.append(f"Slower than its MACs promise. Layer by layer: tenfold doctor {source.named.words}")
     return Outcome(body, shown)
 
 

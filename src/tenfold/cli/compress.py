@@ -12,9 +12,10 @@ import typer
 from tenfold.cli import figures, parse, runs, tables
 from tenfold.cli.command import Outcome, verb
 from tenfold.cli.compression import CompressionOutcome, PlanSource, needed, way_to, work
-from tenfold.cli.network_options import Named, takes_network
-from tenfold.cli.opening import Opened, open_network, settings_of
+from tenfold.cli.network_options import takes_network
+from tenfold.cli.opening import Opened, open_network
 from tenfold.cli.options import Exclude, Fields, Force, Limits, MaybeMethod, Out, Target, recipe_options
+from tenfold.cli.source import Source
 from tenfold.errors import ArgumentError, check
 from tenfold.train import Recipe
 from tenfold.train.engine import engine
@@ -74,7 +75,7 @@ _RECOVERY = [f for f in Recipe.__dataclass_fields__ if f not in _FIXED]
 @recipe_options(_RECOVERY, panel="Recovery", shown="as in training", plain=_TEACHING)
 def command(
     *,
-    named: Named,
+    source: Source,
     out: Out,
     method: MaybeMethod = None,
     fields: Fields = None,
@@ -102,31 +103,30 @@ def command(
         plan=plan,
         selecting=bool(target or exclude),
     )
-    runs.check_out(out, force=force, source=named.run)
-    base = settings_of(named)
-    if not base.data:
+    runs.check_out(out, force=force, source=source.named.run)
+    if not source.settings.data:
         _refuse_training(finetune, recipe)
-    recovery = _recovery(runs.recipe_of(base), finetune, recipe)
+    recovery = _recovery(source.recipe, finetune, recipe)
     needs, reason = needed(way)
     torch.manual_seed(recovery.seed)
-    source = open_network(named, needs=needs, reason=reason)
+    opened = open_network(source, needs=needs, reason=reason)
     settings = replace(
-        source.settings,
+        opened.settings,
         command=NAME,
         method=way.record,
         budget={} if way.budget is None else way.budget.limits,
         target=parse.selection(target or ()),
         exclude=parse.selection(exclude or ()),
-        source=None if named.run is None else str(named.run),
+        source=None if source.named.run is None else str(source.named.run),
         finetune=finetune,
         recovery=asdict(recovery) if finetune else {},
         guard=guard,
         plan=None if plan is None else str(plan),
     )
-    done = work(source, way, settings, recovery)
+    done = work(opened, way, settings, recovery)
     figures = _results(out, settings, way, done)
     body = runs.write_run(out, settings, done.model, done.result.plan, figures)
-    return Outcome(body, _shown(out, source, way, done))
+    return Outcome(body, _shown(out, opened, way, done))
 
 
 def _refuse_training(finetune: int, recipe: dict[str, Any]) -> None:
@@ -177,16 +177,16 @@ def _results(out: Path, settings: runs.Settings, way: PlanSource, done: Compress
     }
 
 
-def _shown(out: Path, source: Opened, way: PlanSource, done: CompressionOutcome) -> list[Any]:
-    report, own = done.result.report, source.score is not None
+def _shown(out: Path, opened: Opened, way: PlanSource, done: CompressionOutcome) -> list[Any]:
+    report, own = done.result.report, opened.settings.score is not None
     shown: list[Any] = (
         [] if done.least is None else [figures.probes(done.probes, done.least, way.guard or 0.0, own=own)]
     )
-    shown += [tables.plan(done.result.plan), *figures.stages(source.title, done.stages)]
+    shown += [tables.plan(done.result.plan), *figures.stages(opened.title, done.stages)]
     shown.append(tables.costs(report.dense, report.small))
     if not done.stages:
         shown.append("How good it is was not measured: --score FILE.py:FUNCTION says.")
     if done.kept_norms:
         shown.append("Batch norm keeps the statistics of the dense network: --inputs FILE.py:NAME re-estimates them.")
-    trust = " --trust" if set(runs.own_code(source.settings)) - {"method"} else ""
+    trust = " --trust" if set(runs.own_code(opened.settings)) - {"method"} else ""
     return [*shown, f"Saved in {out}. Next: tenfold bench {out}{trust}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tenfold.plans.apply import Result, build
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
-from tenfold.train import Epoch, Recipe, evaluate, fit
+from tenfold.train import Epoch, Recipe, fit
 
 
 @dataclass(frozen=True)
@@ -128,24 +128,27 @@ def work(source: Opened, way: PlanSource, settings: runs.Settings, recovery: Rec
     epochs, batches = settings.finetune, source.calibration(recovery)
     has_norms = any(isinstance(module, _BatchNorm) for module in source.model.modules())
     norms = has_norms and batches is not None
-    titles = ["evaluating before", "searching" if way.guard is not None else "compressing", "evaluating"]
-    titles += ["re-estimating batch norm", "evaluating"] if norms else []
-    steps, stages = Steps(titles + (["recovering", "evaluating"] if epochs else [])), []
+    steps, stages = Steps(3 + 2 * norms + 2 * bool(epochs)), []
 
     def measure(name: str, model: nn.Module) -> None:
-        with steps.step():
-            found = source.measure(name, model)
-        if found is not None:
-            stages.append(found)
+        with steps.step("evaluating"):
+            if source.score is not None:
+                stages.append(source.score.stage(name, model))
 
     measure("before", source.model)
     least, probes = None, ()
-    with steps.step():
+    with steps.step("compressing" if way.guard is None else "searching"):
         clock = time.perf_counter()
-        problem = survey(source.model, **_given(source, way, settings, recovery))
+        problem = survey(
+            source.model,
+            example_inputs=source.example,
+            data=batches if _calibrates(way) else None,
+            target_modules=settings.target,
+            exclude_modules=settings.exclude,
+        )
         if way.guard is not None:
             least = stages[0].value + way.guard / 100
-            plan, probes = _search(source, problem, way, recovery, least, steps)
+            plan, probes = _search(source, problem, way, batches, least, steps)
         else:
             plan = way.plan or _chosen(problem, way)
         seconds = {"plan": time.perf_counter() - clock}
@@ -154,12 +157,12 @@ def work(source: Opened, way: PlanSource, settings: runs.Settings, recovery: Rec
     model, history, recovering = result.model, [], 0.0
     measure("right after compression", model)
     if norms:
-        with steps.step():
-            _renew(source, recovery, model)
+        with steps.step("re-estimating batch norm"):
+            _renew(model, batches, source)
         measure("batch norm re-estimated", model)
     if epochs:
         assert source.data is not None
-        with steps.step(shows_itself=True):
+        with steps.step("recovering", shows_itself=True):
             fitted = fit(model, Dense(), source.data, recovery, teacher=source.model if recovery.distill else None)
         model, history, recovering = fitted.model, fitted.history, fitted.seconds
         measure(f"recovered ({epochs} epoch{'s' * (epochs > 1)})", model)
@@ -176,18 +179,16 @@ def _chosen(problem: Problem, way: PlanSource) -> Plan:
 
 
 def _search(
-    source: Opened, problem: Problem, way: PlanSource, recipe: Recipe, least: float, steps: Steps
+    source: Opened, problem: Problem, way: PlanSource, batches: Iterable[Any] | None, least: float, steps: Steps
 ) -> tuple[Plan, Sequence[Probe]]:
     """The guard: every probe is measured on the validation set, never the test set, its batch norm re-estimated."""
     assert way.method is not None
+    assert source.score is not None
+    score = source.score
 
     def value(model: nn.Module) -> float:
-        _renew(source, recipe, model)
-        if source.score is None and source.data is not None:
-            return evaluate(model, source.data.validation).accuracy
-        found = source.measure("probe", model)
-        assert found is not None
-        return found.value
+        _renew(model, batches, source)
+        return score.value(model)
 
     def report(probe: Probe) -> None:
         verdict = "enough" if probe.enough else "too little"
@@ -199,19 +200,8 @@ def _search(
     return found.plan, found.probes
 
 
-def _renew(source: Opened, recipe: Recipe, model: nn.Module) -> None:
+def _renew(model: nn.Module, batches: Iterable[Any] | None, source: Opened) -> None:
     """Re-estimate batch norm, where there is something to do it from."""
-    batches = source.calibration(recipe)
     if batches is not None:
         with renamed(data="--inputs" if source.inputs is not None else "--data"):
             reestimate_(model, batches)
-
-
-def _given(source: Opened, way: PlanSource, settings: runs.Settings, recipe: Recipe) -> dict[str, Any]:
-    """What surveys take: the example, the selection, and training data for the methods that need it."""
-    return {
-        "example_inputs": source.example,
-        "data": source.calibration(recipe) if _calibrates(way) else None,
-        "target_modules": settings.target,
-        "exclude_modules": settings.exclude,
-    }

@@ -13,10 +13,11 @@ from tenfold.bench.doctor import BLOCK, Diagnosis, Examined, LayerTiming, diagno
 from tenfold.cli import parse, tables
 from tenfold.cli.bench import place
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.options import Exclude, Target, with_default
 from tenfold.cli.progress import Steps
+from tenfold.cli.source import Source
 
 NAME = "doctor"
 EXAMPLES = (
@@ -31,7 +32,7 @@ EXAMPLES = (
 @takes_network
 def command(
     *,
-    named: Named,
+    source: Source,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help=with_default("Inputs in the batch.", "1; the first of --inputs")),
@@ -49,11 +50,11 @@ def command(
     Every layer is timed in turns with factor pairs in its place, on inputs of the sizes that it sees.
     """
     where = place(device)
-    opened = open_network(named, needs=["inputs"], reason="to time the layers")
+    opened = open_network(source, needs=["inputs"], reason="to time the layers")
     model = opened.model.to(where)
     x = opened.batch(batch_size)
-    steps = Steps(["measuring"])
-    with steps.step():
+    steps = Steps()
+    with steps.step("measuring"):
         found = diagnose(
             model,
             x,
@@ -67,7 +68,7 @@ def command(
         )
     body: dict[str, Any] = {
         "command": NAME,
-        "run": str(named),
+        "run": str(source),
         "device": str(where),
         "torch": torch.__version__,
         "block": BLOCK,

@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_map_only
 from tenfold.bench.export import Exported, export
 from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.options import Force, check_file, with_default
 from tenfold.cli.progress import Steps
+from tenfold.cli.source import Source
 from tenfold.layers.cost import count_params
 from tenfold.layers.fold_batchnorm import NormFold, fold_batchnorm, norm_folds
 from tenfold.plans.rendering import short
@@ -34,7 +35,7 @@ Opset = Annotated[int | None, typer.Option(min=1, help=with_default("Of the ONNX
 @takes_network
 def command(
     *,
-    named: Named,
+    source: Source,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the file goes.", show_default=False)],
     format: Annotated[
         str, typer.Option(help="onnx, or torch-export: an archive for torch.export.load and AOTInductor.")
@@ -56,11 +57,11 @@ def command(
     (x - mean) / std. A file whose outputs differ is not left behind. ONNX needs: pip install 'tenfold\[export]'.
     """
     check_file(out, force=force)
-    opened = open_network(named, needs=["inputs"], reason="to trace the network with")
+    opened = open_network(source, needs=["inputs"], reason="to trace the network with")
     model = opened.model.cpu()
     example = opened.example
     folds: list[NormFold] = []
-    with Steps(["exporting"]).step():
+    with Steps().step("exporting"):
         shipped = model
         if fold_norms:
             folds = norm_folds(model, example_inputs=example)
@@ -70,7 +71,7 @@ def command(
     shapes = tree_map_only(torch.Tensor, lambda t: ["batch", *t.shape[1:]], example)
     body: dict[str, Any] = {
         "command": NAME,
-        "run": str(named),
+        "run": str(source),
         "file": str(out),
         "format": made.format,
         "opset": made.opset,

@@ -61,26 +61,54 @@ class OwnScore:
 Stage = SplitAccuracy | OwnScore
 
 
-def accuracy(name: str, model: nn.Module, data: Data) -> SplitAccuracy:
-    """Evaluate a classifier on the validation and test sets."""
-    return SplitAccuracy(name, evaluate(model, data.validation), evaluate(model, data.test))
+@dataclass(frozen=True)
+class ByAccuracy:
+    """Measures classifiers by their accuracy on a data set."""
+
+    data: Data
+
+    def stage(self, name: str, model: nn.Module) -> SplitAccuracy:
+        """Accuracy and loss on the validation and test sets."""
+        return SplitAccuracy(name, evaluate(model, self.data.validation), evaluate(model, self.data.test))
+
+    def value(self, model: nn.Module) -> float:
+        """Accuracy on the validation set."""
+        return evaluate(model, self.data.validation).accuracy
 
 
-def own_score(name: str, model: nn.Module, function: Callable[[nn.Module], Any], reference: str) -> OwnScore:
-    """Call the user's function on ``model`` in eval mode.
+@dataclass(frozen=True)
+class ByOwnScore:
+    """Measures networks by a function of the user's.
 
-    Raises:
-        ArgumentError: it fails, or returns no finite number.
+    Args:
+        function: of a model in eval mode; returns a number, higher is better.
+        reference: where it comes from, for errors.
     """
-    found: Any = call_own(function, "score", reference, model.eval())
-    value = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ArgumentError(f"`score` must return a finite number, higher is better; {reference!r} returned {found!r}.")
-    return OwnScore(name, number)
+
+    function: Callable[[nn.Module], Any]
+    reference: str
+
+    def stage(self, name: str, model: nn.Module) -> OwnScore:
+        """The score, as `value`."""
+        return OwnScore(name, self.value(model))
+
+    def value(self, model: nn.Module) -> float:
+        """The score.
+
+        Raises:
+            ArgumentError: the function fails, or returns no finite number.
+        """
+        found: Any = call_own(self.function, "score", self.reference, model.eval())
+        value = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ArgumentError(
+                f"`score` must return a finite number, higher is better; {self.reference!r} returned {found!r}."
+            )
+        return number
 
 
 def stages(title: str, rows: Sequence[Stage]) -> list[Group]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tenfold.cli.command import Outcome, signed
+from tenfold.cli.source import Named, source_of
 from tenfold.own_code import absolute
 
 _PANEL = "A network of your own"
@@ -77,53 +78,15 @@ _KINDS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Named:
-    """What the user named; paths of files of code are absolute.
-
-    Args:
-        run: a run folder.
-        model: a network that the user has, or, beside ``run``, the code of the run's.
-        weights: a file of weights.
-        inputs: a reference to batches.
-        score: a reference to a function of a model.
-        data: a data set.
-        data_root: folder of its files.
-        trust: whether code that the run folder names may run.
-    """
-
-    run: Path | None = None
-    model: str | None = None
-    weights: Path | None = None
-    inputs: str | None = None
-    score: str | None = None
-    data: str | None = None
-    data_root: Path | None = None
-    trust: bool = False
-
-    def __str__(self) -> str:
-        """What to call it: the folder, or the factory."""
-        return str(self.run if self.run is not None else self.model)
-
-    @property
-    def words(self) -> str:
-        """How to name it again on a command line."""
-        if self.run is not None:
-            return f"{self.run}" + (" --trust" if self.trust else "")
-        given = {"model": self.model, "weights": self.weights, "inputs": self.inputs, "score": self.score}
-        given |= {"data": self.data, "data-root": self.data_root}
-        return " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
-
-
 def takes_network(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Give a verb ``RUN``, ``--model`` and what goes with them; it receives them as ``named``, a `Named`."""
-    own = [p for p in inspect.signature(work, eval_str=True).parameters.values() if p.name != "named"]
+    """Give a verb ``RUN``, ``--model`` and what goes with them; it receives them as ``source``, a `Source`."""
+    own = [p for p in inspect.signature(work, eval_str=True).parameters.values() if p.name != "source"]
 
     @functools.wraps(work)
     def wrapped(**options: Any) -> Outcome:
         typed: dict[str, Any] = {f.name: options.pop(f.name) for f in fields(Named)}
         typed |= {name: absolute(typed[name]) for name in ("model", "inputs", "score", "data") if typed[name]}
-        return work(named=Named(**typed), **options)
+        return work(source=source_of(Named(**typed)), **options)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     extra = [inspect.Parameter(f.name, keyword, default=f.default, annotation=_KINDS[f.name]) for f in fields(Named)]

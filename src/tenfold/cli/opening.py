@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,18 +12,18 @@ from torch.utils._pytree import tree_map_only
 
 from tenfold.bench.export import resized
 from tenfold.cli import runs
-from tenfold.cli.figures import Stage, accuracy, own_score
-from tenfold.cli.network_options import Named
+from tenfold.cli.figures import ByAccuracy, ByOwnScore
 from tenfold.cli.option_names import renamed
 from tenfold.cli.own_inputs import OwnBatches, first_inputs, own_batches
-from tenfold.errors import ArgumentError, CheckpointError, DataError
+from tenfold.cli.source import Named, Source
+from tenfold.errors import ArgumentError, DataError
 from tenfold.layers.cost import Cost, cost
-from tenfold.layers.swap import structure_of, to_dense
-from tenfold.own_code import is_file_reference, load_own, place
+from tenfold.layers.swap import multiplied_back
+from tenfold.own_code import load_own
 from tenfold.plans.plan import Plan
-from tenfold.plans.serialization import load, read_plan
+from tenfold.plans.serialization import load_planned
 from tenfold.train import Data, Recipe
-from tenfold.train.calibration import calibration
+from tenfold.train.calibration import CalibrationBatches
 from tenfold.train.distill import fingerprint
 from tenfold.train.models.own import load_weights_
 
@@ -41,7 +40,7 @@ class Opened:
         data: the data set; None without one.
         inputs: the user's batches; where there are both, they come before the data set's.
         first: the inputs of the first of these batches.
-        score: the user's own; where there are both, it comes before the data set's accuracy.
+        score: what measures it, by the user's function or else by the accuracy on the data set; None without either.
     """
 
     named: Named
@@ -51,7 +50,7 @@ class Opened:
     data: Data | None = None
     inputs: OwnBatches | None = None
     first: Any = None
-    score: Callable[[nn.Module], Any] | None = None
+    score: ByAccuracy | ByOwnScore | None = None
 
     @property
     def example(self) -> Any:
@@ -74,7 +73,7 @@ class Opened:
     @property
     def dense(self) -> nn.Module:
         """The model with every factorised layer multiplied back."""
-        return to_dense(self.model) if structure_of(self.model) else self.model
+        return multiplied_back(self.model)
 
     @property
     def dense_cost(self) -> Cost:
@@ -99,14 +98,7 @@ class Opened:
         """Batches to calibrate on and to re-estimate batch norm from; None without inputs or data."""
         if self.inputs is not None:
             return self.inputs
-        return None if self.data is None else calibration(self.data, recipe)
-
-    def measure(self, name: str, model: nn.Module) -> Stage | None:
-        """The figures of ``model`` at a stage called ``name``; None without a score or data."""
-        if self.score is not None:
-            assert self.settings.score is not None
-            return own_score(name, model, self.score, self.settings.score)
-        return None if self.data is None else accuracy(name, model, self.data)
+        return None if self.data is None else CalibrationBatches(self.data, recipe)
 
     def _here(self, inputs: Any) -> Any:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -117,40 +109,40 @@ class Opened:
         return fill(count, self.data.channels, self.data.size, self.data.size)
 
 
-def open_network(named: Named, *, needs: Sequence[str] = (), reason: str = "") -> Opened:
+def open_network(source: Source, *, needs: Sequence[str] = (), reason: str = "") -> Opened:
     """The network that the user named. What is missing is said before any code of the user's runs.
 
     Args:
-        named: a run folder, or a factory.
+        source: a run folder, or a factory.
         needs: of "inputs" and "score", what the verb cannot do without; a data set gives both.
         reason: why, for the error.
 
     Raises:
-        ArgumentError: neither or both were named; something is missing; the user's code fails.
-        CheckpointError: no run, an unfinished or a damaged one; code that only the folder names; weights of another
-            network.
+        ArgumentError: something is missing; the user's code fails.
+        CheckpointError: a damaged model; weights of another network.
         DataError: the data set is missing, or another than the run was made with.
         PlanError: a plan for another model.
     """
-    settings = settings_of(named)
+    named, settings = source.named, source.settings
     for need in needs:
         if getattr(settings, need) is None and not settings.data:
             example = "FILE.py:FUNCTION" if need == "score" else "FILE.py:NAME"
             why = f" {reason}" if reason else ""
             raise ArgumentError(f"`--{need}` must be given{why}: --{need} {example}, or a data set by --data.")
     inputs = None if settings.inputs is None else own_batches(settings.inputs)
-    score = None if settings.score is None else load_own(settings.score, "score")
-    if score is not None and not callable(score):
-        raise ArgumentError(f"`score` must lead to a function of a model; {settings.score!r} is {score!r}.")
+    score = None if settings.score is None else _own_score(settings.score)
     data = _data(settings, named) if settings.data else None
+    if score is None and data is not None:
+        score = ByAccuracy(data)
     network = runs.network(settings, data)
     plan = None
     if named.run is not None:
-        plan, network = read_plan(named.run / runs.MODEL), load(named.run / runs.MODEL, network)
+        network, plan = load_planned(named.run / runs.MODEL, network)
     else:
-        if named.weights is not None:
-            load_weights_(network, named.weights)
-        settings = replace(settings, weights={"file": _path(named), "checksum": fingerprint(network)})
+        file = None if named.weights is None else str(named.weights.expanduser().resolve())
+        if file is not None:
+            load_weights_(network, file)
+        settings = replace(settings, weights={"file": file, "checksum": fingerprint(network)})
         if data is not None:
             settings = replace(settings, data=settings.data | {"checksum": data.checksum})
     model = (network.to(runs.device()) if data is not None else network).eval()
@@ -158,80 +150,11 @@ def open_network(named: Named, *, needs: Sequence[str] = (), reason: str = "") -
     return Opened(named, settings, model, plan, data, inputs, first, score)
 
 
-def settings_of(named: Named) -> runs.Settings:
-    """What is known of the network before any of its code runs: recorded by its run, and named by the user.
-
-    Raises:
-        ArgumentError, CheckpointError: as `open_network`.
-    """
-    replaced = {"network": named.model, "inputs": named.inputs, "score": named.score}
-    given = {key: value for key, value in replaced.items() if value is not None}
-    root = None if named.data_root is None else str(named.data_root.resolve())
-    data = {"name": named.data, "root": root, "checksum": None}
-    if named.run is None:
-        if named.model is None:
-            raise ArgumentError(
-                "`RUN` must be given: a folder that tenfold train or compress wrote; or --model FILE.py:FACTORY for a "
-                "network of your own."
-            )
-        if named.data is None and not runs.is_own_network(named.model):
-            raise ArgumentError(
-                f"`--data` must be given for --model {named.model}, which is built for the classes and images of a "
-                f"data set. A network of your own: --model FILE.py:FACTORY."
-            )
-        base = runs.Settings(
-            command="compress", data={} if named.data is None else data, network=named.model, method={}, budget={},
-            recipe={},
-        )  # fmt: skip
-        return replace(base, **given)
-    if named.weights is not None:
-        raise ArgumentError(f"`--weights` must be left out for the run '{named.run}', which has its own.")
-    settings = runs.read_settings(named.run)
-    typed = {"model": named.model, "inputs": named.inputs, "score": named.score, "data": named.data}
-    require_word(settings, named.run, typed, trust=named.trust)
-    if not (named.run / runs.MODEL).is_dir():
-        resume = f"Go on with: tenfold train --out {named.run} --resume."
-        raise CheckpointError(f"the training in '{named.run}' is not finished. {resume}")
-    if named.data is not None:
-        recorded = settings.data.get("checksum")
-        settings = replace(settings, data=data | {"checksum": recorded})
-    return replace(settings, **given)
-
-
-def require_word(settings: runs.Settings, folder: Path, typed: Mapping[str, str | None], *, trust: bool) -> None:
-    """Refuse code that only the run folder names: who opens a folder has not said that it may run.
-
-    A file that the user names is vouched for as a whole.
-
-    Args:
-        settings: of the run.
-        folder: of the run.
-        typed: what the user named, by option; of these the code would run.
-        trust: whether the user says that all of it may.
-
-    Raises:
-        CheckpointError: with what the folder names, and how to allow it.
-    """
-    files = {place(value) for value in typed.values() if value is not None and is_file_reference(value)}
-    doubtful = {
-        option: reference
-        for option, reference in runs.own_code(settings).items()
-        if option in typed
-        and typed[option] is None
-        and not (is_file_reference(reference) and place(reference) in files)
-    }
-    if doubtful and not trust:
-        what = ", ".join(f"{option} {_shortened(reference)}" for option, reference in doubtful.items())
-        options = " and ".join(f"--{option}" for option in doubtful)
-        raise CheckpointError(
-            f"the run in '{folder}' names code, which runs only on your word: {what}. If you know where it comes "
-            f"from, say --trust, or name it yourself with {options}."
-        )
-
-
-def _shortened(reference: str, most: int = 200) -> str:
-    """On one line; of a long one the end, which has the name."""
-    return repr(reference if len(reference) <= most else f"...{reference[-most:]}")
+def _own_score(reference: str) -> ByOwnScore:
+    function = load_own(reference, "score")
+    if not callable(function):
+        raise ArgumentError(f"`score` must lead to a function of a model; {reference!r} is {function!r}.")
+    return ByOwnScore(function, reference)
 
 
 def _data(settings: runs.Settings, named: Named) -> Data:
@@ -243,7 +166,3 @@ def _data(settings: runs.Settings, named: Named) -> Data:
             f"figures would not compare. Point `--data-root` at the same files."
         )
     return data
-
-
-def _path(named: Named) -> str | None:
-    return None if named.weights is None else str(named.weights.expanduser().resolve())

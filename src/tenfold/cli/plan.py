@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tenfold.cli import parse, runs, tables
+from tenfold.cli import parse, tables
 from tenfold.cli.command import Outcome, verb
 from tenfold.cli.compression import PlanSource, needed
-from tenfold.cli.network_options import Named, takes_network
+from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.options import Exclude, Fields, Force, Limits, MethodName, Target, check_file
 from tenfold.cli.progress import Steps
+from tenfold.cli.source import Source
 from tenfold.errors import ArgumentError
 from tenfold.files import atomic_file
 from tenfold.layers.cost import Cost
@@ -38,7 +39,7 @@ OutFile = Annotated[
 @takes_network
 def command(
     *,
-    named: Named,
+    source: Source,
     method: MethodName = "alds",
     fields: Fields = None,
     budget: Limits = None,
@@ -57,14 +58,14 @@ def command(
                 f"`--out` cannot hold a plan by {made.name}: its factors come from data. Compress at once."
             )
     needs, reason = needed(PlanSource(record(made), made, limits))
-    source = open_network(named, needs=needs, reason=reason)
-    with Steps(["planning"]).step():
+    opened = open_network(source, needs=needs, reason=reason)
+    with Steps().step("planning"):
         planned = make_plan(
-            source.model,
+            opened.model,
             made,
             limits,
-            example_inputs=source.example,
-            data=source.calibration(runs.recipe_of(source.settings)) if made.needs_data else None,
+            example_inputs=opened.example,
+            data=opened.calibration(source.recipe) if made.needs_data else None,
             target_modules=parse.selection(target or ()),
             exclude_modules=parse.selection(exclude or ()),
         )
@@ -74,7 +75,7 @@ def command(
     dense, small = Cost(planned.dense_params, planned.dense_macs), Cost(planned.params, planned.macs)
     body = {
         "command": NAME,
-        "run": str(named),
+        "run": str(source),
         "method": record(made),
         "budget": planned.budget,
         "cost": tables.cost_dict(dense, small),
@@ -83,5 +84,5 @@ def command(
     }
     shown: list[Any] = [tables.plan(planned), tables.costs(dense, small)]
     if out is not None:
-        shown.append(f"Written to {out}. Next: tenfold compress {named.words} --plan {out} --out FOLDER")
+        shown.append(f"Written to {out}. Next: tenfold compress {source.named.words} --plan {out} --out FOLDER")
     return Outcome(body, shown)

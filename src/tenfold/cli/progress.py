@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,12 +13,11 @@ class Steps:
     """A bar over the steps of a verb, on standard error; where that is no terminal, nothing is shown.
 
     Args:
-        titles: of the steps, in order.
+        count: how many there are.
     """
 
-    def __init__(self, titles: Sequence[str]) -> None:
+    def __init__(self, count: int = 1) -> None:
         console = Console(stderr=True)
-        self._titles = iter(titles)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -28,12 +27,12 @@ class Steps:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=len(titles))
+        self._task = self._bar.add_task("", total=count)
 
     @contextlib.contextmanager
-    def step(self, *, shows_itself: bool = False) -> Iterator[None]:
+    def step(self, title: str, *, shows_itself: bool = False) -> Iterator[None]:
         """The next step; one that ``shows_itself`` has a bar of its own."""
-        self._bar.update(self._task, description=next(self._titles))
+        self._bar.update(self._task, description=title)
         if shows_itself:
             yield
         else:

@@ -13,9 +13,8 @@ from torch import nn
 
 from tenfold.cli import figures, parse, runs, tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.figures import Stage, accuracy
+from tenfold.cli.figures import ByAccuracy, Stage
 from tenfold.cli.network_options import Trust
-from tenfold.cli.opening import require_word
 from tenfold.cli.options import (
     METHODS,
     DataRoot,
@@ -29,6 +28,7 @@ from tenfold.cli.options import (
     with_default,
 )
 from tenfold.cli.progress import Steps
+from tenfold.cli.source import require_word
 from tenfold.errors import CheckpointError
 from tenfold.files import only_writer, settle
 from tenfold.layers.batchnorm import reestimate_
@@ -41,7 +41,7 @@ from tenfold.own_code import absolute
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
 from tenfold.train import Fit, Recipe, fit
-from tenfold.train.calibration import calibration
+from tenfold.train.calibration import CalibrationBatches
 from tenfold.train.data import Data
 
 NAME = "train"
@@ -109,7 +109,7 @@ def command(
     with only_writer(out):
         with contextlib.nullcontext() if resume else runs.training_folder(out, job.settings):
             trained = _fit(job, out, resume=resume, tensorboard=tensorboard)
-        with Steps(["compressing and evaluating"]).step():
+        with Steps().step("compressing and evaluating"):
             result, rows = _finish(job, trained)
         figures = _results(out, job.settings, trained, result, rows)
         body = runs.write_training(out, job.settings, result.model, result.plan, figures)
@@ -132,7 +132,7 @@ class _Job:
 
     def given(self) -> dict[str, Any]:
         """The selection, and training data for the methods that need it."""
-        data = calibration(self.data, self.recipe) if self.method.needs_data else None
+        data = CalibrationBatches(self.data, self.recipe) if self.method.needs_data else None
         return {"data": data, "target_modules": self.settings.target, "exclude_modules": self.settings.exclude}
 
     def goal(self) -> Goal:
@@ -208,10 +208,11 @@ def _finish(job: _Job, trained: Fit) -> tuple[Result, list[Stage]]:
     """
     example = job.example(next(trained.model.parameters()).device)
     result = job.method.finish(trained.model, job.budget, example_inputs=example, **job.given())
-    rows: list[Stage] = [accuracy("trained", trained.model, job.data)]
+    measured = ByAccuracy(job.data)
+    rows: list[Stage] = [measured.stage("trained", trained.model)]
     if structure_of(result.model):
-        reestimate_(result.model, calibration(job.data, job.recipe))
-        rows.append(accuracy("compressed", result.model, job.data))
+        reestimate_(result.model, CalibrationBatches(job.data, job.recipe))
+        rows.append(measured.stage("compressed", result.model))
     return result, rows
 
 

@@ -87,6 +87,15 @@ def to_dense(model: nn.Module) -> nn.Module:
         ArgumentError: a wrapped model.
     """
     refuse_unusable(model)
+    return _multiplied(model)
+
+
+def multiplied_back(model: nn.Module) -> nn.Module:
+    """`to_dense` of a model with factorised layers; one without any as it is, not copied."""
+    return _multiplied(model) if structure_of(model) else model
+
+
+def _multiplied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     weights: dict[tuple[int, ...], Any] = {}
     for layer in structure_of(model).values():
@@ -96,6 +105,11 @@ def to_dense(model: nn.Module) -> nn.Module:
         if bias is not None:
             new.bias = memo.setdefault(id(bias), nn.Parameter(bias.detach().clone(), bias.requires_grad))
         memo[id(layer)] = new
+    return _copied(model, memo)
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy in which what ``memo`` holds stands in the place of the old, ready to be used and saved as what it is."""
     return refuse_save_pretrained_(keep_off_fused_paths_(duplicate(model, memo)))
 
 
@@ -137,7 +151,7 @@ def rebuild(
         if old.bias is not None and new.held_bias is not None:
             new.tie_bias_(memo.setdefault(id(old.bias), new.held_bias))
         memo[id(old)] = new
-    return refuse_save_pretrained_(keep_off_fused_paths_(duplicate(model, memo)))
+    return _copied(model, memo)
 
 
 def _check(found: Sequence[FoundLayer], modules: Mapping[str, nn.Module], todo: Mapping[str, Structure]) -> None:

@@ -110,9 +110,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         TenfoldWarning: a layer that the plan makes no smaller.
     """
     refuse_unusable(model)
-    if swap.structure_of(model):
-        model = swap.to_dense(model)
-    return _applied(model, plan)
+    return _applied(swap.multiplied_back(model), plan)
 
 
 def _applied(model: nn.Module, plan: Plan, found: Sequence[FoundLayer] | None = None) -> nn.Module:
@@ -189,10 +187,8 @@ def _from_data(model: nn.Module, plan: Plan) -> dict[str, Factors]:
 def check_fits(model: nn.Module, plan: Plan) -> None:
     """Raise `PlanError` unless every layer that the plan decomposes is in ``model`` with the kernel it expects.
 
-    Raises:
-        ArgumentError: a wrapped model, in which every layer has another name.
+    A wrapped model must have been refused: in it every layer has another name.
     """
-    refuse_unusable(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in plan.layers.items():
         if layer.decomposition == "dense" or layer.layer is None:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from tenfold.errors import ArgumentError, UnsupportedLayer
 from tenfold.layers.cost import Call, Cost, count_params, layer_cost, trace
-from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import FoundLayer, find
 from tenfold.layers.select import Selection
 from tenfold.layers.spec import spec_of
-from tenfold.layers.swap import to_dense
+from tenfold.layers.swap import multiplied_back
 from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
 from tenfold.linalg.fold import slice_counts
 from tenfold.linalg.slices import slice_spectra
@@ -246,8 +245,7 @@ def survey(
     given = model
     refuse_unusable(model)
     refuse_without_numbers(model)
-    if any(isinstance(m, Decomposed) for m in model.modules()):
-        model = to_dense(model)
+    model = multiplied_back(model)
     found = find(model, target_modules, exclude_modules)
     for layer in found:
         if layer.spec is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tenfold.errors import CheckpointError, PlanError, TenfoldWarning, shortened
 from tenfold.files import atomic_file, atomic_folder, disk_errors, parse_json, read_text, settle
 from tenfold.layers import swap
+from tenfold.layers.usable import refuse_unusable
 from tenfold.plans.apply import check_fits, matches, plan_of
 from tenfold.plans.plan import Plan
 
@@ -63,12 +64,17 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
         PlanError: the plan is malformed or for another model.
         ArgumentError: ``model`` is wrapped in DataParallel or the like.
     """
-    folder = Path(path)
+    refuse_unusable(model)
+    return load_planned(Path(path), model)[0]
+
+
+def load_planned(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
+    """As `load`, with the plan."""
     plan = read_plan(folder)
     check_fits(model, plan)
     small = swap.skeleton(model, plan.layers)
     read_weights(small, folder / WEIGHTS)
-    return small
+    return small, plan
 
 
 def read_plan(folder: Path | str) -> Plan:
@@ -118,9 +124,7 @@ def write_weights(model: nn.Module, file: Path | str) -> None:
         else:
             # Strides are kept by loading into the model's own tensors; views of one storage are written apart.
             tensors[name] = tensor.detach().to("cpu").contiguous().clone()
-    odd = [
-        name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.float().isfinite().all()
-    ]
+    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if odd:
         warnings.warn(
             f"`model` is saved with values that are not finite, in {len(odd)} tensors: {shortened(odd[:3], 200)}.",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tenfold.bench.compare.findings import CutCurve
 from tenfold.bench.sweep import Cut, FilterCut, RankCut, measured_rows
 from tenfold.errors import check, is_share
-from tenfold.layers.swap import structure_of, to_dense
+from tenfold.layers.swap import multiplied_back
 
 RANK, FILTER = "rank", "filter"
 
@@ -67,5 +67,5 @@ def curve(
         if cuts.kind == RANK
         else FilterCut(example, target_modules=cuts.target, exclude_modules=cuts.exclude)
     )
-    dense = to_dense(model) if structure_of(model) else model
+    dense = multiplied_back(model)
     return CutCurve(cuts.kind, measured_rows(dense, cut, cuts.remove, accuracy, data=data, example_inputs=example))

@@ -13,7 +13,7 @@ from tenfold.bench.compare.findings import POINTS, Latency, Layer, LayerSpectrum
 from tenfold.bench.latency import compare
 from tenfold.layers.cost import cost
 from tenfold.layers.select import Selection
-from tenfold.layers.swap import structure_of, to_dense
+from tenfold.layers.swap import multiplied_back
 from tenfold.plans.apply import Report
 from tenfold.plans.plan import LayerPlan
 from tenfold.plans.problem import survey
@@ -34,7 +34,7 @@ def speed(small: nn.Module, example: Tensor, *, batch: int, rounds: int) -> Late
     """
     threads = torch.get_num_threads()
     clock = time.thread_time if threads == 1 and example.device.type == "cpu" else time.perf_counter
-    dense = to_dense(small) if structure_of(small) else small
+    dense = multiplied_back(small)
     x = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example.device)
     found = compare(dense, small, x, threads=threads, rounds=rounds, clock=clock)
     low, high = found.speedup_quartiles

@@ -44,8 +44,7 @@ from tenfold.train import (
     load_checkpoint,
     read_record,
 )
-from tenfold.train.calibration import calibration
-from tenfold.train.data import Batches
+from tenfold.train.calibration import CalibrationBatches
 
 NETWORKS = "networks"
 """Folder of the networks, where they are kept."""
@@ -85,9 +84,9 @@ class Setting:
         """The layers that may be compressed."""
         return {"target_modules": self.experiment.target, "exclude_modules": self.experiment.exclude}
 
-    def calibration(self, seed: int) -> Batches:
+    def calibration(self, seed: int) -> CalibrationBatches:
         """Training images for what looks at data: re-estimated batch norm, and methods that need it."""
-        return calibration(self.data.part(self.experiment.calibration), self.experiment.whole(seed))
+        return CalibrationBatches(self.data.part(self.experiment.calibration), self.experiment.whole(seed))
 
     def score(self, model: nn.Module, split: Split) -> Score:
         """How good ``model`` is on ``split``, in the precision of the training, as in its epochs."""
