@@ -1,6 +1,7 @@
 """What every test shares: shape checking, one thread, fixed seeds, and derandomised property tests."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,15 @@ import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# Checks the shapes in the signatures of these packages on every call. An int may stand where a float is asked for, as
-# everywhere in Python.
+# Checks the shapes in signatures on every call, in the modules that say any. An int may stand where a float is asked
+# for, as everywhere in Python.
+_SOURCE = Path(__file__).parents[1] / "src"
 install_import_hook(
-    ["tenfold.linalg", "tenfold.ranks", "tenfold.plans"],
+    [
+        ".".join(file.relative_to(_SOURCE).with_suffix("").parts)
+        for file in sorted(_SOURCE.rglob("*.py"))
+        if "from jaxtyping import" in file.read_text(encoding="utf-8")
+    ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

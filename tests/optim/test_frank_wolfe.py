@@ -50,13 +50,13 @@ def gauge(ball, p, radius) -> float:
 
 @pytest.mark.parametrize("rescale", RESCALINGS)
 @pytest.mark.parametrize("ball", SETS, ids=lambda b: type(b).__name__)
-def test_after_500_wild_steps_every_tensor_is_in_its_set(ball, rescale) -> None:
+def test_after_100_wild_steps_every_tensor_is_in_its_set(ball, rescale) -> None:
     """Learning rates up to 10, gradients that jump: warm bases are as bad as they get."""
     p = parameter(4, 2, 2, scale=1e-3)
     optimizer = FrankWolfe([p], 1.0, rescale=rescale, constraint=ball, radius=3.0)
-    gradients = torch.randn(500, *p.shape, generator=torch.Generator().manual_seed(0))
+    gradients = torch.randn(100, *p.shape, generator=torch.Generator().manual_seed(0))
     for i, p.grad in enumerate(gradients):
-        optimizer.param_groups[0]["lr"] = (10.0, 1.0, 0.1, 1e-3, 10.0)[i // 100]
+        optimizer.param_groups[0]["lr"] = (10.0, 1.0, 0.1, 1e-3, 10.0)[i // 20]
         optimizer.step()
     assert gauge(ball, p, 3.0) <= 1 + 1e-5
 

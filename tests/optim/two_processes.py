@@ -23,6 +23,8 @@ SETTINGS = {
     "two-pass": IntegratorSettings(0.2, twice=True),
 }
 
+CYCLES = 20
+
 NETWORKS = {
     "cycle": IntegratorSettings(0.25, every=3),
     "one-pass": IntegratorSettings(0.02, every=1),
@@ -119,7 +121,7 @@ def main(folder: Path) -> None:
         flip_signs()
     for name in SETTINGS:
         model, optimizer = start(name)
-        run(model, optimizer, loss(rank), 50 * (2 if name == "cycle" else 1))
+        run(model, optimizer, loss(rank), CYCLES * (2 if name == "cycle" else 1))
         digests: list = [None, None]
         distributed.all_gather_object(digests, digest(model, optimizer))
         results[name] = {"digests": digests, "ranks": optimizer.ranks, "steps": optimizer.report["steps"]}

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.spatial import ConvexHull
@@ -126,6 +126,7 @@ def test_two_limits_are_kept_wherever_a_choice_keeps_them_and_the_loss_is_the_le
             assert lost(losses, found[0]) <= least * (1 + 1e-3) + 1e-9
 
 
+@settings(max_examples=10)
 @given(SEEDS)
 def test_two_limits_with_many_options_lose_the_least_and_what_a_pair_of_multipliers_reaches_is_that(seed):
     rng = np.random.default_rng(seed)
@@ -200,6 +201,7 @@ def test_limits_that_only_a_mixture_keeps_are_kept_and_nothing_below_is():
     assert allocate(tables, losses, {"params": 2, "macs": 18})[0] == [1, 1]
 
 
+@settings(max_examples=6)
 @given(SEEDS)
 def test_a_second_limit_that_does_not_bind_costs_no_loss(seed):
     tables, losses = made(seed, names=TWO, unlike=True)
