@@ -31,9 +31,10 @@ _ENOUGH = 1e-7
 def best_encoder(
     form: OutputForm, rank: int, *, rounds: int = 2, steps: int = 4, outer_rank: int | None = None
 ) -> tuple[Float64[Tensor, "g s r F"], Float64[Tensor, "g f r s T"]]:
-    """An encoder of this rank and its best decoder, from the better of two starts: `encoder_start`, and the weight's.
+    """Fit a low-rank encoder and decoder to the outputs of a layer by alternating least squares, from the better start.
 
-    Never worse than the truncated SVD of the fold's matrices, at any number of rounds.
+    The two starts are `encoder_start` and `weight_start`, so the error is never above that of the truncated SVD of the
+    fold's matrices, at any number of rounds.
 
     Args:
         form: the layer.
@@ -52,7 +53,7 @@ def best_encoder(
 
 
 def better_start(form: OutputForm, starts: Sequence[Tensor], outer_rank: int | None = None) -> Tensor:
-    """The encoder among ``starts`` whose best decoder errs least; the first of equals."""
+    """The encoder among ``starts (g, s, r, F)`` whose best decoder has the smallest error; the first of equals."""
     errors = [float(form.error(v, _best(form, v, outer_rank)).sum()) for v in starts]
     return starts[errors.index(min(errors))]
 
@@ -65,7 +66,7 @@ def alternate(
     steps: int = 4,
     outer_rank: int | None = None,
 ) -> tuple[Float64[Tensor, "g s r F"], Float64[Tensor, "g f r s T"]]:
-    """An encoder at least as good as ``v``, and its best decoder.
+    """Alternating least squares from the encoder ``v``: an encoder with no larger error, and its best decoder.
 
     Args:
         form: the layer.
@@ -105,7 +106,7 @@ def encoder_steps(
     steps: int,
     precondition: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None,
 ) -> Float64[Tensor, "g s r F"]:
-    """Conjugate gradients from ``v`` towards the best encoder for the decoder ``h``.
+    """Conjugate-gradient steps from ``v`` towards the best encoder for the decoder ``h``.
 
     Args:
         form: the layer.

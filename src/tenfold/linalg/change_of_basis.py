@@ -17,7 +17,7 @@ from tenfold.linalg.tucker import batch_product, batch_unfold, stacked
 
 
 def grow(core: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: int = 1) -> Tensor:
-    """``core`` padded with zeros to ``ranks``: the same tensor in the augmented bases, and likewise its momentum.
+    """Pad a Tucker core, or its momentum, with zeros to larger ranks: the same tensor in the augmented bases.
 
     Args:
         core: as above.
@@ -31,15 +31,21 @@ def grow(core: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: int = 
 
 
 def leading(x: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: int = 1) -> Tensor:
-    """The block of ``x`` of these first ranks in each group: what `grow` has padded."""
+    """The leading block of ``x`` of these ranks in each group: the inverse of `grow`.
+
+    Args:
+        x: as the core in `grow`.
+        ranks: of the first modes, none larger than those of ``x``.
+        groups: g.
+    """
     return stacked(x, groups)[(slice(None), *(slice(r) for r in ranks))].flatten(0, 1)
 
 
 def grow_square(v: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: int = 1) -> Tensor:
-    """``v``, second moments of the core's entries, padded to ``ranks`` with the mean over the mode that grows.
+    """Pad second moments ``v`` of a core's entries to larger ranks, with their mean over the mode that grows.
 
     Zeros would make the first steps into the new directions ``(1 - beta_1) / sqrt(1 - beta_2)`` times too long: 3.2 lr
-    for Adam as it is mostly used.
+    for Adam as it is mostly used. Arguments as in `grow`.
     """
     new = stacked(v, groups)
     for mode, rank in enumerate(ranks, start=1):
@@ -49,9 +55,13 @@ def grow_square(v: Float[Tensor, "rows *rest"], ranks: Sequence[int], groups: in
 
 
 def turn(m: Float[Tensor, "rows *rest"], turns: Sequence[Tensor]) -> Tensor:
-    """``m x_i P_i^T``: a gradient or a first moment in the bases ``U_i P_i``, ``P_i (g, r_i, q_i)``.
+    """Transform a gradient or first moment of a core to the bases ``U_i P_i``: ``m x_i P_i^T``.
 
     Exact inside their span.
+
+    Args:
+        m: as the core.
+        turns: ``P_i (g, r_i, q_i)`` of the first modes.
     """
     new = stacked(working(m), len(turns[0]))
     for mode, p in enumerate(turns):
@@ -60,7 +70,7 @@ def turn(m: Float[Tensor, "rows *rest"], turns: Sequence[Tensor]) -> Tensor:
 
 
 def turn_square(v: Float[Tensor, "rows *rest"], turns: Sequence[Tensor]) -> Tensor:
-    """``v x_i (P_i o P_i)^T``: second moments in the bases ``U_i P_i``, as if the entries were not correlated."""
+    """Transform second moments of a core to the bases ``U_i P_i``: ``v x_i (P_i o P_i)^T``, entries uncorrelated."""
     return turn(v, [p.square() for p in turns])
 
 
@@ -72,7 +82,7 @@ def new_directions(
     *,
     rounding: float | None = None,
 ) -> list[Tensor]:
-    """Directions outside each basis in which the Riemannian gradient at ``W = C x_i U_i`` is largest.
+    """Directions outside each basis in which the Riemannian gradient at ``W = C x_i U_i`` has most energy.
 
     With ``Mat_i(C) = P s Q^T`` the gradient of the basis is ``grad_{U_i} = K Q s P^T``, where ``K`` is the gradient of
     the paper's K step: directions that stand before a small singular value are small in it, and drown in its rounding

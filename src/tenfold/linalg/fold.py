@@ -66,7 +66,7 @@ def _decouples(shape: tuple[int, ...], name: str) -> bool:
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold of one kernel.
+    """An exact, reversible view of one kernel as a batch of matrices.
 
     Args:
         shape: of the kernel, ``(f, c, *k)`` with ``c`` the input channels per group.
@@ -109,27 +109,27 @@ class Fold:
 
     @property
     def encoder_groups(self) -> int:
-        """Groups of the encoder: ``g s``; decoupled: ``g``."""
+        """Number of groups of the encoder: ``g s``; decoupled: ``g``."""
         return self.groups * self.slices
 
     @property
     def decoder_groups(self) -> int:
-        """Groups of the decoder: ``g``; decoupled: ``f``."""
+        """Number of groups of the decoder: ``g``; decoupled: ``f``."""
         return self.shape[0] if self._decoupled else self.groups
 
     @property
     def batch(self) -> int:
-        """How many matrices: ``g s``; decoupled: ``f``."""
+        """Number of matrices: ``g s``; decoupled: ``f``."""
         return self.decoder_groups * self.slices
 
     @property
     def rows(self) -> int:
-        """Rows of each matrix: ``f' k_D``; decoupled: ``k``."""
+        """Number of rows of each matrix: ``f' k_D``; decoupled: ``k``."""
         return self.shape[0] // self.decoder_groups * math.prod([self.kernel_size[a] for a in self.decoder_axes])
 
     @property
     def columns(self) -> int:
-        """Columns of each matrix: ``c' k_E``."""
+        """Number of columns of each matrix: ``c' k_E``."""
         return self.shape[1] // self.slices * math.prod([self.kernel_size[a] for a in self.encoder_axes])
 
     @property
@@ -138,15 +138,19 @@ class Fold:
         return min(self.rows, self.columns)
 
     def encoder_params(self, rank: int) -> int:
-        """Weights of the encoder at ``rank``: ``g s r c' k_E``; decoupled: ``f r c``."""
+        """Number of encoder weights at ``rank``: ``g s r c' k_E``; decoupled: ``f r c``."""
         return self.batch * rank * self.columns
 
     def decoder_params(self, rank: int) -> int:
-        """Weights of the decoder at ``rank``: ``f s r k_D``."""
+        """Number of decoder weights at ``rank``: ``f s r k_D``."""
         return self.batch * rank * self.rows
 
     def matrices(self, kernel: Float[Tensor, "f c *k"]) -> Float[Tensor, "b rows columns"]:
-        """The kernel as a batch of matrices (a view where the memory layout allows)."""
+        """The kernel as a batch of matrices (a view where the memory layout allows).
+
+        Raises:
+            ArgumentError: a kernel of another shape.
+        """
         check(tuple(kernel.shape) == tuple(self.shape), "kernel", f"of shape {tuple(self.shape)}", tuple(kernel.shape))
         return kernel.reshape(self._split).permute(self._order).reshape(self.batch, self.rows, self.columns)
 
@@ -176,7 +180,7 @@ class Fold:
         return split.reshape(self.batch, self.rows, -1), right
 
     def product(self, encoder: Float[Tensor, "br c1 *kE"], decoder: Float[Tensor, "f sr *kD"]) -> Tensor:
-        """The kernel ``(f, c, *k)`` of the two convolutions in a row."""
+        """The kernel ``(f, c, *k)`` that equals encoder and decoder in a row."""
         left, right = self.factors(encoder, decoder)
         return self.kernel(left @ right)
 

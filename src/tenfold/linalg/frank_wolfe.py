@@ -35,7 +35,7 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a rescaling may look at; one number for each tensor of a batch.
+    """The L2 norms that a step-size rescaling uses; one number for each tensor of a batch.
 
     Args:
         momentum: ``||m||_2``.
@@ -60,7 +60,7 @@ RESCALINGS: Mapping[str, Rescaling] = {
 
 
 def blend(m: Tensors, g: Tensors, mu: float, dampening: float = 0.0) -> list[Tensor]:
-    """``mu m + (1 - dampening) g``: the momentum of the step.
+    """Momentum update ``mu m + (1 - dampening) g``.
 
     The two conventions in use differ by a factor ``1 / (1 - mu)`` in the effective learning rate of the rescalings by
     ``||m||``: heavy ball (dampening 0, the 2022 code), running mean (dampening ``mu``, the 2020 code).
@@ -79,7 +79,7 @@ def blend(m: Tensors, g: Tensors, mu: float, dampening: float = 0.0) -> list[Ten
 def step_size(
     rescaling: Rescaling, lr: float | Tensor, lengths: Lengths, max_eta: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """``eta = clip(lr * factor, 0, max_eta)`` for each tensor of a batch, and whether it was clipped.
+    """The rescaled step size ``eta = clip(lr * factor, 0, max_eta)`` of each tensor, and whether it was clipped.
 
     Where the momentum is zero, or the weight stands on the vertex already, ``eta = 0``: there is nowhere to go. So it
     is where the momentum is not finite.
@@ -97,7 +97,7 @@ def step_size(
 
 
 def toward_(theta: Tensors, vertex: Tensors, eta: Shaped[Tensor, " b"], scale: Shaped[Tensor, " b"]) -> None:
-    """``theta <- (1 - eta) theta + eta s v``, exactly ``theta`` at ``eta = 0`` and exactly ``s v`` at ``eta = 1``.
+    """Frank-Wolfe step in place, ``theta <- (1 - eta) theta + eta s v``; exact at ``eta = 0`` and ``eta = 1``.
 
     Args:
         theta: weights of any shapes, changed in place.
@@ -110,7 +110,7 @@ def toward_(theta: Tensors, vertex: Tensors, eta: Shaped[Tensor, " b"], scale: S
 
 
 def forgotten(log_kept: Float[Tensor, "*batch"], eta: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """``log F`` after a step: ``theta_T = F theta_0 + sum_t w_t v_t`` with ``F = prod_t (1 - eta_t)``.
+    """Update the log of the forgetting factor ``F = prod_t (1 - eta_t)``: ``theta_T = F theta_0 + sum_t w_t v_t``.
 
     Args:
         log_kept: ``log F`` before; 0 at the start, ``-inf`` once a step has landed on a vertex.

@@ -14,7 +14,7 @@ from tenfold.linalg.svd import gram, working
 
 @dataclass(frozen=True)
 class JointMoments:
-    """Of inputs x and outputs y, in groups. Made by `of`, added up by `merged`.
+    """First and second moments of inputs x and outputs y, in groups. Made by `of`, added up by `merged`.
 
     Args:
         count: samples.
@@ -34,14 +34,14 @@ class JointMoments:
 
     @staticmethod
     def of(x: Float[Tensor, "g samples m"], y: Float[Tensor, "g samples f"]) -> JointMoments:
-        """Of one batch, at least one sample."""
+        """The moments of one batch of at least one sample."""
         x, y = working(x), working(y)
         mean_x, mean_y = x.mean(1), y.mean(1)
         x, y = x - mean_x[:, None], y - mean_y[:, None]
         return JointMoments(x.shape[1], mean_x, mean_y, gram(x, "right"), y.mT @ x, y.square().sum(1))
 
     def merged(self, other: JointMoments) -> JointMoments:
-        """Of both sets of samples together.
+        """The moments of both sets of samples together.
 
         Source: Chan, Golub, LeVeque 1983: no difference of large sums, so how the samples are split is no matter.
         """
@@ -59,7 +59,7 @@ class JointMoments:
         )
 
     def about_zero(self) -> JointMoments:
-        """The same with all means taken for zero: for a layer whose bias is not to move."""
+        """The moments about zero in place of the means: for a layer whose bias is not to move."""
         x, y, n = self.mean_x, self.mean_y, self.count
         return replace(
             self,
@@ -71,11 +71,11 @@ class JointMoments:
         )
 
     def through(self, a: Float64[Tensor, "g p m"]) -> JointMoments:
-        """Of ``A x`` and y."""
+        """The moments of ``A x`` and y."""
         return replace(self, mean_x=(a @ self.mean_x[..., None])[..., 0], xx=a @ self.xx @ a.mT, yx=self.yx @ a.mT)
 
     def error(self, d: Float64[Tensor, "g f m"]) -> float:
-        """``E |y - D x - b|^2`` with the best b, summed over groups."""
+        """The mean squared error ``E |y - D x - b|^2`` with the best b, summed over groups."""
         gap = self.yy.sum() - 2 * (d * self.yx).sum() + ((d @ self.xx) * d).sum()
         return max(float(gap) / self.count, 0.0)
 
@@ -85,13 +85,13 @@ class JointMoments:
 
     @property
     def bytes(self) -> int:
-        """Memory that they take."""
+        """The memory that the moments take, in bytes."""
         each = (self.mean_x, self.mean_y, self.xx, self.yx, self.yy)
         return sum(t.numel() * t.element_size() for t in each)
 
 
 def pooled(each: Iterable[JointMoments]) -> JointMoments:
-    """Of layers that share a weight but no bias: deviations from each layer's own mean, added up.
+    """Pool the moments of layers that share a weight but no bias: deviations from each layer's own mean, added up.
 
     The means of the result are those of the first layer, and mean nothing.
     """

@@ -33,7 +33,7 @@ def feasible(ranks: Sequence[int], sizes: Sequence[int], rest: int = 1) -> tuple
 
 
 def rank_pair_errors(w: Float[Tensor, "n1 n2 *rest"]) -> Float64[Tensor, "n1 n2"]:
-    """``||W - W_hat||_F^2`` of the higher-order SVD over the first two modes, for all pairs of ranks at once.
+    """Squared errors ``||W - W_hat||_F^2`` of the higher-order SVD over two modes, for all pairs of ranks at once.
 
     With *all* singular vectors of both modes, ``E = W x_1 U_1^T x_2 U_2^T`` is the tensor in other coordinates, and
     cutting at ``(r_1, r_2)`` keeps its leading block: the error is the energy of the rest. Two cumulative sums of
@@ -59,7 +59,7 @@ def rank_pair_errors(w: Float[Tensor, "n1 n2 *rest"]) -> Float64[Tensor, "n1 n2"
 def random_tucker(
     sizes: Sequence[int], ranks: Sequence[int], norm: float, generator: torch.Generator, *, groups: int = 1
 ) -> tuple[Float64[Tensor, "gr *core"], tuple[Float64[Tensor, "gn r"], ...]]:
-    """Random orthonormal bases and a normal core, so that ``E ||C x_1 U_1 ... x_d U_d||^2 = norm^2``.
+    """Random Tucker tensor: orthonormal bases and a normal core with ``E ||C x_1 U_1 ... x_d U_d||^2 = norm^2``.
 
     Args:
         sizes: of all modes of each tensor.

@@ -15,7 +15,7 @@ _NOISE = 1e-12
 def nested_cholesky(
     k: Float64[Tensor, "g m m"], floor: Float64[Tensor, "g m"] | float = 0.0
 ) -> tuple[Float64[Tensor, "g m m"], Float64[Tensor, "g m"]]:
-    """``L`` and ``d`` with ``K = diag(d) L L^T diag(d)``, and the same for every leading block of K.
+    """Scaled Cholesky factor ``L`` and ``d`` with ``K = diag(d) L L^T diag(d)``, for every leading block of K as well.
 
     Rows of K that depend on earlier ones (to 1e-5 of their length) make it singular; then ``K + 1e-12 diag(K)`` takes
     its place, so that errors that are computed from ``L`` are bounds from above, off by as little. Rows without length
@@ -42,10 +42,10 @@ def nested_cholesky(
 
 
 def solve(factor: Float64[Tensor, "g m m"], d: Float64[Tensor, "g m"], x: Float64[Tensor, "g m p"]) -> Tensor:
-    """``K^-1 x`` from the two that `nested_cholesky` made of K; zeros in rows without length."""
+    """Solve ``K^-1 x`` with ``factor`` and ``d`` as `nested_cholesky` gives them; zeros in rows without length."""
     return torch.cholesky_solve(x / d[..., None], factor) / d[..., None]
 
 
 def whiten(factor: Float64[Tensor, "g m m"], d: Float64[Tensor, "g m"], x: Float64[Tensor, "g m p"]) -> Tensor:
-    """``(diag(d) L)^-1 x``: its rows belong to orthonormal combinations of the rows of K, each of the ones up to it."""
+    """Whiten ``x`` with ``factor`` and ``d`` as `nested_cholesky` gives them: ``(diag(d) L)^-1 x``."""
     return torch.linalg.solve_triangular(factor, x / d[..., None], upper=False)

@@ -23,9 +23,14 @@ from tenfold.linalg.svd import gram_basis, working
 
 
 def damped(moment: Float[Tensor, "b m m"], w: Float[Tensor, "b m n"], damping: float) -> Float64[Tensor, "b m m"]:
-    """``S + damping tr(S) / tr(W W^T) W W^T``: the moment as if a share of the inputs were white.
+    """Add the moment of white inputs to an output moment: ``S + damping tr(S) / tr(W W^T) W W^T``.
 
     Directions that the calibration data never excites then count by their weight instead of not at all.
+
+    Args:
+        moment: S, the output moments.
+        w: W, the weights.
+        damping: relative, >= 0.
     """
     s, w = working(moment), working(w)
     white = w @ w.mT
@@ -36,7 +41,7 @@ def damped(moment: Float[Tensor, "b m m"], w: Float[Tensor, "b m n"], damping: f
 def output_basis(
     moment: Float[Tensor, "b m m"], metric: Float[Tensor, "b m m"] | None = None
 ) -> tuple[Float64[Tensor, "b m m"], Float64[Tensor, "b m m"], Float64[Tensor, "b m"]]:
-    """All left and right output factors, best first, and the energy of each.
+    """The optimal output-aware factors of every rank, best directions first, and the energy of each direction.
 
     Returns:
         ``a``, ``b``, ``energy`` with ``W_hat = a[..., :r] (b[..., :r]^T W)`` the best of rank r, whose squared error is
@@ -57,7 +62,14 @@ def output_basis(
 def output_factors(
     w: Float[Tensor, "b m n"], a: Float[Tensor, "b m m"], b: Float[Tensor, "b m m"], rank: int
 ) -> tuple[Float[Tensor, "b m r"], Float[Tensor, "b r n"]]:
-    """``left (m, r)`` and ``right (r, n)`` of ``W_hat = a_r (b_r^T W)``, in the dtype of ``w``, columns balanced."""
+    """The output-aware factors of one rank, ``W_hat = left right = a_r (b_r^T W)``, in the dtype of ``w``, balanced.
+
+    Args:
+        w: W.
+        a: left directions, from `output_basis`.
+        b: right directions, from `output_basis`.
+        rank: r, in 1..m.
+    """
     left, right = a[..., :rank], b[..., :rank].mT @ working(w)
     ratio = right.norm(dim=-1) / left.norm(dim=-2).clamp(min=1e-300)
     scale = torch.where(ratio > 0, ratio, torch.ones_like(ratio)).sqrt()

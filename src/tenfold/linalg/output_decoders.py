@@ -21,7 +21,7 @@ _ROUNDING = 1e-13
 
 
 def lost(form: OutputForm, v: Float64[Tensor, "g s r F"]) -> Float64[Tensor, " r_and_1"]:
-    """The mean squared error of the outputs at rank 0, 1, ..., r for the first rows of V, with the best H for each.
+    """Mean squared errors of the outputs at every rank 0, 1, ..., r of the encoder, each with its best decoder.
 
     Summed over groups; the first number is the variance of the outputs. Never negative, never growing with rank.
 
@@ -36,7 +36,7 @@ def lost(form: OutputForm, v: Float64[Tensor, "g s r F"]) -> Float64[Tensor, " r
 def tucker_lost(
     form: OutputForm, v: Float64[Tensor, "g 1 r F"], ranks: Sequence[int]
 ) -> Float64[Tensor, "ranks f_and_1"]:
-    """The mean squared error in Tucker format at each input rank in ``ranks`` and every output rank 0, 1, ..., f.
+    """Mean squared errors in Tucker format at each input rank in ``ranks`` and every output rank 0, 1, ..., f.
 
     Summed over groups, which share their ranks. The best decoder for each pair is that of `tucker_decoder`.
 
@@ -61,19 +61,22 @@ def tucker_lost(
 
 
 def decoder(form: OutputForm, v: Float64[Tensor, "g s r F"]) -> Float64[Tensor, "g f r s T"]:
-    """The best decoder, ``H = W S E^T (E S E^T)^-1``."""
+    """The least-squares decoder of an encoder, ``H = W S E^T (E S E^T)^-1``."""
     factor, scale, rows = _factored(form, v)
     h = solve(factor, scale, rows @ form.w.flatten(2).mT)
     return h.mT.reshape(*h.mT.shape[:2], v.shape[2], v.shape[1], -1)
 
 
 def outer_basis(form: OutputForm, v: Float64[Tensor, "g 1 r F"], rank: int) -> Float64[Tensor, "g f q"]:
-    """The orthonormal U of which ``U U^T H`` is the best decoder that has this rank as a matrix.
+    """The orthonormal output basis U for which ``U U^T H`` is the best decoder of this rank as a matrix.
 
     Args:
         form: the layer.
         v: the encoder's rows.
         rank: q, 1 <= q <= f.
+
+    Raises:
+        ArgumentError: a rank out of range.
     """
     f = form.w.shape[1]
     check(1 <= rank <= f, "rank", f"in 1..{f}", rank)
@@ -92,7 +95,7 @@ def factors(
 def tucker_factors(
     form: OutputForm, v: Float64[Tensor, "g 1 r F"], h: Float64[Tensor, "g f r 1 T"], outer: Float64[Tensor, "g f q"]
 ) -> tuple[Float64[Tensor, "gq r *k"], Float64[Tensor, "gf q"], Float64[Tensor, "gF r"]]:
-    """Core, outer and inner basis of ``U U^T H E``, as a Tucker layer takes them; both bases orthonormal.
+    """Core, output and input basis of ``U U^T H E``, as a Tucker layer takes them; both bases orthonormal.
 
     Args:
         form: the layer, in the input fold.
@@ -109,7 +112,7 @@ def tucker_factors(
 def balanced(
     left: Float64[Tensor, "b m r"], right: Float64[Tensor, "b r n"]
 ) -> tuple[Float64[Tensor, "b m r"], Float64[Tensor, "b r n"]]:
-    """The same product with ``left^T left = right right^T``, diagonal: the best start for training factors further.
+    """Balance two factors: the same product with ``left^T left = right right^T``, diagonal.
 
     ``r <= min(m, n)``. Nothing is divided by a singular value: factors of lower rank are harmless.
     """

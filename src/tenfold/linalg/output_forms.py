@@ -47,7 +47,9 @@ DAMPING = 1e-6
 
 @dataclass(frozen=True)
 class OutputForm:
-    """One kernel in one fold, and the covariance of its unfolded inputs. Make one by `of_inputs` or `of_outputs`.
+    """The output-aware low-rank problem of one layer: a kernel in a fold, and the covariance of its unfolded inputs.
+
+    Made by `of_inputs` or `of_outputs`.
 
     Args:
         fold: the form; any but the decoupled one.
@@ -70,13 +72,13 @@ class OutputForm:
         covariance: Float[Tensor, "g n n"],
         damping: float = DAMPING,
     ) -> OutputForm:
-        """From the covariance of the unfolded inputs of each group, in the order ``(channel, *k)`` of the kernel.
+        """The problem from the covariance of the unfolded inputs of each group, ordered ``(channel, *k)``.
 
         Args:
             fold: of the kernel.
             kernel: finite, any floating dtype.
             covariance: ``n = c prod(k)``; centred, or ``E[x x^T]`` for a layer that must do without a bias.
-            damping: the share ``d`` of white noise in ``S + d tr(W S W^T) / tr(W W^T) I``, >= 0.
+            damping: relative amount ``d`` of white noise in ``S + d tr(W S W^T) / tr(W W^T) I``, >= 0.
 
         Raises:
             ArgumentError: the decoupled fold, shapes that do not fit, a negative damping.
@@ -107,7 +109,7 @@ class OutputForm:
         covariance: Float[Tensor, "g sf sf"],
         damping: float = DAMPING,
     ) -> OutputForm:
-        """The channel fold (linear layers) from the covariance of what its slices put out, the smaller one if wide.
+        """The problem in the channel fold from the covariance of the outputs of each slice, smaller for wide layers.
 
         The factors are those that `of_inputs` finds: the encoder of a slice lies in the span of the slice's rows, so
         that ``W_i x_i`` is all that it needs of ``x_i``.
@@ -142,7 +144,7 @@ class OutputForm:
 
     @property
     def rank_rows(self) -> int:
-        """Rows of E that a rank has: ``s |T|``."""
+        """Number of rows of E per rank: ``s |T|``."""
         return self.w.shape[2] * self.w.shape[-1]
 
     @property
@@ -153,12 +155,12 @@ class OutputForm:
 
     @property
     def total(self) -> Float64[Tensor, " g"]:
-        """``tr W S W^T``: the variance of each group's outputs, its error at rank 0."""
+        """The variance ``tr W S W^T`` of each group's outputs: its error at rank 0."""
         w = self.w.flatten(2)
         return ((w @ self.matrix) * w).sum((1, 2))
 
     def separable(self) -> tuple[Float64[Tensor, "g s F F"], Float64[Tensor, "g s T T"]]:
-        """``S_F`` and ``rho`` of each slice, the nearest ``S ~ S_F (x) rho``."""
+        """``S_F`` and ``rho`` of each slice in the nearest Kronecker product ``S ~ S_F (x) rho``."""
         return separable_fit(torch.diagonal(self.covariance, dim1=1, dim2=4).movedim(-1, 1))
 
     def rows(self, v: Float64[Tensor, "g s r F"]) -> Float64[Tensor, "g m n"]:
@@ -178,13 +180,13 @@ class OutputForm:
         return torch.einsum("gorst,gsrf->gosft", h, v)
 
     def error(self, v: Float64[Tensor, "g s r F"], h: Float64[Tensor, "g f r s T"]) -> Float64[Tensor, " g"]:
-        """``tr (W - H E) S (W - H E)^T`` of any encoder and decoder, for each group."""
+        """The mean squared error ``tr (W - H E) S (W - H E)^T`` of an encoder and decoder, for each group."""
         gap = (self.w - self.product(v, h)).flatten(2)
         return ((gap @ self.matrix) * gap).sum((1, 2))
 
 
 def encoder_start(form: OutputForm) -> Float64[Tensor, "g s r F"]:
-    """Rows of V up to full rank, best first, as if the covariance were ``S_F (x) rho``: then they are optimal.
+    """Encoder rows up to full rank, best first, optimal where the covariance is a Kronecker product ``S_F (x) rho``.
 
     With ``M (F, f T)`` the kernel and Q the right singular vectors of ``S_F^{1/2} M (I (x) rho^{1/2})`` they are
     ``V = Q^T (I (x) rho^{1/2}) M^T``, scaled to unit variance. No root nor inverse of ``S_F`` is ever formed, so that
@@ -205,7 +207,7 @@ def encoder_start(form: OutputForm) -> Float64[Tensor, "g s r F"]:
 
 
 def weight_start(form: OutputForm) -> Float64[Tensor, "g s r F"]:
-    """Rows of V up to full rank, best first, by the kernel alone: the right singular vectors of the fold's matrices."""
+    """Encoder rows up to full rank, best first: the right singular vectors of the fold's matrices, without data."""
     if form.reads is None:
         m = form.w.permute(0, 2, 3, 1, 4).flatten(-2)
     else:
@@ -221,7 +223,7 @@ def form_order(fold: Fold) -> Int64[Tensor, " n"]:
 
 
 def symmetric(x: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    """``(x + x^T) / 2``: what rounding has made differ is made equal again."""
+    """The symmetric part ``(x + x^T) / 2``, which removes rounding differences."""
     return (x + x.mT) / 2
 
 

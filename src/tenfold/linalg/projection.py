@@ -55,7 +55,7 @@ class Spectrum:
     values: Float64[Tensor, "*batch p"]
 
     def leading(self, rank: Tensor | int) -> Basis:
-        """The first ``rank`` directions; a tensor gives one number per matrix, the columns beyond it are zeros."""
+        """The leading ``rank`` directions; a tensor gives one rank per matrix, the columns beyond it are zeros."""
         most = rank if isinstance(rank, int) else int(rank.max())
         u, s = self.vectors[..., :most], self.values[..., :most]
         if not isinstance(rank, int):
@@ -114,11 +114,11 @@ class Weighted:
         return self.gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64)
 
     def spectrum(self) -> Spectrum:
-        """All directions, exactly: an eigenproblem of the short side."""
+        """All directions and singular values, exactly: an eigenproblem of the short side."""
         return Spectrum(*gram_basis(self.gram))
 
     def refined(self, old: Float[Tensor, "*batch p r"]) -> tuple[Basis, Float64[Tensor, "*batch"]]:
-        """One subspace step from a basis of a matrix nearby, and how far from invariant its result is.
+        """One subspace iteration from the basis of a nearby matrix, and the residual of its result.
 
         ``U <- orth(G U (U^T G U)^-1)``, all of it matrix products and Cholesky factors of size r. Where a matrix of
         rank r has changed by d, relatively, the error of its projection falls from O(d) to O(d^3); where it had a
@@ -147,7 +147,7 @@ class Weighted:
         return Basis(new, _solve(small, new), energy), torch.where(wrong, torch.inf, residual.double())
 
     def factors(self, basis: Basis) -> tuple[Float[Tensor, "*batch m r"], Float[Tensor, "*batch r n"]]:
-        """``left @ right = M V V^T`` for the directions in ``basis``, in the dtype of the matrix."""
+        """Low-rank factors ``left @ right = M V V^T`` for the directions in ``basis``, in the dtype of the matrix."""
         u, m = basis.vectors, self.matrix
         if self.inner is None:
             return m @ u.to(m), u.mT.to(m)
@@ -157,7 +157,7 @@ class Weighted:
         return (self.inner @ (a * basis.dual)).to(m), (a * u).mT.to(m) @ m
 
     def within(self, x: Float[Tensor, "*batch m n"], basis: Basis) -> Float[Tensor, "*batch m n"]:
-        """``X V V^T`` for another matrix of the same shape: an optimizer's momentum."""
+        """Project another matrix of the same shape, such as a momentum, onto the same row space: ``X V V^T``."""
         if self.inner is None:
             v = basis.vectors.to(x)
             return (x @ v) @ v.mT
@@ -166,7 +166,7 @@ class Weighted:
         return (x @ (m.mT @ (a * basis.dual).to(x))) @ ((a * basis.vectors).to(x).mT @ m)
 
     def polar(self, spectrum: Spectrum, rank: Tensor | int) -> Float[Tensor, "*batch m n"]:
-        """``U_r V_r^T`` of ``A``: without a metric the sub-gradient of least norm of ``sum s`` at the projection."""
+        """The polar factor ``U_r V_r^T`` of ``A``: without a metric a sub-gradient of the nuclear norm."""
         u, m = spectrum.leading(rank).vectors, self.matrix
         turn = ((u * _inverse(spectrum.values[..., : u.shape[-1]])[..., None, :]) @ u.mT).to(m)
         return m @ turn if self.inner is None else turn @ m
@@ -190,7 +190,7 @@ def _tiny(x: Tensor) -> float:
 
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
-    """Products in float32 are products in float32: no autocast, no TF32, either of which costs three digits."""
+    """Switch autocast and TF32 off for the block: either costs float32 products three digits."""
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "ieee"
@@ -204,7 +204,7 @@ def full_precision(x: Tensor) -> Iterator[None]:
 def transfer_scale(
     whole: Float64[Tensor, "*batch"], kept: Float64[Tensor, "*batch"], tail: float = 0.0
 ) -> Float64[Tensor, "*batch"]:
-    """``c = sqrt((sum s^2 - rho^2 sum_{>r} s^2) / sum_{<=r} s^2) >= 1``; 1 where nothing is kept.
+    """Energy-transfer factor ``c = sqrt((sum s^2 - rho^2 sum_{>r} s^2) / sum_{<=r} s^2)``; 1 where nothing is kept.
 
     Args:
         whole: ``sum s^2``.
@@ -224,7 +224,7 @@ def project(
     transfer: bool = False,
     tail: float = 0.0,
 ) -> Float[Tensor, "*batch m n"]:
-    """The nearest matrix of rank ``r`` in ``||diag(metric) (.)||_F``, scaled by the energy transfer if asked for.
+    """Best rank-``r`` approximation of ``a`` in ``||diag(metric) (.)||_F``, with energy transfer if asked for.
 
     Args:
         a: one matrix or a batch, any floating dtype, finite.
@@ -232,7 +232,7 @@ def project(
         metric: one weight per row, of any sign, zeros allowed; None: ones. LRPET's is the batch norm's
             ``gamma / sqrt(running_var + eps)``.
         transfer: scale what is kept so that the energy in the metric stays what it was.
-        tail: ``rho`` in [0, 1], at which the rest is kept; 0 cuts it off. Above 0 the rank does not fall.
+        tail: ``rho`` in [0, 1], the factor that scales the rest; 0 cuts it off. Above 0 the rank does not fall.
 
     Returns:
         a new tensor like ``a``.
@@ -261,7 +261,7 @@ def project(
 
 
 def nuclear_subgradient(a: Float[Tensor, "*batch m n"], rank: int) -> Float[Tensor, "*batch m n"]:
-    """``U_r V_r^T``: the sub-gradient of least norm of the nuclear norm at the rank-``r`` projection of ``a``.
+    """Sub-gradient ``U_r V_r^T`` of the nuclear norm at the rank-``r`` projection of ``a``, the one of least norm.
 
     Args:
         a: one matrix or a batch, any floating dtype, finite, of rank ``r`` at least.

@@ -18,7 +18,7 @@ from tenfold.linalg.svd import left_basis, like, require_finite, working
 
 
 def row_subgradient(a: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
-    """``a_i / ||a_i||`` for every row, 0 for a row of zeros: the sub-gradient of least norm of ``sum_i ||a_i||_2``.
+    """Sub-gradient ``a_i / ||a_i||`` of the group-lasso norm ``sum_i ||a_i||_2`` of the rows; 0 for a row of zeros.
 
     Args:
         a: one matrix or a batch, any floating dtype.
@@ -30,7 +30,7 @@ def row_subgradient(a: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n
 
 
 def shrink_rows(a: Float[Tensor, "*batch m n"], threshold: float) -> Float[Tensor, "*batch m n"]:
-    """``a_i max(0, 1 - t / ||a_i||)``: the proximal map of ``t sum_i ||a_i||_2``.
+    """Proximal map of ``t sum_i ||a_i||_2``, block soft thresholding of the rows: ``a_i max(0, 1 - t / ||a_i||)``.
 
     Args:
         a: one matrix or a batch, any floating dtype.
@@ -48,7 +48,7 @@ def shrink_rows(a: Float[Tensor, "*batch m n"], threshold: float) -> Float[Tenso
 
 
 def shrink_spectrum(a: Float[Tensor, "*batch m n"], threshold: float) -> Float[Tensor, "*batch m n"]:
-    """``U (S - t)_+ V^T``: the proximal map of ``t sum_i s_i``, the nuclear norm.
+    """Proximal map of the nuclear norm ``t sum_i s_i``, singular value thresholding: ``U (S - t)_+ V^T``.
 
     From the left vectors of the short side: ``U diag((s - t)_+ / s) U^T A``, so that no right vector is formed.
 

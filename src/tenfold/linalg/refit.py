@@ -35,7 +35,7 @@ _FLOOR = 1e-8
 
 
 def refit_last(moments: JointMoments, before: Float[Tensor, "g f m"], ridge: float = RIDGE) -> Float64[Tensor, "g f m"]:
-    """The factor ``D`` that fits y best from x, held to ``before`` by the ridge; its bias is `JointMoments.shift`.
+    """Ridge regression of y on x around the present factor ``before``; the bias is `JointMoments.shift`.
 
     Where ``y = before x + b`` on all samples, as at full rank, it is ``before`` to rounding.
 
@@ -61,7 +61,9 @@ def refit_both(
     ridge: float = RIDGE,
     rounds: int = 2,
 ) -> tuple[Float64[Tensor, "b rows r"], Float64[Tensor, "b r columns"]]:
-    """Both factors fitted to y from the layer's unfolded input x; on the samples never worse than those given.
+    """Fit both low-rank factors to the outputs y of a layer, given its unfolded inputs x, by alternating least squares.
+
+    On the samples never worse than the factors given.
 
     Alternation starts from the present encoder or from `encoder_start`, whichever is better. The ridge holds the
     product to the *dense* kernel, and where the rank is short that can make the error on the samples grow; then the
@@ -71,8 +73,8 @@ def refit_both(
         fold: any but the decoupled one.
         moments: of the unfolded inputs, in the order ``(channel, *k)``, and of the outputs wanted.
         dense: the dense layer's kernel.
-        left: factors as they are, in the layout of `Fold.decoder`.
-        right: in the layout of `Fold.encoder`.
+        left: present left factors, in the layout of `Fold.decoder`.
+        right: present right factors, in the layout of `Fold.encoder`.
         ridge: as in `refit_last`.
         rounds: of `tenfold.linalg.alternation.alternate`.
 
@@ -103,7 +105,21 @@ def refit_tucker(
     ridge: float = RIDGE,
     rounds: int = 2,
 ) -> tuple[Float64[Tensor, "gq r *k"], Float64[Tensor, "out q"], Float64[Tensor, "gc r"]]:
-    """`refit_both` for core and bases in the layout of a Tucker layer; ``fold`` is the input fold."""
+    """`refit_both` for the core and bases of a Tucker layer.
+
+    Args:
+        fold: the input fold.
+        moments: as in `refit_both`.
+        dense: as in `refit_both`.
+        core: present core.
+        outer: present output basis.
+        inner: present input basis.
+        ridge: as in `refit_last`.
+        rounds: as in `refit_both`.
+
+    Raises:
+        ArgumentError: a number out of range.
+    """
     form, sorted_moments = _problem(fold, moments, dense, ridge)
     g, q = fold.groups, outer.shape[1]
     v = working(inner).reshape(g, 1, -1, inner.shape[1]).mT

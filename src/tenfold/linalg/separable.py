@@ -18,7 +18,7 @@ from tenfold.linalg.svd import working
 def separable_fit(
     s: Float[Tensor, "*batch f t f t"], steps: int = 3
 ) -> tuple[Float64[Tensor, "*batch f f"], Float64[Tensor, "*batch t t"]]:
-    """Fit ``S ~ S_F (x) rho`` in Frobenius norm by power steps.
+    """The Kronecker product ``S_F (x) rho`` nearest to a covariance S in Frobenius norm, by power steps.
 
     Args:
         s: covariances, symmetric and positive semi-definite as matrices over ``(F, T)``.

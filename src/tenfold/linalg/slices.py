@@ -23,7 +23,7 @@ from tenfold.linalg.svd import gram, gram_spectrum, require_finite, working
 def slice_spectra(
     w: Float[Tensor, "*batch f c kappa"], slices: Iterable[int]
 ) -> dict[int, Float64[Tensor, "*batch k p"]]:
-    """Singular values of each of the ``k`` channel slices, for every ``k`` in ``slices``.
+    """Singular values of a kernel in ``k`` channel slices, for every ``k`` in ``slices``.
 
     Args:
         w: kernels with their spatial axes flattened into one (``kappa = 1`` for a linear layer).

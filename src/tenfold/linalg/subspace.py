@@ -20,7 +20,7 @@ NOISE = 10
 def orthonormalise(
     x: Float[Tensor, "*batch n r"],
 ) -> tuple[Float64[Tensor, "*batch n r"], Float64[Tensor, "*batch r r"]]:
-    """``x = Q R`` with orthonormal columns in Q and no negative number on the diagonal of R.
+    """QR decomposition ``x = Q R`` with no negative number on the diagonal of R.
 
     With that sign a basis that is nearly orthonormal comes out as nearly itself.
 
@@ -80,9 +80,14 @@ def fresh_directions(
 def augment(
     u: Float[Tensor, "*batch n r"], x: Float[Tensor, "*batch n q"], most: int | None = None
 ) -> Float[Tensor, "*batch n rp"]:
-    """``[u | new]``, a basis of ``span [u | x]``: u itself in front, untouched, then `fresh_directions`.
+    """Augment a basis: ``[u | new]`` spans ``[u | x]``, with u itself in front, untouched, then `fresh_directions`.
 
     A tensor in the old basis is the same tensor in the new one with its core padded by zeros.
+
+    Args:
+        u: orthonormal columns.
+        x: finite.
+        most: new columns, at most; None: as many as there are.
     """
     return torch.cat([u.detach(), fresh_directions(u, x, most)], -1)
 
@@ -119,10 +124,10 @@ def truncate_core(
 
 
 def align(p: Float64[Tensor, "*batch r q"]) -> Float64[Tensor, "*batch q q"]:
-    """The rotation R that brings the columns of ``p R`` nearest to the first q unit vectors.
+    """Orthogonal Procrustes: the rotation R that brings the columns of ``p R`` nearest to the first q unit vectors.
 
     The columns of p span a subspace; which basis of it is used does not matter to the weight, but it does to state
-    that an optimizer keeps entry by entry. Orthogonal Procrustes: ``R = X Y^T`` with ``p^T [I; 0] = X s Y^T``.
+    that an optimizer keeps entry by entry. ``R = X Y^T`` with ``p^T [I; 0] = X s Y^T``.
 
     Source: Schoenemann 1966.
     """

@@ -27,7 +27,7 @@ _FEW = 6
 
 
 def working(a: Tensor) -> Float64[Tensor, "*shape"]:
-    """``a`` detached, in float64 (no copy where it is that already), on the CPU where the device has no float64."""
+    """``a`` detached, in float64 (no copy if it is already), on the CPU where the device has no float64."""
     a = a.detach()
     return (a.cpu() if a.device.type == "mps" else a).to(torch.float64)
 
@@ -38,7 +38,7 @@ def like(x: Float[Tensor, "*shape"], a: Tensor) -> Float[Tensor, "*shape"]:
 
 
 def gram(a: Float[Tensor, "*batch m n"], side: Literal["left", "right"]) -> Float[Tensor, "*batch p p"]:
-    """``A A^T`` (left) or ``A^T A`` (right)."""
+    """Gram matrix ``A A^T`` (left) or ``A^T A`` (right)."""
     b = a if side == "left" else a.mT
     if b.device.type != "cpu":
         return b @ b.mT
@@ -55,7 +55,7 @@ def gram_spectrum(g: Float64[Tensor, "*batch p p"]) -> Float64[Tensor, "*batch p
 def gram_basis(
     g: Float64[Tensor, "*batch p p"], rank: int | None = None
 ) -> tuple[Float64[Tensor, "*batch p r"], Float64[Tensor, "*batch r"]]:
-    """Eigenvectors of ``g`` in columns and ``sqrt`` of its eigenvalues, both by descending eigenvalue.
+    """Singular vectors and values from a Gram matrix: eigenvectors in columns and ``sqrt`` of eigenvalues, descending.
 
     ``rank`` asks for the leading ones only; of a large matrix a few of them cost half of what all cost.
     """
@@ -163,7 +163,10 @@ def left_basis(
 ) -> tuple[Float64[Tensor, "*batch m r"], Float64[Tensor, "*batch r"]]:
     """Orthonormal left singular vectors of ``a`` (columns, by descending value) and its singular values, float64.
 
-    The leading ``rank`` of them, by default all ``min(m, n)``; ``driver`` as in `singular_values`.
+    Args:
+        a: one matrix or a batch, any floating dtype, finite.
+        rank: the leading so many; None: all ``min(m, n)``.
+        driver: as in `singular_values`.
 
     Raises:
         TenfoldError: ``a`` has NaN or infinite entries.
@@ -194,6 +197,9 @@ def energy_rank(s: Float[Tensor, "*batch p"], energy: float) -> Tensor:
 
     Returns:
         int64 ranks, one per batch entry.
+
+    Raises:
+        ArgumentError: ``energy`` out of range.
 
     Source: Xu et al. 2020 (arXiv 2004.14566), section 3.
     """

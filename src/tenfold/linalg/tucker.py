@@ -20,17 +20,22 @@ from tenfold.linalg.svd import Driver, left_basis, like, singular_values, tail_r
 
 
 def unfold(w: Float[Tensor, "*shape"], mode: int) -> Float[Tensor, "n rest"]:
-    """``Mat_mode(w)``: the mode as rows, all other axes, in order, as columns."""
+    """Mode unfolding ``Mat_mode(w)``: the mode as rows, all other axes, in order, as columns."""
     return w.movedim(mode, 0).unsqueeze(-1).flatten(1)  # the extra axis serves vectors
 
 
 def mode_product(w: Float[Tensor, "*shape"], a: Float[Tensor, "p n"], mode: int) -> Tensor:
-    """``w x_mode a``: the axis ``mode`` of length n becomes one of length p."""
+    """Mode product ``w x_mode a``: the axis ``mode`` (from 0) of length n becomes one of length p."""
     return batch_product(w[None], a[None], mode)[0]
 
 
 def tucker_full(core: Float[Tensor, "*shape"], bases: Sequence[Tensor]) -> Tensor:
-    """``core x_1 U_1 x_2 U_2 ...`` for the first ``len(bases)`` modes; further modes of the core are left alone."""
+    """The full tensor ``core x_1 U_1 x_2 U_2 ...`` of a Tucker decomposition.
+
+    Args:
+        core: ``(r_1, ..., r_d, *rest)``; further modes than there are bases are left alone.
+        bases: ``U_i (n_i, r_i)`` of the first modes.
+    """
     for mode, basis in enumerate(bases):
         core = mode_product(core, basis, mode)
     return core
@@ -66,13 +71,21 @@ def hosvd(
 
 
 def hosvd_bound(w: Float[Tensor, "*shape"], ranks: Sequence[int]) -> float:
-    """``sqrt(sum_i sum_{m > r_i} s_m(Mat_i(w))^2)``: no truncated HOSVD of ``w`` errs more in Frobenius norm."""
+    """Error bound ``sqrt(sum_i sum_{m > r_i} s_m(Mat_i(w))^2)`` of the truncated HOSVD in Frobenius norm.
+
+    Args:
+        w: the tensor, any floating dtype, finite.
+        ranks: see `hosvd`.
+
+    Raises:
+        TenfoldError: NaN or infinite entries.
+    """
     tails = [singular_values(unfold(w, mode))[rank:].square().sum() for mode, rank in enumerate(ranks)]
     return math.sqrt(float(torch.stack(tails).sum())) if tails else 0.0
 
 
 def hooi(w: Float[Tensor, "*shape"], ranks: Sequence[int], *, sweeps: int = 10) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Higher-order orthogonal iteration: `hosvd`, then every basis in turn made the best for the others.
+    """Higher-order orthogonal iteration: `hosvd`, then every basis in turn optimised with the others fixed.
 
     The error never grows from sweep to sweep; where the ranks are far below full it ends a few per cent below that of
     `hosvd`.
@@ -80,7 +93,7 @@ def hooi(w: Float[Tensor, "*shape"], ranks: Sequence[int], *, sweeps: int = 10) 
     Args:
         w: the tensor, any floating dtype, finite.
         ranks: see `hosvd`.
-        sweeps: over all modes, at most; it stops where the core's energy grows by less than 1e-7 of itself.
+        sweeps: sweeps over all modes, at most; it stops where the core's energy grows by less than 1e-7 of itself.
 
     Returns:
         core and bases, as `hosvd`.
@@ -110,7 +123,7 @@ def hooi(w: Float[Tensor, "*shape"], ranks: Sequence[int], *, sweeps: int = 10) 
 def tucker_truncate(
     core: Float[Tensor, "*shape"], bases: Sequence[Tensor], tolerance: float
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Cut the ranks of a Tucker tensor as far as ``||W - W_hat||_F <= tolerance ||W||_F`` allows.
+    """Truncate the ranks of a Tucker tensor as far as ``||W - W_hat||_F <= tolerance ||W||_F`` allows.
 
     `tucker_cut` without its limits.
 
@@ -131,7 +144,7 @@ def tucker_truncate(
 
 @dataclass(frozen=True)
 class Limits:
-    """What the ranks of a cut may be, whatever its tolerance says.
+    """Limits of the ranks of a truncation; they go before its tolerance.
 
     Args:
         least: per mode, or one for all. A rank that the tensor cannot have (above the product of the others) is never
@@ -145,7 +158,13 @@ class Limits:
     multiple: int = 1
 
     def rank(self, mode: int, wanted: int, possible: int) -> int:
-        """The rank in place of the ``wanted`` one."""
+        """The rank of a mode within the limits.
+
+        Args:
+            mode: from 0.
+            wanted: the rank that the tolerance asks for.
+            possible: the largest rank that the tensor can have there.
+        """
         least = self.least if isinstance(self.least, int) else self.least[mode]
         rank = -(-max(wanted, least, 1) // self.multiple) * self.multiple
         return min(rank, possible, possible if self.most is None else self.most[mode])
@@ -153,7 +172,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cut:
-    """What `tucker_cut` made.
+    """The result of `tucker_cut`.
 
     Args:
         core: the smaller core.
@@ -179,7 +198,7 @@ def tucker_cut(
     groups: int = 1,
     aligned: bool = False,
 ) -> Cut:
-    """Cut the ranks of a Tucker tensor as far as ``||W - W_hat||_F <= tolerance ||W||_F`` and the limits allow.
+    """Truncate the ranks of a Tucker tensor as far as ``||W - W_hat||_F <= tolerance ||W||_F`` and the limits allow.
 
     Mode by mode on the core, sharing one budget: ``tail_i^2 <= (tolerance^2 ||C||^2 - spent) / (modes left)``. With
     orthonormal bases the sum of the discarded energies *is* the squared error, so the bound is tight; cutting each
@@ -221,7 +240,7 @@ def tucker_cut(
 def tensor_cut(
     w: Float[Tensor, "gn *shape"], modes: int, tolerance: float = 0.0, *, limits: Limits | None = None, groups: int = 1
 ) -> Cut:
-    """`tucker_cut` of tensors that are not in Tucker format yet, over their first ``modes`` modes.
+    """Truncated Tucker decomposition of a full tensor over its first ``modes`` modes, to a tolerance: `tucker_cut`.
 
     Args:
         w: ``(g n_1, n_2, ..., *rest)``, the groups one after the other; finite.
@@ -240,7 +259,7 @@ def tensor_cut(
 
 
 def stacked(x: Float[Tensor, "rows *rest"], groups: int) -> Tensor:
-    """``(g n, *rest)`` as ``(g, n, *rest)``."""
+    """View ``(g n, *rest)`` as ``(g, n, *rest)``."""
     return x.unflatten(0, (groups, -1))
 
 
@@ -250,7 +269,7 @@ def batch_unfold(x: Float[Tensor, "g *shape"], mode: int) -> Float[Tensor, "g n 
 
 
 def batch_product(x: Float[Tensor, "g *shape"], a: Float[Tensor, "g p n"], mode: int) -> Tensor:
-    """`mode_product` of each of g tensors with a matrix of its own."""
+    """`mode_product` of each of g tensors with its own matrix."""
     front = x.movedim(mode + 1, 1)
     return (a @ batch_unfold(x, mode)).reshape(len(x), a.shape[1], *front.shape[2:]).movedim(1, mode + 1)
 

@@ -30,7 +30,7 @@ _GRID = 200
 
 
 def vbmf_rank(s: Float[Tensor, " p"], short: int, long: int) -> int:
-    """The empirical variational Bayes rank of a matrix with these singular values; may be 0.
+    """Rank of a matrix by empirical variational Bayes matrix factorisation, from its singular values; may be 0.
 
     Args:
         s: all singular values, descending, ``p = short``.

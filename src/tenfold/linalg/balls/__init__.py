@@ -25,7 +25,7 @@ SETS: dict[str, type[Ball]] = {ball.__name__: ball for ball in _ALL}
 
 
 def from_dict(data: dict[str, Any]) -> Ball:
-    """The ball that ``to_dict`` made ``data`` of.
+    """The ball that ``data`` describes: the inverse of `Ball.to_dict`.
 
     Raises:
         ArgumentError: no such set, or a field out of its range.

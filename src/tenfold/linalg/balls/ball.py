@@ -35,24 +35,24 @@ _EXPONENTS = {torch.float32: (torch.int32, 0x7F8 << 20), torch.float64: (torch.i
 
 
 class Grouping(ABC):
-    """How tensors ``(b, *shape)`` come apart into magnitudes ``(b, n)`` and directions."""
+    """A decomposition of tensors ``(b, *shape)`` into magnitudes ``(b, n)`` and directions."""
 
     @abstractmethod
     def count(self, shape: Sequence[int]) -> int:
-        """``n`` for one tensor of this shape."""
+        """The number of magnitudes ``n`` of one tensor of this shape."""
 
     @abstractmethod
     def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
-        """``z(x)``."""
+        """The magnitudes ``z(x)``."""
 
     @abstractmethod
     def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
-        """``z(x)``, and what puts other magnitudes in its place."""
+        """The magnitudes ``z(x)``, and a function that puts other magnitudes along the same directions."""
 
 
 @dataclass(frozen=True)
 class Ball(ABC):
-    """A set of tensors, one for each radius. Plain data: `to_dict` and `from_dict` are a JSON round trip.
+    """A norm ball of tensors; the radius is an argument of its methods. Plain data, see `to_dict` and `from_dict`.
 
     A set is given for *one* tensor, whatever its shape: filters stand in its first dimension, and its matrix is
     ``x.flatten(1)``. With ``stacked=True`` the first dimension counts tensors of one shape instead, all results are one
@@ -72,7 +72,7 @@ class Ball(ABC):
         """The norm of ``n`` magnitudes."""
 
     def lmo(self, g: Float[Tensor, "*shape"], radius: Radius, *, stacked: bool = False) -> Float[Tensor, "*shape"]:
-        """``argmin <g, v>`` over the set: a vertex. It does not depend on the scale of ``g``.
+        """Linear minimisation oracle, ``argmin <g, v>`` over the set: a vertex, whatever the scale of ``g``.
 
         Args:
             g: the gradient, any shape, any floating dtype; half types are worked on in float32.
@@ -96,29 +96,47 @@ class Ball(ABC):
         return v if stacked else v[0]
 
     def gauge(self, x: Float[Tensor, "*shape"], *, stacked: bool = False) -> Float[Tensor, "..."]:
-        """The smallest radius at which the set holds ``x``, float64; NaN where ``x`` is not finite."""
+        """The norm of ``x``: the smallest radius of a set that contains it, float64; NaN where ``x`` is not finite."""
         return self._measure(x, stacked, lambda z: self.norm(z.shape[-1]).gauge(z))
 
     def support(self, g: Float[Tensor, "*shape"], *, stacked: bool = False) -> Float[Tensor, "..."]:
-        """``max <g, x>`` over the set at radius 1, the dual norm of ``g``, float64; NaN where ``g`` is not finite."""
+        """The dual norm of ``g``: ``max <g, x>`` over the set at radius 1, float64; NaN where ``g`` is not finite."""
         return self._measure(g, stacked, lambda z: self.norm(z.shape[-1]).dual(z))
 
     def contains(
         self, x: Float[Tensor, "*shape"], radius: Radius, tolerance: float = 1e-5, *, stacked: bool = False
     ) -> Bool[Tensor, "..."]:
-        """``gauge(x) <= radius (1 + tolerance)``, on the device; False where ``x`` is not finite."""
+        """Whether ``gauge(x) <= radius (1 + tolerance)``, on the device; False where ``x`` is not finite.
+
+        Args:
+            x: any shape, any floating dtype.
+            radius: > 0.
+            tolerance: relative, >= 0.
+            stacked: ``x`` is a stack ``(b, *shape)``.
+        """
         gauge = self.gauge(x, stacked=stacked)
         return gauge <= radius_like(radius, gauge) * (1 + tolerance)
 
     def pull_in(self, x: Float[Tensor, "*shape"], radius: Radius, *, stacked: bool = False) -> Float[Tensor, "*shape"]:
-        """``x min(1, radius / gauge(x))``: shrunk towards 0 to the boundary; a point of the set stays bit for bit."""
+        """Scale ``x`` into the set, ``x min(1, radius / gauge(x))``; a point of the set stays bit for bit.
+
+        Args:
+            x: any shape, any floating dtype.
+            radius: > 0.
+            stacked: ``x`` is a stack ``(b, *shape)``.
+        """
         gauge = self.gauge(x, stacked=stacked)
         scale = radius_like(radius, gauge) / gauge
         scale = torch.where(scale < 1, scale, 1.0)  # 0 / 0 and NaN leave x as it is
         return like(_spread(scale, x) * working(x), x)
 
     def project(self, x: Float[Tensor, "*shape"], radius: Radius, *, stacked: bool = False) -> Float[Tensor, "*shape"]:
-        """The point of the set that is nearest to ``x`` in the L2 norm; a point of the set stays bit for bit.
+        """Euclidean projection of ``x`` onto the set; a point of the set stays bit for bit.
+
+        Args:
+            x: any shape, any floating dtype.
+            radius: > 0.
+            stacked: ``x`` is a stack ``(b, *shape)``.
 
         Raises:
             ArgumentError: the radius is a number and not > 0.
@@ -140,7 +158,7 @@ class Ball(ABC):
         return new if stacked else new[0]
 
     def diameter(self, radius: float, shape: Sequence[int]) -> float:
-        """The largest L2 distance of two points of the set, for a tensor of this shape."""
+        """The largest L2 distance between two points of the set, for a tensor of this shape."""
         n = self.split.count(shape)
         return 2 * radius * self.norm(n).reach(n)
 
@@ -149,7 +167,7 @@ class Ball(ABC):
         return diameter / self.diameter(1.0, shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the name of the class and its fields."""
+        """The name of the class and its fields, for JSON; `from_dict` reads it."""
         return {"ball": type(self).__name__} | asdict(self)
 
     def _vertex(self, x: Float[Tensor, "b *shape"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b *shape"]:
@@ -171,7 +189,7 @@ class Ball(ABC):
 
 @dataclass(frozen=True)
 class Counted(Ball):
-    """A ball whose vertices have k of what there is."""
+    """A ball whose vertices have at most k non-zero magnitudes. Abstract."""
 
     k: int | float
 
@@ -182,16 +200,20 @@ class Counted(Ball):
         check_k(self.k)
 
     def count(self, n: int) -> int:
-        """``k`` of ``n``: an int counts, n at most; a float is a share, rounded up."""
+        """The number of non-zero magnitudes of a vertex, of ``n``; see `how_many`."""
         return how_many(self.k, n)
 
     def norm(self, n: int) -> Norm:
-        """The family's norm for k of n."""
+        """The norm whose vertices have `count` of ``n`` magnitudes."""
         return type(self).of(self.count(n))
 
 
 def radius_like(radius: Radius, x: Tensor) -> Tensor:
-    """On the device and in the dtype of ``x``, without a wait for either; a number is checked."""
+    """The radius as a tensor on the device and in the dtype of ``x``, without a device sync.
+
+    Raises:
+        ArgumentError: a number that is not > 0.
+    """
     if isinstance(radius, Tensor):
         return radius.to(x)
     check(radius > 0, "radius", "> 0", radius)
@@ -199,9 +221,11 @@ def radius_like(radius: Radius, x: Tensor) -> Tensor:
 
 
 def unit_scale(x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b *shape"], Float[Tensor, "b"]]:
-    """Tensors at a scale of 1, zeros for those that are not finite; and what they have been divided by, NaN for those.
+    """Scale each tensor of a stack to a largest entry near 1; returns the tensors and their scales.
 
-    That is the power of two below their largest entries, so that no digit is lost, and no square overflows or vanishes.
+    Tensors that are not finite become zeros, with the scale NaN.
+
+    A scale is the power of two below the largest entry, so that no digit is lost, and no square overflows or vanishes.
 
     Args:
         x: a stack, float32 or float64.

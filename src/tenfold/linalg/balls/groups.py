@@ -18,10 +18,10 @@ from tenfold.linalg.balls.norms import SparseNorm, SupportNorm, precise
 
 
 class FilterGrouping(Grouping):
-    """The lengths of the filters: one per index of the first dimension of each tensor."""
+    """The L2 norms of the filters as magnitudes: one per index of the first dimension of each tensor."""
 
     def count(self, shape: Sequence[int]) -> int:
-        """Of the filters."""
+        """The number of filters."""
         return shape[0] if shape else 1
 
     def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
@@ -29,7 +29,7 @@ class FilterGrouping(Grouping):
         return torch.linalg.vector_norm(_rows(x), dim=-1, dtype=precise(x))
 
     def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
-        """Filters keep their directions; a zero filter stays zero."""
+        """The L2 norm of each filter, and the rebuilding that keeps their directions; a zero filter stays zero."""
         z = self.magnitudes(x)
         safe = torch.where(z > 0, z, 1.0)
         return z, lambda new: (_rows(x) * (new / safe).to(x)[..., None]).view(x.shape)
@@ -37,9 +37,9 @@ class FilterGrouping(Grouping):
 
 @dataclass(frozen=True)
 class GroupKSupport(Counted):
-    """The hull of the tensors with k filters and L2 norm ``r``: the k-support norm of the lengths of the filters.
+    """Group k-support norm ball: the convex hull of the tensors with k non-zero filters and L2 norm ``r``.
 
-    FilterGrouping stand in the first dimension: a transposed convolution goes in with its first two swapped.
+    Filters stand in the first dimension: a transposed convolution goes in with its first two swapped.
 
     Args:
         k: an int >= 1, how many filters; or a float in (0, 1], the share of the filters, rounded up.

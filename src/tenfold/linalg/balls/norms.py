@@ -37,28 +37,28 @@ class Norm(ABC):
 
     @abstractmethod
     def gauge(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        """``N(z)``."""
+        """The norm ``N(z)``."""
 
     @abstractmethod
     def dual(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
-        """``max <z, t>`` over ``N(t) <= 1``."""
+        """The dual norm ``max <z, t>`` over ``N(t) <= 1``."""
 
     @abstractmethod
     def vertex(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-        """A ``t >= 0`` that attains it; 0 where ``z`` is 0. ``z`` is at most 1."""
+        """A vertex ``t >= 0`` that attains the dual norm; 0 where ``z`` is 0. ``z`` is at most 1."""
 
     @abstractmethod
     def project(self, z: Float[Tensor, "b n"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
-        """The nearest ``t`` with ``N(t) <= radius``, for ``z`` outside."""
+        """Euclidean projection of ``z``, which is outside, onto ``N(t) <= radius``."""
 
     @abstractmethod
     def reach(self, n: int) -> float:
-        """``max ||t||_2`` over ``N(t) <= 1`` for ``n`` magnitudes: half the diameter of the set at radius 1."""
+        """Half the L2 diameter of the unit ball of ``n`` magnitudes, ``max ||t||_2`` over ``N(t) <= 1``."""
 
 
 @dataclass(frozen=True)
 class SparseNorm(Norm):
-    """``max(max z, sum z / k)``; the unit ball is the hull of the vectors with ``+-1`` on k entries."""
+    """The k-sparse norm ``max(max z, sum z / k)``; its unit ball has the vertices with ``+-1`` on k entries."""
 
     k: int
 
@@ -134,19 +134,19 @@ class SupportNorm(Norm):
         return x * (radius / self.gauge(x).clamp(min=torch.finfo(z.dtype).tiny)).clamp(max=1)[:, None]
 
     def reach(self, n: int) -> float:
-        """1: of the vertices."""
+        """1, the L2 norm of every vertex."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class PowerNorm(Norm):
-    """``(sum z^p)^(1/p)`` for ``1 < p < inf``; the dual is that of ``q = p / (p - 1)``."""
+    """The Lp norm ``(sum z^p)^(1/p)`` for ``1 < p < inf``; its dual is the Lq norm, ``q = p / (p - 1)``."""
 
     p: float
 
     @property
     def q(self) -> float:
-        """Of the dual norm."""
+        """The exponent of the dual norm."""
         return self.p / (self.p - 1)
 
     def gauge(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:
@@ -166,7 +166,7 @@ class PowerNorm(Norm):
         return t / _power(t, self.p).clamp(min=torch.finfo(t.dtype).tiny)[:, None]
 
     def project(self, z: Float[Tensor, "b n"], radius: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
-        """Unknown: `Ball.project` refuses it by name."""
+        """Not known: `Ball.project` refuses it by name."""
         raise NotImplementedError
 
     def reach(self, n: int) -> float:
@@ -242,18 +242,18 @@ def length(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
 
 
 def how_many(k: float, n: int) -> int:
-    """``k`` of ``n``: an int counts, n at most; a float is a share, rounded up."""
+    """The number that ``k`` means of ``n``: an int counts, n at most; a float is a fraction, rounded up."""
     return min(k, n) if isinstance(k, int) else max(1, min(n, math.ceil(k * n - 1e-9)))  # 0.07 * 100 > 7
 
 
 def check_k(k: float) -> None:
-    """Refuse all but an int >= 1 and a float in (0, 1]."""
+    """Raise `ArgumentError` unless ``k`` is an int >= 1 or a float in (0, 1]."""
     good = is_count(k) or (isinstance(k, float) and 0 < k <= 1)
     check(good, "k", "an int >= 1 (that many) or a float in (0, 1] (a share)", k)
 
 
 def precise(x: Tensor) -> torch.dtype:
-    """float64 where the device has it, for what squares its input."""
+    """The dtype to square ``x`` in: float64 where the device has it."""
     return x.dtype if x.device.type == "mps" else torch.float64
 
 

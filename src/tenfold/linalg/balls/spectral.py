@@ -45,18 +45,18 @@ _FLOOR = 1e-5
 
 
 class Values(Grouping):
-    """The singular values of ``x.flatten(1)``, of each tensor."""
+    """The singular values of ``x.flatten(1)`` of each tensor as magnitudes."""
 
     def count(self, shape: Sequence[int]) -> int:
         """The full rank."""
         return min(shape[0], math.prod(shape[1:])) if shape else 1
 
     def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
-        """Singular values, descending."""
+        """The singular values, descending."""
         return singular_values(_wide(x))
 
     def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
-        """Singular vectors are kept."""
+        """The singular values, and the rebuilding that keeps the singular vectors."""
         m = _wide(x)
         u, s, v = truncated_svd(m, m.shape[-2])
         return s, lambda new: _narrow((u * new[:, None, :]) @ v.mT, x)
@@ -64,7 +64,7 @@ class Values(Grouping):
 
 @dataclass(frozen=True)
 class Warm:
-    """What one warm step gives, for each of ``b`` matrices. Nothing of it has been looked at by the host.
+    """The result of one warm-started oracle call for each of ``b`` matrices; no device sync.
 
     Args:
         vertex: a point of the set, like the gradients: ``(b, *shape)``.
@@ -82,16 +82,16 @@ class Warm:
 
 @dataclass(frozen=True)
 class Spectral(Ball):
-    """A ball of singular values, with an oracle that goes on from the basis of the step before."""
+    """A ball of singular values, with an oracle that is warm-started from the basis of the step before. Abstract."""
 
     split: ClassVar[Grouping] = Values()
 
     @abstractmethod
     def width(self, p: int) -> int:
-        """How many of ``p`` directions the basis has; 0 where the vertex is found without one."""
+        """The number of basis columns for a short side ``p``; 0 where the vertex is found without a basis."""
 
     def warm(self, g: Float[Tensor, "b *shape"], radius: Radius, basis: Tensor | None = None) -> Warm:
-        """Nearly ``lmo(g, radius, stacked=True)``: one step from the basis of the call before.
+        """Warm-started linear minimisation oracle: nearly ``lmo(g, radius, stacked=True)``, by one subspace step.
 
         The vertex is in the set for any basis whatsoever: of another gradient, of zeros, even with NaN. A gradient
         that is zero or not finite gives 0 or NaN, as `lmo` does, and leaves the basis as it is.
@@ -149,7 +149,7 @@ class Spectral(Ball):
 
 @dataclass(frozen=True)
 class Nuclear(Spectral):
-    """``sum s_i <= r``; the vertex is ``-r u_1 w_1^T``, of rank one."""
+    """Nuclear norm ball ``sum s_i <= r``; the vertex is ``-r u_1 w_1^T``, of rank one."""
 
     def norm(self, n: int) -> Norm:
         """L1: the sum of the singular values."""
@@ -175,7 +175,9 @@ class _RankK(Counted, Spectral):
 
 @dataclass(frozen=True)
 class SpectralKSupport(_RankK):
-    """The hull of the matrices of rank k and Frobenius norm ``r``; the vertex is ``-r U_k S_k W_k^T / ||S_k||``.
+    """Spectral k-support ball: the convex hull of the matrices of rank k and Frobenius norm ``r``.
+
+    The vertex is ``-r U_k S_k W_k^T / ||S_k||``.
 
     Args:
         k: an int >= 1, the rank; or a float in (0, 1], the share of the full rank ``min(m, n)``, rounded up.
@@ -192,7 +194,7 @@ class SpectralKSupport(_RankK):
 
 @dataclass(frozen=True)
 class SpectralKSparse(_RankK):
-    """``s_1 <= r`` and ``sum s_i <= r k``; the vertex is ``-r U_k W_k^T``.
+    """Spectral k-sparse ball: ``s_1 <= r`` and ``sum s_i <= r k``; the vertex is ``-r U_k W_k^T``.
 
     Its polar factor takes an eigenproblem of size k, for which a GPU makes the host wait.
 

@@ -20,62 +20,62 @@ from tenfold.linalg.balls.norms import Norm, PowerNorm, SparseNorm, SupportNorm
 
 
 class Entries(Grouping):
-    """The magnitudes of the entries; the directions are signs."""
+    """The absolute values of the entries as magnitudes; the directions are signs."""
 
     def count(self, shape: Sequence[int]) -> int:
-        """Of the entries."""
+        """The number of entries."""
         return math.prod(shape)
 
     def magnitudes(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b n"]:
-        """``|x|``."""
+        """The absolute values ``|x|``."""
         return x.abs().reshape(len(x), -1)
 
     def apart(self, x: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b n"], Rebuild]:
-        """Signs are kept."""
+        """The absolute values, and the rebuilding that keeps the signs."""
         return self.magnitudes(x), lambda z: torch.copysign(z.view(x.shape), x)
 
 
 @dataclass(frozen=True)
 class L1(Ball):
-    """``sum |x_i| <= r``; the vertices have one entry."""
+    """L1 ball ``sum |x_i| <= r``; its vertices have one non-zero entry."""
 
     split: ClassVar[Grouping] = Entries()
     powers: ClassVar[tuple[float, float] | None] = (1, math.inf)
 
     def norm(self, n: int) -> Norm:
-        """L1."""
+        """The L1 norm."""
         return SparseNorm(1)
 
 
 @dataclass(frozen=True)
 class L2(Ball):
-    """``||x||_2 <= r``; the vertex is ``-r g / ||g||``."""
+    """L2 ball ``||x||_2 <= r``; the vertex is ``-r g / ||g||``."""
 
     split: ClassVar[Grouping] = Entries()
     powers: ClassVar[tuple[float, float] | None] = (2, 2)
 
     def norm(self, n: int) -> Norm:
-        """L2."""
+        """The L2 norm."""
         return SupportNorm(n)
 
 
 @dataclass(frozen=True)
 class LInf(Ball):
-    """``max |x_i| <= r``; the vertex is ``-r sign(g)``."""
+    """LInf ball ``max |x_i| <= r``; the vertex is ``-r sign(g)``."""
 
     split: ClassVar[Grouping] = Entries()
     powers: ClassVar[tuple[float, float] | None] = (math.inf, 1)
 
     def norm(self, n: int) -> Norm:
-        """LInf."""
+        """The LInf norm."""
         return SparseNorm(n)
 
 
 @dataclass(frozen=True)
 class Lp(Ball):
-    """``(sum |x_i|^p)^(1/p) <= r``; the vertex is ``-r sign(g_i) (|g_i| / ||g||_q)^(q-1)`` with ``1/p + 1/q = 1``.
+    """Lp ball ``(sum |x_i|^p)^(1/p) <= r``, without a projection.
 
-    The Euclidean projection is not known.
+    The vertex is ``-r sign(g_i) (|g_i| / ||g||_q)^(q-1)`` with ``1/p + 1/q = 1``.
 
     Args:
         p: > 1 and finite; `L1` and `LInf` are the ends.
@@ -93,13 +93,13 @@ class Lp(Ball):
         check(1 < self.p < math.inf, "p", "> 1 and finite", self.p, "Take L1 or LInf for the ends.")
 
     def norm(self, n: int) -> Norm:
-        """Lp."""
+        """The Lp norm."""
         return PowerNorm(self.p)
 
 
 @dataclass(frozen=True)
 class KSparse(Counted):
-    """``max |x_i| <= r`` and ``sum |x_i| <= r k``; the vertices are ``+-r`` on k entries.
+    """K-sparse polytope ``max |x_i| <= r`` and ``sum |x_i| <= r k``; its vertices are ``+-r`` on k entries.
 
     Args:
         k: an int >= 1, how many entries; or a float in (0, 1], the share of the entries, rounded up.
@@ -114,7 +114,9 @@ class KSparse(Counted):
 
 @dataclass(frozen=True)
 class KSupport(Counted):
-    """The hull of the vectors with k entries and L2 norm ``r``; the vertex is the k largest entries of ``-g``, scaled.
+    """K-support norm ball: the convex hull of the vectors with k non-zero entries and L2 norm ``r``.
+
+    The vertex is the k largest entries of ``-g``, scaled.
 
     Args:
         k: an int >= 1, how many entries; or a float in (0, 1], the share of the entries, rounded up.
