@@ -176,7 +176,7 @@ def test_keeping_a_share_is_removing_the_rest() -> None:
         kept = tenfold.prune_filters(model, keep=keep, example_inputs=inputs)
         gone = tenfold.prune_filters(model, remove=1 - keep, example_inputs=inputs)
         assert kept.removed == gone.removed
-        assert (kept.share == 0) == (keep == 1)
+        assert (kept.share_removed == 0) == (keep == 1)
 
 
 # ---- the graph is not believed: what it gets wrong stays, by name
@@ -250,7 +250,7 @@ def test_channels_that_a_gate_ties_go_together_and_no_more_than_were_asked(gate)
     gone = 16 - done.model.a.out_channels
     assert len(done.removed.get("a", ())) == gone <= 4
     assert gone == (0 if "a" in done.left else 4)
-    assert done.share == sum(map(len, done.removed.values())) / (12 + (16 if gone else 0))
+    assert done.share_removed == sum(map(len, done.removed.values())) / (12 + (16 if gone else 0))
     assert done.model(inputs).shape == model(inputs).shape
     assert right(done, model, inputs)
 

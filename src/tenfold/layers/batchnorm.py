@@ -21,7 +21,7 @@ _LAYERS = (*CONVS, *TRANSPOSED, nn.Linear, Decomposed)
 
 
 def norm_after(model: nn.Module, given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Name of the batch norm that directly follows each layer: ``{"conv1": "bn1", ...}``.
+    """Find the batch norm that directly follows each layer: ``{"conv1": "bn1", ...}``.
 
     The graph decides where the model can be traced: the norm must be the layer's *only* consumer, with nothing in
     between. A model that cannot be traced is read by module order: the norm must come right after the layer among
@@ -119,7 +119,7 @@ class _Moments:
             self.count = total
 
     def write_(self, norm: _BatchNorm, batches: int) -> None:
-        """Into the buffers of ``norm``, unless it was never used."""
+        """Write mean and variance into the buffers of ``norm``, unless it was never used."""
         if self.count:
             cast("Tensor", norm.running_mean).copy_(self.mean)
             cast("Tensor", norm.running_var).copy_(self.squares / max(self.count - 1, 1))
@@ -127,7 +127,7 @@ class _Moments:
 
 
 def _by_graph(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str] | None:
-    """From a symbolic trace; None where the model has none."""
+    """The pairs of layer and norm in a symbolic trace; None where the model has none."""
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -16,7 +16,7 @@ In the last case the model's ``forward`` decides. It takes between ``least`` and
 ``n`` or only ``n - 1`` lies between, that is it: ``(ids, mask)`` are two inputs of ``forward(ids, mask)``, and ``(x,
 y)`` an input and its target for ``forward(x)``. If both do, as for ``forward(x, mask=None)``, an argument that is
 called label, labels, target, targets or y takes a target; otherwise both are tried on the first batch. Where one of
-them fails, or both give the same outputs, the question is settled; else the batch is ambiguous, and refused. Entries
+them fails, or both give the same outputs, the answer is known; else the batch is ambiguous, and refused. Entries
 beyond ``most`` are part of the target: ``(x, y, weight)``. Of a dict, keys of those names that ``forward`` does not
 take are its target and not passed.
 """
@@ -42,7 +42,7 @@ TARGETS = ("label", "labels", "target", "targets", "y")
 
 @dataclass(frozen=True)
 class Batch:
-    """One call of a model.
+    """The arguments of one call of a model, and its target.
 
     Args:
         number: of the batch, from 0.
@@ -62,13 +62,13 @@ class Batch:
 
     @property
     def described(self) -> Any:
-        """What a loss is given beside the output: the target, or the inputs as they were given where there is none."""
+        """The second argument of a loss: the target, or the inputs as they were given where there is none."""
         if self.target is not None:
             return self.target
         return dict(self.kwargs) or (self.args[0] if len(self.args) == 1 else self.args)
 
     def first(self, examples: int) -> Batch:
-        """No more than so many examples of it; the whole batch where not every tensor has an axis of examples."""
+        """The first so many examples; the whole batch where not every tensor has an axis of examples."""
         count = len(self)
         values = [*self.args, *self.kwargs.values()]
         nested = any(isinstance(v, (tuple, list, Mapping)) for v in values)
@@ -91,7 +91,7 @@ class Batch:
         return replace(self, args=_mapped(move, self.args), kwargs=kwargs, target=_mapped(move, self.target))
 
     def run(self, model: nn.Module) -> Any:
-        """What ``model`` puts out on it.
+        """The outputs of ``model`` on this batch.
 
         Raises:
             DataError: the model does not run on it; the message carries what it raised.

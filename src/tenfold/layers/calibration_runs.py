@@ -14,7 +14,7 @@ from tenfold.layers.calibration_batches import Batch, calibration_batches
 
 
 class Source:
-    """The first examples of the data, as often as they are asked for.
+    """Calibration data that can be gone through again, limited to its first examples.
 
     Args:
         data: calibration batches.
@@ -26,7 +26,7 @@ class Source:
         self.samples = samples
 
     def batches(self, model: nn.Module) -> Iterator[Batch]:
-        """From the beginning. The reader may run ``model`` at once: hooks come afterwards.
+        """Read the batches from the beginning. The reader may run ``model`` at once: hooks come afterwards.
 
         Raises:
             DataError: no batch at all, or one that cannot be read.
@@ -47,7 +47,7 @@ class Source:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module has its own mode again afterwards, whatever is raised."""
+    """Put models into eval mode for the block; every module has its own mode again afterwards, whatever is raised."""
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
         model.eval()
@@ -60,7 +60,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def hooked(handles: Sequence[Any]) -> Iterator[None]:
-    """Removes hooks at the end, whatever is raised."""
+    """Remove hooks at the end of the block, whatever is raised."""
     try:
         yield
     finally:
@@ -69,5 +69,5 @@ def hooked(handles: Sequence[Any]) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Of the first parameter."""
+    """The device of the first parameter."""
     return next((t.device for t in model.parameters()), torch.device("cpu"))

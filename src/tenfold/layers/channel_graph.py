@@ -96,7 +96,7 @@ class ChannelGraph:
             p.requires_grad_(False)
 
     def affected(self, root: str, channels: Sequence[int]) -> list[Affected]:
-        """What is narrowed when the layer ``root`` loses these of the channels that it puts out, itself first.
+        """The modules that lose channels when the layer ``root`` loses these output channels, itself first.
 
         Raises:
             UnsupportedLayer: torch-pruning fails; the message is the reason.
@@ -123,7 +123,7 @@ class ChannelGraph:
         return found
 
     def remove_(self, root: str, channels: Sequence[int]) -> None:
-        """Take these channels out of the model itself.
+        """Remove these output channels of ``root`` from the model, in place.
 
         Raises:
             UnsupportedLayer: torch-pruning fails; the message is the reason.
@@ -144,7 +144,7 @@ class ChannelGraph:
 
 
 def removed(model: nn.Module, inputs: Any, gone: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of the model without these channels, by the layer that puts them out; not looked at any further.
+    """A copy of the model without these channels, not verified. ``gone``: by layer, the output channels to remove.
 
     Raises:
         UnsupportedLayer: torch-pruning fails.
@@ -169,7 +169,7 @@ def removed(model: nn.Module, inputs: Any, gone: Mapping[str, Sequence[int]]) ->
 
 @torch.no_grad()
 def silenced(model: nn.Module, graph: ChannelGraph, gone: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of the model whose layers take nothing from these channels: their weights for them are zero.
+    """A copy of the model in which the weights that read these channels are zero.
 
     Args:
         model: of any values.
@@ -187,7 +187,7 @@ def silenced(model: nn.Module, graph: ChannelGraph, gone: Mapping[str, Sequence[
 
 
 def fault(model: nn.Module, graph: ChannelGraph, inputs: Any, gone: Mapping[str, Sequence[int]]) -> str | None:
-    """Why the model without these channels is not the model with them silenced; None where it is.
+    """Why removing these channels computes something else than silencing them; None where it does not.
 
     Args:
         model: of any values, see `generic`.
@@ -219,7 +219,7 @@ def require_same(model: nn.Module, small: nn.Module, inputs: Any, gone: Mapping[
 
 @torch.no_grad()
 def generic(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
-    """The model and its inputs in float64, without constant tensors; as they are if it fails there.
+    """A copy of the model and its inputs in float64 with generic values, for `fault`; unchanged if it fails there.
 
     At fresh norms, ones and zeros everywhere, one channel is as good as another, and a zero at the end of a block hides
     all that is in it.
@@ -249,7 +249,7 @@ def generic(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
 
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """All tensors that the model puts out in eval mode, from one state of the generators."""
+    """All output tensors of the model in eval mode, from one fixed state of the random generators."""
     args, kwargs = call_arguments(inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

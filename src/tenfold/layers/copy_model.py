@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy, except that what ``memo`` holds under an object's id stands wherever that object stood.
+    """A deep copy of a model; ``memo`` maps ids of objects to what stands in their place, as in `copy.deepcopy`.
 
     Tensors that a forward pass left behind as plain attributes (a stored activation, the weight that the old
     ``torch.nn.utils.weight_norm`` computes) are copied without their history: torch refuses to copy it.

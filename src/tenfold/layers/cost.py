@@ -32,7 +32,12 @@ Call = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and MACs of one forward pass; None where no inputs were given."""
+    """The cost of a model or layer.
+
+    Args:
+        params: number of parameters.
+        macs: multiply-adds of one forward pass; None where no inputs were given.
+    """
 
     params: int
     macs: int | None = None
@@ -40,7 +45,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trace:
-    """MACs of a whole forward pass, how each layer was used in it, and whose weight was read by others."""
+    """What one forward pass of a model does.
+
+    Args:
+        macs: multiply-adds of the whole pass.
+        calls: the uses of each layer, by name.
+        read: layers whose weight was read outside their own forward.
+    """
 
     macs: int
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
@@ -49,7 +60,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Weights and MACs of one layer, dense or under any fold and rank; biases not counted.
+    """The cost model of one layer: weights and MACs when dense, or in any fold and rank; biases not counted.
 
     Args:
         shape: of the kernel, ``(out, in / groups, *k)``.
@@ -64,7 +75,7 @@ class LayerCost:
     calls: tuple[Call, ...] | None = None
 
     def dense(self) -> Cost:
-        """Of the layer as it is: ``f c prod(k)`` weights, each used once per output (transposed: input) position."""
+        """Cost of the dense layer: ``f c prod(k)`` weights, each used once per output (transposed: input) position."""
         weights = math.prod(self.shape)
         if self.calls is None:
             return Cost(weights)
@@ -72,7 +83,7 @@ class LayerCost:
         return Cost(weights, uses * weights)
 
     def low_rank(self, rank: int, slices: int = 1, fold: str = "channel") -> Cost:
-        """Of the factor pair: ``j (k f + n)`` weights for ``k`` slices at rank ``j`` in the channel fold.
+        """Cost of a factor pair: in the channel fold ``j (k f + n)`` weights for ``k`` slices at rank ``j``.
 
         An axis that goes to the decoder has the encoder work at the input's resolution along it.
         """
@@ -80,7 +91,7 @@ class LayerCost:
         return Cost(per_rank * rank, None if macs_per_rank is None else macs_per_rank * rank)
 
     def tucker(self, rank: tuple[int, ...]) -> Cost:
-        """Of the three convolutions at ``(r_out, r_in)`` per group; see `tucker_terms`."""
+        """Cost of a Tucker layer at ranks ``(r_out, r_in)`` per group; see `tucker_terms`."""
         outer, inner = rank
         weights, macs = (
             None if terms is None else terms[0] * inner + terms[1] * outer * inner + terms[2] * outer
@@ -90,7 +101,7 @@ class LayerCost:
         return Cost(weights, macs)
 
     def tucker_terms(self) -> tuple[tuple[int, int, int], tuple[int, int, int] | None]:
-        """What multiplies ``r_in``, ``r_out r_in`` and ``r_out`` in weights and in MACs.
+        """Coefficients of ``r_in``, ``r_out r_in`` and ``r_out`` in the weights and in the MACs of a Tucker layer.
 
         Weights: ``g c``, ``g prod(k)`` and ``f``. The first convolution works at the input's resolution, the last at
         the output's.
@@ -104,7 +115,7 @@ class LayerCost:
         return weights, (weights[0] * first, weights[1] * middle, weights[2] * last)
 
     def per_rank(self, slices: int = 1, fold: str = "channel") -> tuple[int, int | None]:
-        """Weights and MACs that one rank costs; both costs of a factor pair are proportional to its rank."""
+        """Weights and MACs of a factor pair per unit of rank; both are proportional to the rank."""
         f = Fold(self.shape, self.groups, slices, fold)
         encoder, decoder = f.encoder_params(1), f.decoder_params(1)
         if self.calls is None:
@@ -123,7 +134,7 @@ def layer_cost(spec: LayerSpec, calls: tuple[Call, ...] | None = None) -> LayerC
 
 
 def count_params(model: nn.Module) -> int:
-    """All parameters, a tied one once, buffers not counted.
+    """Number of parameters of a model, a tied one once, buffers not counted.
 
     Raises:
         ArgumentError: a lazy module that has not seen its first batch: nobody knows its size yet.
@@ -135,7 +146,7 @@ def count_params(model: nn.Module) -> int:
 
 
 def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
-    """Parameters of the whole model, and MACs of one forward pass for the inputs as given (the whole batch).
+    """Count the parameters of a model, and the MACs of one forward pass for the inputs as given (the whole batch).
 
     Args:
         model: any module; it is not changed or moved.
@@ -152,6 +163,11 @@ def trace(model: nn.Module, example_inputs: Any, names: Sequence[str] = ()) -> T
 
     The pass runs on a meta copy. A model that looks at values (``.item()``, data-dependent shapes) cannot run there:
     it is copied and run for real, with the fused kernels that the counter cannot see switched off.
+
+    Args:
+        model: any module; untouched.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        names: of layers.
 
     Raises:
         ArgumentError: the model is wrapped, or does not run on the inputs; the message carries torch's own.

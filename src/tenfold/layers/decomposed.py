@@ -15,7 +15,7 @@ from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, build_dense, swap_
 
 
 class Decomposed(nn.Module, ABC):
-    """A module that stands for one linear or convolutional layer and holds factors of its weight. Abstract.
+    """Base class of factorised layers: one linear or convolutional layer whose weight is a product. Abstract.
 
     Args:
         spec: the options of the layer this one stands for.
@@ -74,7 +74,7 @@ class Decomposed(nn.Module, ABC):
     @property
     @abstractmethod
     def factors(self) -> tuple[nn.Parameter, ...]:
-        """The parameters that the weight is made of."""
+        """The parameters whose product is the weight."""
 
     @property
     @abstractmethod
@@ -82,7 +82,7 @@ class Decomposed(nn.Module, ABC):
         """The dense equivalent ``(out, in / groups, *k)``, differentiable in the factors."""
 
     def share_(self, twin: Decomposed) -> None:
-        """Hold the factors of ``twin``, which is of the same structure, from now on; a bias stays one's own."""
+        """Tie the factors to those of ``twin``, a layer of the same structure; the bias stays its own."""
         theirs = dict(zip(map(id, self.factors), twin.factors, strict=True))
         for module in self.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -96,11 +96,11 @@ class Decomposed(nn.Module, ABC):
 
     @abstractmethod
     def tie_bias_(self, bias: nn.Parameter) -> None:
-        """Hold ``bias`` from now on."""
+        """Tie the bias: the layer uses the parameter ``bias`` from now on."""
 
     @property
     def weight(self) -> Tensor:
-        """The dense equivalent in the layout of the layer that was replaced.
+        """The dense equivalent of the weight, in the layout of the layer that was replaced.
 
         It is computed anew for each access, but only once its numbers are used: asking for its dtype costs nothing.
 
@@ -145,7 +145,7 @@ class Decomposed(nn.Module, ABC):
 
 
 class PlainParts(Decomposed):
-    """Plain torch layers one after the other, the last of which carries the bias. Abstract."""
+    """A factorised layer made of plain torch layers in a row, the last of which carries the bias. Abstract."""
 
     if TYPE_CHECKING:
         decoder: nn.Module
@@ -169,7 +169,16 @@ class PlainParts(Decomposed):
 def part_of(
     spec: LayerSpec, channels_in: int, channels_out: int, groups: int, axes: tuple[int, ...], *, bias: bool
 ) -> nn.Module:
-    """One of the convolutions that stand for one: the layer's options on ``axes``, a pointwise one elsewhere."""
+    """One convolution of a factorised layer, with the options of the dense layer on some of its spatial axes.
+
+    Args:
+        spec: the options of the dense layer.
+        channels_in: of the part.
+        channels_out: of the part.
+        groups: of the part.
+        axes: spatial axes on which it has kernel, stride, padding and dilation of the dense layer; elsewhere pointwise.
+        bias: whether it has one.
+    """
 
     def pick(values: tuple[int, ...], default: int) -> tuple[int, ...]:
         return tuple(v if a in axes else default for a, v in enumerate(values))
@@ -192,12 +201,12 @@ def part_of(
 
 
 def own_layout(part: nn.Module, kernel: Tensor) -> Tensor:
-    """Between a convolution's own weight layout and ``(out, in / groups, *k)``; its own inverse."""
+    """Convert between a convolution's own weight layout and ``(out, in / groups, *k)``; its own inverse."""
     return swap_channels(kernel, cast("nn.Conv2d", part).groups) if isinstance(part, TRANSPOSED) else kernel
 
 
 def memory_format(weight: Tensor) -> torch.memory_format:
-    """Channels last where the weight is so and not (as a 1x1 kernel is) contiguous as well."""
+    """The memory format of a weight: channels last unless it is (as a 1x1 kernel) contiguous as well."""
     for axes, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if weight.ndim == axes and weight.is_contiguous(memory_format=form) and not weight.is_contiguous():
             return form

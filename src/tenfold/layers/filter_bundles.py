@@ -35,26 +35,26 @@ class Bundle:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The names of all layers that have them."""
+        """The names of all layers that have filters of the bundle."""
         return tuple(self.channels)
 
     @property
     def width(self) -> int:
-        """The channels of the root."""
+        """The number of channels of the root."""
         return sum(map(len, self.channels[self.root]))
 
     @property
     def sizes(self) -> list[int]:
-        """The filters in each unit, of all layers together."""
+        """The number of filters in each unit, of all layers together."""
         return [sum(len(units[i]) for units in self.channels.values()) for i in range(len(self))]
 
     def of(self, name: str, units: Iterable[int]) -> tuple[int, ...]:
-        """The channels that one of the layers has in these units, ascending."""
+        """The channels of one layer that belong to these units, ascending."""
         return tuple(sorted(channel for unit in units for channel in self.channels[name][unit]))
 
 
 def make_bundle(graph: ChannelGraph, root: str, names: Sequence[str], whole: Sequence[Affected], norm: float) -> Bundle:
-    """The filters that go with those of ``root``, unit by unit.
+    """Collect the filters that are removed together with those of ``root``, and score each unit.
 
     Args:
         graph: of the model.

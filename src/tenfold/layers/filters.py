@@ -50,41 +50,44 @@ class Filters:
     example: Any = field(repr=False)
 
     def steps(self, *, together: bool) -> list[float]:
-        """The shares at which one more unit goes, ascending, from 0; those of `weakest`."""
+        """The removed shares at which one more unit is removed, ascending, from 0; as `weakest` takes them."""
         if together:
             sizes = [_root_size(b, i) for b, i in self._ranked()]
             return _shares(sizes, sum(b.width for b in self.bundles))
         parts = [_shares([_root_size(b, i) for i in _order(b.scores)[:-1]], b.width) for b in self.bundles]
         return sorted({share for part in parts for share in part} | {0.0})
 
-    def weakest(self, share: float, *, together: bool) -> dict[str, list[int]]:
-        """The units of least score by root: of each bundle, or of all bundles together; one always stays.
+    def weakest(self, remove: float, *, together: bool) -> dict[str, list[int]]:
+        """The channels to remove from each root, lowest scores first, by bundle or over all of them; one always stays.
 
-        As many go as fit into ``share`` of the channels of each root, or of all roots together. Ties go by index.
+        As many go as fit into ``remove`` of the channels of each root, or of all roots together. Ties go by index.
         Scores of different bundles are compared relative to the root mean square of their own.
 
         Args:
-            share: to remove, in [0, 1).
-            together: over all bundles.
+            remove: the share of the channels to remove, in [0, 1).
+            together: choose over all bundles; otherwise the same share of each.
 
         Returns:
             the channels of each root that go, ascending.
+
+        Raises:
+            ArgumentError: a share out of range.
         """
-        check(is_share(share) and share < 1, "share", "in [0, 1)", share)
+        check(is_share(remove) and remove < 1, "remove", "in [0, 1)", remove)
         gone: dict[str, list[int]] = {b.root: [] for b in self.bundles}
         if together:
-            room = _count(share, sum(b.width for b in self.bundles))
+            room = _count(remove, sum(b.width for b in self.bundles))
             for b, i in _fitting(self._ranked(), room):
                 gone[b.root] += b.channels[b.root][i]
         else:
             for b in self.bundles:
                 ranked = [(b, i) for i in _order(b.scores)[:-1]]
-                for _, i in _fitting(ranked, _count(share, b.width)):
+                for _, i in _fitting(ranked, _count(remove, b.width)):
                     gone[b.root] += b.channels[b.root][i]
         return {root: sorted(channels) for root, channels in gone.items()}
 
     def names(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-        """The channels that go by the name of the layer, of every layer that loses some with these of the roots."""
+        """All removed channels by layer name, for every layer that loses some with these channels of the roots."""
         found = {}
         for b in self.bundles:
             lost = set(gone.get(b.root, ()))
@@ -92,13 +95,13 @@ class Filters:
             found |= {name: b.of(name, units) for name in b.layers if units}
         return found
 
-    def share(self, gone: Mapping[str, Sequence[int]]) -> float:
-        """What share of the filters that can be removed goes with these channels of the roots."""
+    def share_removed(self, gone: Mapping[str, Sequence[int]]) -> float:
+        """The share of the removable filters that is removed with these channels of the roots, in [0, 1)."""
         whole = sum(sum(b.sizes) for b in self.bundles)
         return sum(map(len, self.names(gone).values())) / whole if whole else 0.0
 
     def without(self, gone: Mapping[str, Sequence[int]]) -> nn.Module:
-        """A copy of the model without these channels of the roots; `require_same` tells whether it is right.
+        """A copy of the model without these channels of the roots, not verified; see `checked`.
 
         Raises:
             UnsupportedLayer: torch-pruning fails on these.
@@ -107,7 +110,7 @@ class Filters:
         return removed(self.model, self.example, gone)
 
     def checked(self, gone: Mapping[str, Sequence[int]]) -> nn.Module:
-        """`without`, compared with the model as it is with these channels silenced.
+        """A copy of the model without these channels of the roots, verified against the model with them silenced.
 
         Raises:
             UnsupportedLayer: the two differ on the example.
@@ -135,7 +138,7 @@ def find_filters(
     target_modules: Selection = None,
     exclude_modules: Selection = None,
 ) -> Filters:
-    """The filters of ``model`` that can be removed, with their scores. The model is untouched.
+    """Find the filters of ``model`` that can be removed, with their scores. The model is untouched.
 
     Layers whose channels are the model's output stay as they are, and so do grouped convolutions that are not
     depthwise, what is normalised over several channels, and what is tied to either. What is left is tried: without one

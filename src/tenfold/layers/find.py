@@ -51,18 +51,18 @@ class FoundLayer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all modules that hold the weight, the first one's first."""
+        """The names of all modules that hold the weight, the first one's first."""
         return (self.name, *self.aliases)
 
     @property
     def options(self) -> LayerSpec:
-        """``spec``, of a layer that has one: every layer that may be decomposed has."""
+        """``spec`` where it is known not to be None: every layer that may be decomposed has one."""
         assert self.spec is not None
         return self.spec
 
     @property
     def weight(self) -> Tensor:
-        """The parameter itself."""
+        """The weight parameter itself."""
         return cast("Tensor", self.module.weight)
 
     @property
@@ -84,7 +84,7 @@ class FoundLayer:
 def find(
     model: nn.Module, target_modules: Selection = None, exclude_modules: Selection = None, *, replaced: bool = True
 ) -> list[FoundLayer]:
-    """Every module with a weight matrix or kernel of its own, in module order.
+    """Find every module with a weight matrix or kernel of its own, in module order.
 
     Args:
         model: any module.

@@ -37,7 +37,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class NormFold:
-    """What becomes of one batch norm.
+    """One batch norm, and the layer that it can be folded into or the reason why not.
 
     Args:
         norm: its name.
@@ -51,7 +51,7 @@ class NormFold:
 
 
 def norm_folds(model: nn.Module, given: Mapping[str, str] | None = None, example_inputs: Any = None) -> list[NormFold]:
-    """Every batch norm of ``model``, with the layer that it can be folded into or the reason why it stays.
+    """Find the layer that each batch norm of ``model`` can be folded into, or the reason why it stays.
 
     Args:
         model: any module; untouched.
@@ -82,7 +82,7 @@ def norm_folds(model: nn.Module, given: Mapping[str, str] | None = None, example
 def fold_batchnorm(
     model: nn.Module, given: Mapping[str, str] | None = None, *, example_inputs: Any = None
 ) -> nn.Module:
-    """A new model, in eval mode, whose batch norms are folded into the layers before them; each becomes an `Identity`.
+    """Fold batch norms into the layers before them: a new model, in eval mode, with an `Identity` for each norm.
 
     What `norm_folds` gives a reason for stays. The result is for inference: it computes what the given model computes
     in eval mode, and it has other parameters, so that `tenfold.load` cannot put its weights into the dense class.

@@ -18,7 +18,7 @@ FAINT = 1e-4
 
 @dataclass
 class FoldedWeight:
-    """One weight that is projected.
+    """A weight as the matrices of a fold, with the batch norm that gives their metric.
 
     Args:
         name: of the module that holds it.
@@ -38,17 +38,17 @@ class FoldedWeight:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter, wherever it is by now."""
+        """The parameter as the module holds it now."""
         return cast("nn.Parameter", self.module.weight)
 
     @property
     def matrices(self) -> Tensor:
-        """``(b, rows, columns)``, detached."""
+        """The matrices ``(b, rows, columns)``, detached."""
         return self.fold.matrices(to_kernel(self.spec, self.weight.detach()))
 
     @property
     def metric(self) -> Tensor | None:
-        """``gamma / sqrt(running_var + eps)`` of each row, ``(b, rows)``; ones where all of a matrix are zero."""
+        """The row metric ``gamma / sqrt(running_var + eps)``, ``(b, rows)``; ones where all of a matrix are zero."""
         if self.norm is None or self.norm.running_var is None:
             return None
         scale = (self.norm.running_var.detach() + self.norm.eps).rsqrt()
@@ -69,6 +69,6 @@ class FoldedWeight:
 
     @property
     def work(self) -> int:
-        """An estimate, for sharing out: the eigenproblem and the products."""
+        """An estimate of the work of one projection, for sharing it out among processes."""
         short, long = sorted((self.fold.rows, self.fold.columns))
         return self.fold.batch * short * short * (10 * short + long)

@@ -16,7 +16,7 @@ _TRANSPOSED: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 def compute(
     spec: LayerSpec, x: Tensor, weight: Tensor, bias: Tensor | None = None, output_size: list[int] | None = None
 ) -> Tensor:
-    """What torch's own layer with these options puts out.
+    """Apply torch's linear or convolution function with the options of a layer.
 
     Args:
         spec: the options; its numbers of channels are not looked at.
@@ -39,7 +39,7 @@ def compute(
 
 
 def pointwise(axes: int, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``matrix (out, in)`` at every position of ``x (N, in, *spatial)``, with so many spatial axes."""
+    """Pointwise convolution with ``matrix (out, in)`` of ``x (N, in, *spatial)``, with so many spatial axes."""
     return _CONVS[axes - 1](x, matrix.reshape(*matrix.shape, *[1] * axes), bias)
 
 
@@ -57,7 +57,7 @@ def padding_amounts(spec: LayerSpec) -> list[int]:
 
 
 def missing_output(spec: LayerSpec, x: Tensor, output_size: list[int]) -> list[int]:
-    """The output padding that leads to ``output_size``; torch refuses one that is out of range."""
+    """The output padding of a transposed convolution for ``output_size``; torch refuses one that is out of range."""
     axes = len(spec.kernel_size)
     least = [
         (x.shape[a - axes] - 1) * spec.stride[a] - 2 * int(spec.padding[a]) + spec.dilation[a] * (k - 1) + 1

@@ -33,7 +33,7 @@ _LARGE = 16
 
 @dataclass(frozen=True)
 class InputSide:
-    """What is collected of one weight.
+    """Which input moments are collected of one weight.
 
     Args:
         names: of the modules that hold it; their inputs are pooled.
@@ -54,7 +54,7 @@ def input_moments(
     memory: int = 1 << 30,
     subsample: bool = True,
 ) -> Iterator[tuple[str, JointMoments]]:
-    """First and second moments of each layer's unfolded inputs, layer after layer, in eval mode.
+    """Collect first and second moments of each layer's unfolded inputs, layer after layer, in eval mode.
 
     The moments' y is empty. Work: one pass over the data for each block of layers; memory: the moments of a block,
     ``8 g n^2`` bytes for a layer, together at most ``memory`` or as much as one layer takes, and three times that
@@ -132,11 +132,11 @@ class _Collector:
         self.moments: JointMoments | None = None
 
     def next_batch(self, examples: int) -> None:
-        """Tell how many examples come next."""
+        """Set the number of examples of the next batch."""
         self.seen, self.batch = self.seen + self.batch, examples
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        """After each use of a layer."""
+        """Forward hook: add the inputs of one use of a layer."""
         spec = spec_of(module)
         assert spec is not None
         x = cast("Tensor", next(iter((*args, *kwargs.values()))))
@@ -173,7 +173,7 @@ class _Collector:
         self.moments = new if self.moments is None else self.moments.merged(new)
 
     def result(self) -> JointMoments:
-        """The moments of all batches; they are held no longer."""
+        """The moments of all batches, which are then released."""
         found, self.moments = self.moments, None
         if found is None:
             raise DataError(f"`data` never reaches the layer '{self.name}' of the model. Name it in `exclude_modules`.")

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 
 class Equivalent(Tensor):
-    """A tensor that knows its shape, dtype and device, and computes itself at the first use of its numbers.
+    """A lazy dense equivalent: its shape, dtype and device are known, its numbers computed at their first use.
 
     Host code reads ``layer.weight.dtype`` in every forward pass (transformers' ViT and T5 do, T5 three times a block).
     Multiplying the factors each time would cost more than the layer. Any operation on it is one on the plain product,
@@ -27,9 +27,13 @@ class Equivalent(Tensor):
     def of(
         cls, shape: Sequence[int], like: Tensor, product: Callable[[], Tensor], refuse: Callable[[str], NoReturn]
     ) -> Self:
-        """The tensor that ``product()`` will return: of this shape, in the dtype and on the device of ``like``.
+        """A lazy tensor for the result of ``product()``.
 
-        ``refuse`` raises what a write to it is to raise, told what was done.
+        Args:
+            shape: of the result.
+            like: has its dtype and device.
+            product: computes it.
+            refuse: raises the error of a write to it, given what was done.
         """
         new = torch.empty(shape, dtype=like.dtype, device="meta").as_subclass(cls)
         new._product, new._where, new._value, new._refuse = product, like.device, None, refuse

@@ -50,7 +50,14 @@ class LowRank(PlainParts):
 
     @classmethod
     def from_layer(cls, layer: nn.Module, spec: LayerSpec, rank: int, slices: int = 1, fold: str = "channel") -> Self:
-        """Factorise ``layer`` at ``rank``: the Frobenius-best factors of each matrix of the fold.
+        """Factorise ``layer`` at ``rank`` by truncated SVD of each matrix of the fold.
+
+        Args:
+            layer: the dense layer; untouched.
+            spec: its options.
+            rank: see the class.
+            slices: see the class.
+            fold: see the class.
 
         Raises:
             ArgumentError: rank, slices or fold do not fit the layer.
@@ -63,7 +70,14 @@ class LowRank(PlainParts):
 
     @classmethod
     def like(cls, layer: nn.Module, spec: LayerSpec, rank: int, slices: int = 1, fold: str = "channel") -> Self:
-        """Uninitialised factors in place of ``layer``'s weight, and all else as it is there.
+        """The same structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
+
+        Args:
+            layer: the dense layer; untouched.
+            spec: its options.
+            rank: see the class.
+            slices: see the class.
+            fold: see the class.
 
         Raises:
             ArgumentError: rank, slices or fold do not fit the layer.
@@ -77,7 +91,7 @@ class LowRank(PlainParts):
 
     @property
     def factors(self) -> tuple[nn.Parameter, ...]:
-        """Weights of encoder and decoder."""
+        """The weights of encoder and decoder."""
         return tuple(cast("nn.Parameter", part.weight) for part in (self.encoder, self.decoder))
 
     @property
@@ -101,9 +115,10 @@ class LowRank(PlainParts):
 
 
 class LowRankLinear(LowRank):
-    """``y = L (R x) + b`` with ``R (s r, in)`` and ``L (out, s r)``; ``R`` is block diagonal for ``s > 1`` slices.
+    """Low-rank linear layer: ``y = L (R x) + b`` with ``R (s r, in)`` and ``L (out, s r)``.
 
-    Accepts any leading dimensions, as `torch.nn.Linear` does. With slices the encoder is a grouped 1x1 `Conv1d`.
+    ``R`` is block diagonal for ``s > 1`` slices; the encoder is then a grouped 1x1 `Conv1d`. Accepts any leading
+    dimensions, as `torch.nn.Linear` does. For the arguments see `LowRank`.
     """
 
     def __init__(self, spec: LayerSpec, rank: int, slices: int = 1, fold: str = "channel") -> None:
@@ -136,7 +151,10 @@ class LowRankLinear(LowRank):
 
 
 class LowRankConv(LowRank):
-    """Two convolutions in place of one, for 1 to 3 spatial axes, plain or transposed."""
+    """Low-rank convolution: two convolutions in place of one, for 1 to 3 spatial axes, plain or transposed.
+
+    For the arguments see `LowRank`.
+    """
 
     def __init__(self, spec: LayerSpec, rank: int, slices: int = 1, fold: str = "channel") -> None:
         super().__init__(spec, rank, slices, fold)
@@ -178,5 +196,5 @@ class LowRankConv(LowRank):
 
 
 def low_rank_class(spec: LayerSpec) -> type[LowRankLinear] | type[LowRankConv]:
-    """The class that stands for a layer of this kind."""
+    """The low-rank class for a layer of this kind."""
     return LowRankLinear if spec.linear else LowRankConv

@@ -21,7 +21,7 @@ from tenfold.linalg.tucker import stacked
 
 @dataclass(frozen=True)
 class Fresh:
-    """Makes the layers that a plan means, for `tenfold.layers.swap.rebuild`, with random factors.
+    """Builds factorised layers with random factors; a `Make` for `tenfold.layers.swap.rebuild`.
 
     The bases are orthonormal and the core between them is normal, ``E ||W_hat||^2 = ||W||^2`` for the weight W that
     is replaced: of one as it was initialised, what its initialisation expects. A matrix, ``U C V^T``, gets balanced

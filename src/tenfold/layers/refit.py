@@ -29,7 +29,7 @@ from tenfold.linalg.refit import RIDGE
 
 @dataclass(frozen=True)
 class LayerRefit:
-    """What a refit did to one layer.
+    """The output error of one layer before and after its refit.
 
     Args:
         before: mean squared error of its outputs against the dense layer's, given its inputs in the compressed network,
@@ -45,7 +45,7 @@ class LayerRefit:
 
 @dataclass(frozen=True)
 class RefitReport:
-    """What `refit_` did.
+    """The result of `refit_`.
 
     Args:
         layers: by name, in the order in which they were fitted; of layers that share their factors the first.
@@ -73,7 +73,9 @@ def refit_(
     ridge: float = RIDGE,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> RefitReport:
-    """Fit the factors of ``small``, layer after layer, to what ``dense``'s layers put out. No labels, no gradients.
+    """Fit the factors of ``small``, layer after layer, to the layer outputs of ``dense``, by least squares.
+
+    It takes no labels and no gradients.
 
     Both networks run in eval mode, batch norm and all else stays as it is. Biases move with the factors. A layer
     without bias is fitted without one, as is a layer whose bias other layers use: no parameter is added. To allow for
@@ -101,7 +103,7 @@ def refit_(
         progress: called as ``progress(name, done, layers)`` after each layer.
 
     Returns:
-        what was done to each layer.
+        the errors of each layer before and after.
 
     Raises:
         ArgumentError: a number out of range; networks that do not fit to each other; a wrapped network, or one in the

@@ -25,7 +25,7 @@ _NUMBERS = 1 << 24
 
 
 class RefitLayer:
-    """The modules that share one set of factors, and the moments of what they get and should put out.
+    """The modules that share one set of factors, with the moments of their inputs and wanted outputs.
 
     Args:
         modules: by name; several where the factors are tied.
@@ -64,7 +64,10 @@ class RefitLayer:
         self._moments: dict[int | None, JointMoments] = {}
 
     def spec_of(self, module: Decomposed) -> LayerSpec:
-        """Of what is fitted in a module: its last factor, or the whole layer. Strides may differ between tied ones."""
+        """The options of what is fitted in a module: its last factor, or the whole layer.
+
+        Strides may differ between tied modules.
+        """
         spec = module.spec if self.factors == "both" else spec_of(decoder_of(module))
         assert spec is not None
         return spec
@@ -76,15 +79,21 @@ class RefitLayer:
 
     @property
     def bytes(self) -> int:
-        """What its moments take, whatever the number of examples."""
+        """The memory of its moments in bytes, whatever the number of examples."""
         return _bytes(self.spec) * len({id(m.held_bias) for m in self.modules.values()})
 
     def source(self, module: Decomposed) -> nn.Module:
-        """The module whose inputs are those of what is fitted."""
+        """The module whose inputs are collected: the last factor, or the whole layer."""
         return module if self.factors == "both" else decoder_of(module)
 
     def add(self, name: str, x: Tensor, y: Tensor, output_size: Any = None) -> None:
-        """Take in what module ``name`` gets and what the dense layer puts out for it.
+        """Add the inputs of one use of a module and the dense layer's outputs for it to the moments.
+
+        Args:
+            name: of the module.
+            x: its inputs in the compressed network.
+            y: the outputs of the dense layer.
+            output_size: of a transposed convolution, as it was called; None: by default.
 
         Raises:
             DataError: they do not fit to each other, or are not finite.
@@ -106,7 +115,7 @@ class RefitLayer:
 
     @torch.no_grad()
     def solve_(self, ridge: float, rounds: int) -> tuple[float, float]:
-        """Fit the factors, and the biases, to the moments; forget those. Returns relative errors before and after."""
+        """Fit factors and biases to the moments, which are then released; returns relative errors before and after."""
         before = self._error()
         moments = pooled(m.about_zero() if key is None else m for key, m in self._moments.items())
         if self.factors == "last":

@@ -13,11 +13,11 @@ Selection = str | Sequence[str] | None
 
 
 def select(selection: Selection, argument: str, layers: Iterable[str], modules: Iterable[str]) -> set[str] | None:
-    """The layers that ``selection`` means; None where it is None.
+    """The names of the layers that ``selection`` matches; None where it is None.
 
     Args:
-        selection: the user's.
-        argument: what the user calls it.
+        selection: a regular expression for whole names, or a list of names and endings.
+        argument: its name in the user's call, for errors.
         layers: the names that can be meant.
         modules: all names of the model, for the message.
 

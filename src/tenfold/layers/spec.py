@@ -21,7 +21,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The options of one layer.
+    """The options of one linear or convolutional layer.
 
     Args:
         kind: ``"linear"``, ``"conv"``, ``"conv_transpose"``, or ``"conv1d_gpt2"`` (a linear layer that stores its
@@ -52,12 +52,12 @@ class LayerSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel: ``(out, in / groups, *kernel_size)``."""
+        """The shape of the kernel: ``(out, in / groups, *kernel_size)``."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Of the weight as the layer stores it; see `to_weight`."""
+        """The shape of the weight as the layer stores it; see `to_weight`."""
         if self.kind == "conv1d_gpt2":
             return (self.in_channels, self.out_channels)
         if self.transposed:
@@ -76,12 +76,12 @@ class LayerSpec:
 
     @property
     def params(self) -> int:
-        """Weights of the dense kernel, bias not counted."""
+        """Number of weights of the dense kernel, bias not counted."""
         return math.prod(self.shape)
 
 
 def spec_of(module: nn.Module) -> LayerSpec | None:
-    """The options of ``module``, or None where it is no layer that tenfold can replace exactly.
+    """Read the options of a module; None where it is no layer that tenfold can replace exactly.
 
     A subclass counts as its torch base class only if it is no more than that: `forward` not overridden (by the class
     or on the instance), and no parameters, buffers or children beyond weight and bias, which a replacement would lose.
@@ -113,14 +113,14 @@ def spec_of(module: nn.Module) -> LayerSpec | None:
 
 
 def to_kernel(spec: LayerSpec, weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "f c *k"]:
-    """The layer's own weight as a kernel ``(out, in / groups, *k)``."""
+    """Convert a layer's own weight to a kernel ``(out, in / groups, *k)``."""
     if spec.kind == "conv1d_gpt2":
         return weight.mT
     return swap_channels(weight, spec.groups) if spec.transposed else weight
 
 
 def to_weight(spec: LayerSpec, kernel: Shaped[Tensor, "f c *k"]) -> Shaped[Tensor, "..."]:
-    """The exact inverse of `to_kernel`."""
+    """Convert a kernel to the layer's own weight: the exact inverse of `to_kernel`."""
     if spec.kind == "conv1d_gpt2":
         return kernel.mT
     return swap_channels(kernel, spec.groups) if spec.transposed else kernel

@@ -24,7 +24,7 @@ from tenfold.linalg.svd import require_finite
 
 
 class Structure(Protocol):
-    """What a layer is to become."""
+    """The structure that a layer is to get: decomposition, rank, slices and fold."""
 
     @property
     def decomposition(self) -> str: ...  # noqa: D102
@@ -43,7 +43,7 @@ Given = Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
 
 
 class Make(Protocol):
-    """What makes a layer for a structure; with the factors of its weight, or empty where they come from elsewhere."""
+    """Builds a factorised layer of a structure: with the factors of the weight, or with uninitialised ones."""
 
     def __call__(self, old: nn.Module, spec: LayerSpec, structure: Structure, /, *, empty: bool) -> Decomposed: ...  # noqa: D102
 
@@ -54,7 +54,7 @@ def apply(
     factors: Given | None = None,
     found: Sequence[FoundLayer] | None = None,
 ) -> nn.Module:
-    """A new model in which each named layer has become what its structure says; ``model`` is untouched.
+    """A new model in which each named layer is replaced by one of the given structure; ``model`` is untouched.
 
     The weights that are replaced are never copied. Layers that shared a weight share its factors.
 
@@ -74,7 +74,7 @@ def apply(
 
 
 def skeleton(model: nn.Module, structures: Mapping[str, Structure]) -> nn.Module:
-    """As `apply`, with uninitialised factors: for loading saved weights into. Raises what `apply` raises."""
+    """As `apply`, with uninitialised factors, to load saved weights into. Raises what `apply` raises."""
     return rebuild(model, structures, lambda *about, empty: planned(*about, empty=True))
 
 
@@ -125,7 +125,15 @@ def rebuild(
     factors: Given | None = None,
     found: Sequence[FoundLayer] | None = None,
 ) -> nn.Module:
-    """As `apply`, with layers that ``make`` makes; those in ``factors`` it is asked for empty."""
+    """As `apply`, with layers built by ``make``; those in ``factors`` are asked for empty.
+
+    Args:
+        model: see `apply`.
+        structures: see `apply`.
+        make: builds each layer.
+        factors: see `apply`.
+        found: see `apply`.
+    """
     factors = factors or {}
     modules = dict(model.named_modules(remove_duplicate=False))
     todo = {name: s for name, s in structures.items() if s.decomposition != "dense"}
@@ -196,7 +204,17 @@ def _build(name: str, old: nn.Module, structure: Structure, make: Callable[..., 
 
 
 def planned(old: nn.Module, spec: LayerSpec, structure: Structure, *, empty: bool) -> Decomposed:
-    """The layer of plain layers that a plan means."""
+    """Build the factorised layer of a structure: a `LowRank` or a `TuckerConv`.
+
+    Args:
+        old: the dense layer.
+        spec: its options.
+        structure: what it becomes.
+        empty: leave the factors uninitialised.
+
+    Raises:
+        ArgumentError: no such decomposition; a rank that the layer cannot have.
+    """
     rank = structure.rank
     if structure.decomposition == TuckerConv.decomposition and isinstance(rank, tuple):
         return TuckerConv.like(old, spec, rank) if empty else TuckerConv.from_layer(old, spec, rank)

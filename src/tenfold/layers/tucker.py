@@ -30,19 +30,19 @@ _SWEEPS = 1
 
 
 def channel_sizes(shape: tuple[int, ...], groups: int) -> tuple[tuple[int, int], int]:
-    """Of the Tucker tensor of each group: ``(out / groups, in / groups)`` and the number of kernel entries."""
+    """The sizes of each group's Tucker tensor: ``(out / groups, in / groups)`` and the number of kernel entries."""
     return (shape[0] // groups, shape[1]), math.prod(shape[2:])
 
 
 def full_ranks(shape: tuple[int, ...], groups: int = 1) -> tuple[int, int]:
-    """``(r_out, r_in)`` at which nothing of a generic kernel ``(out, in / groups, *k)`` is lost."""
+    """The full Tucker ranks ``(r_out, r_in)`` of a generic kernel ``(out, in / groups, *k)``, which lose nothing."""
     sizes, rest = channel_sizes(shape, groups)
     first, second = feasible(sizes, sizes, rest)
     return first, second
 
 
 def why_impossible(rank: Sequence[int], shape: tuple[int, ...], groups: int = 1) -> str | None:
-    """Why no Tucker tensor of such a kernel has these ranks; None where one has."""
+    """Why a kernel of this shape cannot have these Tucker ranks; None where it can."""
     sizes, rest = channel_sizes(shape, groups)
     possible = len(rank) == 2 and min(rank) >= 1 and feasible(rank, sizes, rest) == tuple(rank)
     rule = f"1 <= r_out <= min({sizes[0]}, {rest} r_in) and 1 <= r_in <= min({sizes[1]}, {rest} r_out)"
@@ -50,7 +50,7 @@ def why_impossible(rank: Sequence[int], shape: tuple[int, ...], groups: int = 1)
 
 
 class TuckerConv(PlainParts):
-    """Three convolutions in place of one, for 1 to 3 spatial axes, plain or transposed.
+    """Convolution in Tucker-2 format: three convolutions in place of one, for 1 to 3 spatial axes, plain or transposed.
 
     Args:
         spec: the options of the convolution this one stands for.
@@ -82,6 +82,11 @@ class TuckerConv(PlainParts):
 
         The bases are orthonormal, the scale of the weight is in the core.
 
+        Args:
+            layer: the dense layer; untouched.
+            spec: its options.
+            rank: see the class.
+
         Raises:
             ArgumentError: a rank that the kernel cannot have.
             TenfoldError: the weight has NaN or infinite entries.
@@ -92,7 +97,12 @@ class TuckerConv(PlainParts):
 
     @classmethod
     def like(cls, layer: nn.Module, spec: LayerSpec, rank: Sequence[int]) -> Self:
-        """Uninitialised factors in place of ``layer``'s weight, and all else as it is there.
+        """The same structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
+
+        Args:
+            layer: the dense layer; untouched.
+            spec: its options.
+            rank: see the class.
 
         Raises:
             ArgumentError: a rank that the kernel cannot have.
@@ -101,7 +111,13 @@ class TuckerConv(PlainParts):
 
     @torch.no_grad()
     def set_factors(self, core: Tensor, outer: Tensor, inner: Tensor) -> None:
-        """Copy ``core (g r_out, r_in, *k)``, ``outer (out, r_out)``, ``inner (in, r_in)``, group after group."""
+        """Copy factors into the three layers, group after group.
+
+        Args:
+            core: ``(g r_out, r_in, *k)``.
+            outer: output basis ``(out, r_out)``.
+            inner: input basis ``(in, r_in)``.
+        """
         pointwise = [1] * len(self.spec.kernel_size)
         encoder, middle, decoder = self.factors
         encoder.copy_(swap_channels(inner, self.spec.groups).reshape(*encoder.shape[:2], *pointwise))
@@ -109,7 +125,7 @@ class TuckerConv(PlainParts):
         decoder.copy_(outer.reshape(*outer.shape, *pointwise))
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Core, outer and inner basis, as `set_factors` takes them."""
+        """Core, output and input basis, as `set_factors` takes them."""
         encoder, middle, decoder = self.factors
         return own_layout(self.core, middle), decoder.flatten(1), swap_channels(encoder.flatten(1), self.spec.groups)
 
@@ -130,7 +146,7 @@ class TuckerConv(PlainParts):
 
     @property
     def factors(self) -> tuple[nn.Parameter, ...]:
-        """Weights of encoder, core and decoder."""
+        """The weights of encoder, core and decoder."""
         return tuple(cast("nn.Parameter", part.weight) for part in (self.encoder, self.core, self.decoder))
 
     @property
@@ -145,7 +161,7 @@ class TuckerConv(PlainParts):
 
 
 def grouped_full(core: Tensor, bases: Sequence[Tensor], groups: int = 1, *, first: int = 0) -> Tensor:
-    """The kernel ``(out, in / groups, *k)`` of core and bases, both stacked group after group; differentiable.
+    """The kernel ``(out, in / groups, *k)`` of a grouped Tucker tensor; differentiable in core and bases.
 
     Args:
         core: ``(g r_1, r_2, *rest)``.
@@ -160,9 +176,10 @@ def grouped_full(core: Tensor, bases: Sequence[Tensor], groups: int = 1, *, firs
 
 
 def tucker_factors(kernel: Tensor, groups: int, rank: Sequence[int]) -> tuple[Tensor, ...]:
-    """Core ``(g r_1, r_2, *rest)`` and bases ``(g n_i, r_i)`` for a kernel ``(out, in / groups, *k)``.
+    """Tucker decomposition of a kernel ``(out, in / groups, *k)``.
 
-    Each group by higher-order SVD, improved by a sweep of higher-order orthogonal iteration.
+    The core is ``(g r_1, r_2, *rest)``, the bases are ``(g n_i, r_i)``. Each group is decomposed by
+    higher-order SVD, improved by a sweep of higher-order orthogonal iteration.
     """
     each = []
     for part in kernel.chunk(groups):

@@ -28,18 +28,25 @@ _SPATIAL = 5
 
 
 def active_modes(spec: LayerSpec, spatial: bool) -> int:
-    """How many modes of a kernel get a basis, from the first on: out and in, and those of a large kernel if asked."""
+    """Number of kernel modes with a basis, from the first on: out, in, and spatial ones of a large kernel if asked."""
     return len(spec.shape) if spatial and spec.kernel_size and min(spec.kernel_size) >= _SPATIAL else 2
 
 
 def bounded_ranks(spec: LayerSpec, share: float, *, floor: int, spatial: bool) -> tuple[int, ...]:
-    """``max(floor, share n)`` for every active mode of size n, and no more than a kernel of this shape can have."""
+    """The ranks ``max(floor, share n)`` of the active modes of size n, at most what a kernel of this shape can have.
+
+    Args:
+        spec: the options of the layer.
+        share: of each mode's size, in (0, 1].
+        floor: the smallest rank, >= 1.
+        spatial: see `active_modes`.
+    """
     return _possible(spec, [max(floor, int(share * n)) for n in _sizes(spec)[: active_modes(spec, spatial)]])
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A model in training form.
+    """The result of `to_tucker`: a model in Tucker format for training.
 
     Args:
         model: a new one.
@@ -106,7 +113,7 @@ def to_tucker(
     target_modules: Selection = None,
     exclude_modules: Selection = None,
 ) -> Converted:
-    """A new model whose layers are in Tucker format, to be trained; ``model`` is untouched, tied weights stay tied.
+    """Convert a model to Tucker format for training: a new model; ``model`` is untouched, tied weights stay tied.
 
     From the weights as they are, by sequential HOSVD; or, with a generator, from scratch: random orthonormal bases and
     a normal core of variance ``||W||^2 / numel(C)``, so that ``E ||C||^2 = ||W||^2``, which for a weight as it was
@@ -166,7 +173,7 @@ def to_tucker(
 
 
 def deploy(model: nn.Module) -> nn.Module:
-    """A new model in which every layer in training form has become plain layers, of the same factors, not refactorised.
+    """Convert a model in Tucker training form to plain layers with the same factors: a new model.
 
     A kernel with spatial axes becomes a `TuckerConv`, a matrix a pair of layers. Ties stay.
 

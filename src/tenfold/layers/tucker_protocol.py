@@ -28,7 +28,7 @@ from tenfold.linalg.change_of_basis import leading
 
 @runtime_checkable
 class Factorised(Protocol):
-    """A module whose kernel is a Tucker tensor.
+    """Protocol of a layer in Tucker format whose ranks can change while it trains. See `TrainedTucker`.
 
     ``core`` and ``bases`` are Parameters that live as long as the module: whoever changes a rank calls `set_factors`.
     Loading a state of other ranks resizes them first. Nothing but an integrator changes the bases.
@@ -45,17 +45,17 @@ class Factorised(Protocol):
 
     @property
     def core(self) -> nn.Parameter:
-        """``C (g r_1, r_2, ..., *rest)``, as stored."""
+        """The core ``C (g r_1, r_2, ..., *rest)``, as stored."""
         ...
 
     @property
     def bases(self) -> Sequence[nn.Parameter]:
-        """``U_i (g n_i, r_i)`` of the active modes, the first of the kernel: out, in, then spatial; as stored."""
+        """The bases ``U_i (g n_i, r_i)`` of the active modes, the first of the kernel: out, in, spatial; as stored."""
         ...
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """``r_i`` of the active modes."""
+        """The ranks ``r_i`` of the active modes."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class Factorised(Protocol):
         ...
 
     def set_factors(self, core: Tensor, *bases: Tensor) -> None:
-        """Take the ranks and copy the numbers of a core and its bases; gradients of another shape are dropped."""
+        """Copy core and bases, and take their ranks; gradients of another shape are dropped."""
         ...
 
 
@@ -84,7 +84,7 @@ def factorised(model: nn.Module) -> dict[str, Factorised]:
 
 
 def put_(parameter: nn.Parameter, value: Tensor) -> None:
-    """``parameter.data = value``, of any shape; a gradient of another shape is dropped.
+    """Set ``parameter.data = value``, of any shape; a gradient of another shape is dropped.
 
     While the graph of the last loss is alive, autograd keeps what it knows of the parameter, its old shape too, and the
     next backward pass would fail. It forgets that where the type changes: hence the detour.

@@ -34,7 +34,7 @@ _ALIVE: weakref.WeakSet[TrainedTucker] = weakref.WeakSet()
 
 
 class TrainedTucker(Decomposed):
-    """``W = C x_1 U_out x_2 U_in``, and spatial modes where there are more ranks than two; ``U C V^T`` if linear.
+    """A layer in Tucker format for training: ``W = C x_1 U_out x_2 U_in``, more modes if asked; ``U C V^T`` if linear.
 
     Args:
         spec: the options of the layer this one stands for.
@@ -68,7 +68,7 @@ class TrainedTucker(Decomposed):
 
     @classmethod
     def like(cls, layer: nn.Module, spec: LayerSpec, ranks: Sequence[int]) -> Self:
-        """Uninitialised factors in place of ``layer``'s weight, and all else as it is there.
+        """The same structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
 
         Raises:
             ArgumentError: see the class.
@@ -79,17 +79,17 @@ class TrainedTucker(Decomposed):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of the modes of each group's kernel: ``(out / groups, in / groups, *k)``."""
+        """The sizes of the modes of each group's kernel: ``(out / groups, in / groups, *k)``."""
         return (self.spec.shape[0] // self.spec.groups, *self.spec.shape[1:])
 
     @property
     def bases(self) -> tuple[nn.Parameter, ...]:
-        """``U_i (g n_i, r_i)`` of the active modes: out, in, then spatial."""
+        """The bases ``U_i (g n_i, r_i)`` of the active modes: out, in, then spatial."""
         return tuple(cast("nn.Parameter", self.get_parameter(f"basis_{i}")) for i in range(self.modes))
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """``r_i`` of the active modes."""
+        """The ranks ``r_i`` of the active modes."""
         return self.stored if self.present is None else tuple(self.present.tolist())
 
     @property
@@ -125,7 +125,7 @@ class TrainedTucker(Decomposed):
 
     @property
     def chain_share(self) -> float:
-        """MACs of the chain, as stored, over those of the dense layer, borders not counted."""
+        """MACs of the chain, as stored, relative to those of the dense layer, borders not counted."""
         (out, inner), rest = channel_sizes(self.spec.shape, self.groups)
         r_out, r_in = self.stored[:2]
         # per position where the dense layer works: of its output; transposed: of its input
@@ -135,7 +135,7 @@ class TrainedTucker(Decomposed):
 
     @torch.no_grad()
     def set_factors(self, core: Tensor, *bases: Tensor) -> None:
-        """Take the ranks and copy the numbers of a core and its bases; gradients of another shape are dropped.
+        """Copy core and bases, and take their ranks; gradients of another shape are dropped.
 
         Raises:
             ArgumentError: ranks that a static layer has no room for.
@@ -152,7 +152,7 @@ class TrainedTucker(Decomposed):
             mine.copy_(nn.functional.pad(given, (0, mine.shape[1] - given.shape[1])))
 
     def reserve_(self, capacity: Sequence[int]) -> None:
-        """From now on store the factors at these ranks, padded with zeros: no parameter changes its shape any more.
+        """Make the layer static: store the factors at these ranks, padded with zeros, so that no shape changes again.
 
         Raises:
             ArgumentError: less than the ranks, or more than the sizes of the modes.
@@ -182,7 +182,7 @@ class TrainedTucker(Decomposed):
         self.bias = bias
 
     def deployed(self) -> LowRank | TuckerConv:
-        """The same in plain layers: three convolutions, or two layers where the kernel is a matrix."""
+        """The equivalent of plain layers: three convolutions, or two layers where the kernel is a matrix."""
         own, (core, outer, inner, *spatial) = self.ranks[:2], active(self)
         core = grouped_full(core, spatial, self.groups, first=2)
         if not self._pointwise:
@@ -199,7 +199,7 @@ class TrainedTucker(Decomposed):
         return pair
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """As the dense layer; ``output_size`` as in `torch.nn.ConvTranspose2d`."""
+        """The outputs of the layer; ``output_size`` as in `torch.nn.ConvTranspose2d`."""
         kind = x.device.type
         self.precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.core.dtype
         return (self._merge if self.merged else self._chain)(x, output_size)
@@ -269,7 +269,7 @@ class TrainedTucker(Decomposed):
 
 
 def basis_ids() -> set[int]:
-    """Identities of the bases of all layers in training that there are: nothing may step them but an integrator."""
+    """The ids of the bases of all live `TrainedTucker` layers: no optimizer but an integrator may step them."""
     return {id(basis) for layer in _ALIVE for basis in layer.bases}
 
 

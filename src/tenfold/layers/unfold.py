@@ -18,7 +18,7 @@ from tenfold.layers.spec import LayerSpec
 
 
 def unfold(spec: LayerSpec, x: Tensor, output_size: list[int] | None = None, *, every: Sequence[slice] = ()) -> Tensor:
-    """The inputs of a layer as ``(g, positions, c prod(k))``, ordered as ``(c, *k)`` of the kernel.
+    """Unfold (im2col) the inputs of a layer to ``(g, positions, c prod(k))``, ordered as ``(c, *k)`` of the kernel.
 
     Args:
         spec: the layer's options.
@@ -68,7 +68,14 @@ def _stuffed(spec: LayerSpec, x: Tensor, output_size: list[int] | None) -> Tenso
 
 
 def chunks(spec: LayerSpec, x: Tensor, y: Tensor, numbers: int) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and outputs of a layer in runs of examples, of which none unfolds to many more than so many numbers."""
+    """Split inputs and outputs of a layer along the examples, to bound the size of the unfolded inputs.
+
+    Args:
+        spec: the options of the layer.
+        x: its inputs.
+        y: its outputs.
+        numbers: about how many a part may unfold to.
+    """
     if spec.linear:
         x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     elif x.ndim == len(spec.kernel_size) + 1:

@@ -13,7 +13,7 @@ _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "Full
 
 
 def refuse_unusable(model: Any) -> None:
-    """Raise `ArgumentError` for what is no plain module: a class, a name, a scripted or wrapped one.
+    """Raise `ArgumentError` unless ``model`` is a plain module: no class or name, not scripted, compiled or wrapped.
 
     The copies of the parameters that a wrapper keeps would go stale.
     """

@@ -40,7 +40,7 @@ class _Reads(TorchFunctionMode):
 
 @contextmanager
 def weight_reads(model: nn.Module, names: Sequence[str]) -> Iterator[set[str]]:
-    """While it is open, collect the names, of those in ``names``, whose weight is read outside their own forward.
+    """Collect the names of layers whose weight is read outside their own forward, while the block runs.
 
     Args:
         model: what runs.

@@ -18,12 +18,11 @@ from tenfold.plans.budget import Budget
 
 @dataclass(frozen=True)
 class Pruned:
-    """A model with fewer filters.
+    """The result of `prune_filters`: a model with fewer filters, and what was removed.
 
     Args:
         model: of plain layers, narrower ones.
-        share: of the filters that was removed, in [0, 1): of all that could be, those of the layers in ``left`` not
-            counted.
+        share_removed: of the filters that could be removed, in [0, 1); those of the layers in ``left`` not counted.
         removed: channels by the name of the layer, of those that lost any, all that depend on each other included.
         left: layers whose filters all had to stay, with the reason.
         dense: cost before.
@@ -31,7 +30,7 @@ class Pruned:
     """
 
     model: nn.Module
-    share: float
+    share_removed: float
     removed: Mapping[str, tuple[int, ...]]
     left: Mapping[str, str]
     dense: Cost
@@ -50,7 +49,7 @@ def prune_filters(
     target_modules: Selection = None,
     exclude_modules: Selection = None,
 ) -> Pruned:
-    """A new model without its weakest filters, those of least norm. They are gone, not masked; ``model`` is untouched.
+    """Prune the filters of least norm: a new, narrower model, nothing masked; ``model`` is untouched.
 
     Convolutions lose output channels, and norms, residual sums and following layers shrink along. Each layer keeps one
     filter at least. On ``example_inputs`` the new model computes what the old one does with those channels silenced;
@@ -59,7 +58,7 @@ def prune_filters(
 
     Args:
         model: any module that runs on ``example_inputs``.
-        unnamed: nothing: how much goes or stays is said by name.
+        unnamed: refused: say ``keep`` or ``remove`` by name.
         keep: a budget for the whole model: the fewest filters are removed that fit it. Or the share of the filters that
             stays, in (0, 1], as a float. This or ``remove``.
         remove: the share of the filters that goes, in [0, 1); never more is removed, of each layer or of all
@@ -98,7 +97,8 @@ def prune_filters(
     small = filters.checked(gone)
     if data is not None:
         reestimate_(small, data)
-    return Pruned(small, filters.share(gone), filters.names(gone), filters.left, dense, cost(small, example_inputs))
+    removed, small_cost = filters.names(gone), cost(small, example_inputs)
+    return Pruned(small, filters.share_removed(gone), removed, filters.left, dense, small_cost)
 
 
 def _amount(unnamed: tuple[Any, ...], keep: Any, remove: Any) -> Budget | float:
