@@ -31,10 +31,10 @@ from tenfold.plans.problem import Problem
 
 @dataclass(frozen=True, repr=False)
 class Report(Printed):
-    """What a compression did, measured on the built model, not predicted.
+    """The cost of a model before and after compression, measured on the built model, not predicted.
 
     Args:
-        dense: cost before.
+        dense: cost before: parameters, and MACs where inputs were given.
         small: cost after.
         seconds: wall time of each stage, by name.
         left: layers left dense, with the reason.
@@ -47,7 +47,7 @@ class Report(Printed):
 
     @property
     def kept(self) -> dict[str, float]:
-        """The share of each cost that is left: ``{"params": 0.25, "macs": 0.31}``."""
+        """The share of each cost that is kept: ``{"params": 0.25, "macs": 0.31}``."""
         shares = {"params": self.small.params / max(self.dense.params, 1)}
         if self.dense.macs and self.small.macs is not None:
             shares["macs"] = self.small.macs / self.dense.macs
@@ -56,7 +56,13 @@ class Report(Printed):
 
 @dataclass(frozen=True, repr=False)
 class Result(Printed):
-    """A compressed model, the plan it was built from, and the report."""
+    """A compressed model, the plan it was built from, and the report; unpacks as ``small, plan, report``.
+
+    Args:
+        model: the compressed model, of plain layers.
+        plan: what each layer became.
+        report: measured costs before and after.
+    """
 
     model: nn.Module
     plan: Plan
@@ -68,7 +74,7 @@ class Result(Printed):
 
 
 def build(problem: Problem, plan: Plan, budget: Budget | None = None) -> Result:
-    """Build ``plan`` on the model of ``problem`` and measure what came of it. Batch norm is left as it was.
+    """Build ``plan`` on the model of ``problem`` and measure the cost. Batch-norm statistics stay as they were.
 
     Every compression goes through here: `tenfold.compress`, the command line, comparisons, sweeps, the guard.
 
@@ -92,7 +98,7 @@ def build(problem: Problem, plan: Plan, budget: Budget | None = None) -> Result:
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """Build ``plan`` on ``model``: a new model of plain layers; the given one is untouched, tied weights stay tied.
+    """Factorise the layers of ``model`` as ``plan`` says: a new model; the given one is untouched, ties stay.
 
     The plan is built as written, whoever wrote it: a rank that saves nothing warns, an impossible one raises.
 
@@ -205,7 +211,7 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
 
 
 def plan_of(model: nn.Module) -> Plan:
-    """The plan that a compressed model is built to, read off its layers; errors and MACs are not known from there."""
+    """The plan of a compressed model, read from its layers; errors and MACs are unknown."""
     dense = sum(p.numel() for p in model.parameters())
     layers: dict[str, LayerPlan] = {}
     owner: dict[int, str] = {}

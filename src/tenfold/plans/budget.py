@@ -12,13 +12,13 @@ from tenfold.layers.cost import Cost
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be kept of the whole model: a fraction as a float in (0, 1] or as text, "25%"; a number as an int >= 2.
+    """What may be kept of the whole model, as a fraction in (0, 1] (or text, "25%") or as a number, an int >= 2.
 
     Args:
         params: parameters, everything counted (biases, norms, layers left dense; tied ones once; no buffers).
         macs: multiply-adds of one forward pass for the example inputs.
 
-    Several limits hold at once, and none is ever exceeded.
+    A limit that is None does not count. Several limits hold at once, and none is ever exceeded.
 
     Raises:
         ArgumentError: no limit at all, or one out of range. The int 1 is refused: it might mean all of it.
@@ -39,7 +39,7 @@ class Budget:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     def exceeded(self, dense: Cost, small: Cost) -> str | None:
-        """Which limits ``small`` exceeds, in words with both numbers; None where it keeps to all of them."""
+        """A sentence on the limits that ``small`` exceeds, with both numbers; None where it is within all of them."""
         words = []
         for name in self.limits:
             kept, whole = getattr(small, name), getattr(dense, name)

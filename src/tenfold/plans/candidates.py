@@ -32,7 +32,7 @@ _NAMED = 3
 def candidates(
     problem: Problem, measure: Measure, *, folds: Sequence[str] = ("channel",), slices: Sequence[int] | None = None
 ) -> list[Candidates]:
-    """The options of every site.
+    """The candidate decompositions of every site, with their errors and costs.
 
     Args:
         problem: the layers.
@@ -52,7 +52,7 @@ def candidates(
 
 
 def shapes(problem: Problem, fold: str) -> list[Candidates]:
-    """The unsliced options of every site in one fold, by their shapes alone: costs are known, errors are not (NaN)."""
+    """The unsliced candidates of every site in one fold, by their shapes alone: costs are known, errors are NaN."""
     made = []
     for site in problem.sites:
         whole = Fold(site.cost.shape, site.cost.groups, 1, fold)
@@ -71,7 +71,7 @@ def as_plan(
     why: str = ALLOWED,
     **about: Any,
 ) -> Plan:
-    """The plan of a choice (one index into each table).
+    """The plan that a choice of candidates makes, one index into each table.
 
     Args:
         problem: the layers.
@@ -96,7 +96,7 @@ def as_plan(
 
 
 def layer_plan(table: Candidates, i: int, why: str = ALLOWED) -> LayerPlan:
-    """Entry ``i`` of a layer's candidates as a plan for it; ``why`` it is dense where it could be something else."""
+    """The layer plan of entry ``i`` of a table; ``why`` is the reason of a dense layer that has other candidates."""
     if i > 0 and table.rank.ndim > 1:
         return LayerPlan("tucker", tuple(table.rank[i].tolist()), error=float(table.error[i]), bias=table.bias)
     if i > 0:
@@ -107,12 +107,12 @@ def layer_plan(table: Candidates, i: int, why: str = ALLOWED) -> LayerPlan:
 
 
 def smallest(tables: Sequence[Candidates], names: Sequence[str]) -> dict[str, int]:
-    """The least that all sites together can cost, each cost on its own."""
+    """The smallest cost of all sites together, for each cost on its own."""
     return {name: int(sum(t.costs[name].min() for t in tables)) for name in names}
 
 
 def refuse(problem: Problem, budget: Budget, least: dict[str, int]) -> BudgetError:
-    """The error for a budget that cannot be reached, naming what can be."""
+    """The `BudgetError` for a budget that cannot be reached, with the smallest reachable one, from ``least``."""
     parts, reachable = [], {}
     limits = problem.limits(budget)
     for name, value in budget.limits.items():

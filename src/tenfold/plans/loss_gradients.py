@@ -22,7 +22,7 @@ IGNORED = -100
 
 
 def total_loss(output: Any, batch: Batch, loss: Loss | None, generator: torch.Generator) -> Tensor:
-    """The loss of a batch, summed over its examples.
+    """The loss of a model on a batch, summed over the examples.
 
     Args:
         output: what the model puts out on ``batch``.
@@ -45,7 +45,7 @@ def total_loss(output: Any, batch: Batch, loss: Loss | None, generator: torch.Ge
 
 
 def class_axis(logits: Tensor, batch: Batch) -> int:
-    """The axis of ``logits`` that has the classes, from labels or from tokens.
+    """The class axis of ``logits``, found from the labels or the tokens of the batch.
 
     With labels ``(n, ...)`` the logits are ``(n, classes, ...)``, torch's convention, or ``(n, ..., classes)``, that of
     language models. Without any, ``(n, classes)`` is taken at its word, and for integer inputs ``(n, tokens)`` so is
@@ -84,7 +84,7 @@ def class_axis(logits: Tensor, batch: Batch) -> int:
 
 
 def loss_name(loss: Loss | str) -> str:
-    """``"module:name"`` of a loss that is a function at the top of a module.
+    """The name ``"module:name"`` of a loss function at the top of a module.
 
     Raises:
         ArgumentError: it cannot be found again by such a name.
@@ -102,7 +102,7 @@ def loss_name(loss: Loss | str) -> str:
 
 
 def find_loss(name: str) -> Loss | str:
-    """The function of that name, ``"module:name"``; the name itself where its module has not been imported.
+    """The loss function called ``"module:name"``; the name itself where its module has not been imported.
 
     Nothing is imported: a name may come from a file that anyone wrote.
 
@@ -121,7 +121,7 @@ def find_loss(name: str) -> Loss | str:
 
 
 def require_loss(loss: Loss | str | None) -> Loss | None:
-    """The loss itself; a name is looked up.
+    """The loss function itself; a name is looked up.
 
     Raises:
         ArgumentError: its module has not been imported.

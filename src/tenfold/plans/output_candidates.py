@@ -25,7 +25,7 @@ from tenfold.ranks.measures import MEASURES
 
 @dataclass(frozen=True)
 class OutputBasis:
-    """How one layer's outputs can be approximated: ``W_hat = left[:, :r] (right[:, :r]^T W)``, group by group.
+    """Output-aware factors of every rank for one layer: ``W_hat = left[:, :r] (right[:, :r]^T W)``, group by group.
 
     Args:
         left: ``(g, f', f')``, best directions first.
@@ -46,7 +46,7 @@ class OutputBasis:
 
 
 def output_candidates(problem: Problem, bases: Mapping[str, OutputBasis]) -> list[Candidates]:
-    """The unsliced options of every site; errors are ``sqrt(energy lost / energy)``. An added bias is counted."""
+    """The unsliced candidates of every site, with errors ``sqrt(energy lost / energy)``. An added bias is counted."""
     tables = candidates(problem, MEASURES["fro"], slices=(1,))
     return [
         _with_energy(t, s, bases[s.name], _added(problem, s, bases[s.name]))
@@ -55,7 +55,7 @@ def output_candidates(problem: Problem, bases: Mapping[str, OutputBasis]) -> lis
 
 
 def kept_product(tables: Sequence[Candidates]) -> list[NDArray[np.float64]]:
-    """``-log(1 - error^2)`` of every option: least in sum where the product of the shares kept is greatest.
+    """The loss ``-log(1 - error^2)`` of every candidate; its least sum maximises the product of the kept shares.
 
     A layer that would keep nothing is as bad as can be, not infinitely so.
     """
@@ -85,7 +85,14 @@ def _added(problem: Problem, site: FoundLayer, basis: OutputBasis) -> int:
 def factors_of(
     problem: Problem, bases: Mapping[str, OutputBasis], tables: Sequence[Candidates], choice: Sequence[int] | None
 ) -> dict[str, Factors]:
-    """The factors of the chosen ranks, by site; those left dense are absent."""
+    """The factors of the chosen ranks by site; those left dense are absent.
+
+    Args:
+        problem: the layers.
+        bases: from `output_basis`, by site.
+        tables: from `output_candidates`.
+        choice: one index into each table; None: no factors.
+    """
     made: dict[str, Factors] = {}
     for site, table, i in zip(problem.sites, tables, choice or (), strict=choice is not None):
         if i == 0:

@@ -22,7 +22,7 @@ from tenfold.plans.loss_gradients import Loss, total_loss
 
 @dataclass
 class Moments:
-    """Of one layer's outputs ``y = W x`` (the bias not included), every output position a sample.
+    """Moments of one layer's outputs ``y = W x`` (the bias not included), every output position a sample.
 
     Args:
         samples: images (or sequences) seen.
@@ -40,27 +40,27 @@ class Moments:
 
     @property
     def mean(self) -> Float64[Tensor, "g f"]:
-        """``E[y]`` over positions."""
+        """The mean ``E[y]`` over positions."""
         return self.total / self.positions
 
     @property
     def second(self) -> Float64[Tensor, "g f f"]:
-        """``E[y y^T]`` over positions."""
+        """The second moment ``E[y y^T]`` over positions."""
         return self.outer / self.positions
 
     @property
     def covariance(self) -> Float64[Tensor, "g f f"]:
-        """``E[(y - E y)(y - E y)^T]`` over positions."""
+        """The covariance ``E[(y - E y)(y - E y)^T]`` over positions."""
         return self.second - self.mean[..., :, None] * self.mean[..., None, :]
 
     @property
     def fisher(self) -> Float64[Tensor, "g f f"]:
-        """``E[(dL/dy)(dL/dy)^T]`` over positions, for the loss of one sample."""
+        """The gradient moment ``E[(dL/dy)(dL/dy)^T]`` over positions, for the loss of one sample."""
         return self.gradient / self.positions
 
     @property
     def bytes(self) -> int:
-        """Memory that these moments take."""
+        """The memory that the moments take, in bytes."""
         return sum(t.numel() * t.element_size() for t in (self.total, self.outer, self.gradient))
 
 
@@ -74,7 +74,7 @@ def collect(
     seed: int = 0,
     loss: Loss | None = None,
 ) -> dict[str, Moments]:
-    """Moments of the outputs of ``layers`` over the first ``samples`` examples of ``data``, in eval mode.
+    """Collect output moments of layers over the first ``samples`` examples of ``data``, in eval mode.
 
     Args:
         model: untouched; a copy is run, on its device.

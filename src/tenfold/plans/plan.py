@@ -28,7 +28,7 @@ FORMAT = "tenfold-plan/1"
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one layer becomes.
+    """The decomposition of one layer: its rank and fold, with predicted error and cost.
 
     Args:
         decomposition: ``"dense"``, ``"low-rank"`` or ``"tucker"``.
@@ -62,7 +62,7 @@ class LayerPlan:
 
     @property
     def dense_params(self) -> int:
-        """Weights of the dense layer; 0 for the weights of another layer."""
+        """Number of weights of the dense layer; 0 for the weights of another layer."""
         if self.layer is None:
             return self.params
         return 0 if self.tied_to else self.layer.dense().params  # `params` may hold a bias that was added
@@ -79,7 +79,7 @@ Factors = tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass(frozen=True, repr=False)
 class Plan(Printed):
-    """Layer name -> what it becomes, with predicted error and cost.
+    """The decomposition and ranks of every layer of a model, with predicted error and cost. Plain data.
 
     Args:
         method: the name of the method that made it.
@@ -90,7 +90,7 @@ class Plan(Printed):
         level: the objective reached; None where the rule has none, or the plan was edited.
         budget: the limits that it was made for.
         from_data: whether the factors depend on calibration data, not on the weights alone.
-        calibration_bytes: memory that the moments of that data took; 0 where there was none.
+        calibration_bytes: memory that the moments of that data took, in bytes; 0 where there was none.
         factors: then, the factors by layer name. They do not travel in JSON: build the plan where it was made, and
             save the model.
         fingerprints: of the weights that the factors were made of, by layer name; they stay where the factors stay.
@@ -110,12 +110,12 @@ class Plan(Printed):
 
     @property
     def params(self) -> int:
-        """Parameters of the compressed model, everything counted."""
+        """Number of parameters of the compressed model, everything counted."""
         return self.dense_params - sum(x.dense_params - x.params for x in self.layers.values())
 
     @property
     def compresses(self) -> bool:
-        """Whether any layer becomes something else."""
+        """Whether any layer is decomposed."""
         return any(layer.decomposition != "dense" for layer in self.layers.values())
 
     @property
@@ -126,10 +126,14 @@ class Plan(Printed):
         return self.dense_macs - sum((x.dense_macs or 0) - (x.macs or 0) for x in self.layers.values())
 
     def edit(self, name: str, **changes: Any) -> Plan:
-        """A copy in which the layer ``name`` has other ``rank``, ``slices``, ``fold`` or ``decomposition``.
+        """A copy of the plan with another ``rank``, ``slices``, ``fold`` or ``decomposition`` of one layer.
 
         Layers that share its weight change with it. Costs are computed anew; the error, and the plan's level, become
         unknown.
+
+        Args:
+            name: of the layer.
+            changes: the new values, by field of `LayerPlan`.
 
         Raises:
             PlanError: no such layer, no such field, or values that the layer cannot take.
@@ -148,7 +152,7 @@ class Plan(Printed):
         return replace(self, layers=self.layers | edited, level=None, factors=kept)
 
     def diff(self, other: Plan) -> dict[str, tuple[LayerPlan | None, LayerPlan | None]]:
-        """The layers that become something else: ``{name: (here, there)}``; None where a plan lacks the name."""
+        """The layers that differ in another plan: ``{name: (here, there)}``; None where a plan lacks the name."""
         names = dict.fromkeys([*self.layers, *other.layers])
         pairs = {name: (self.layers.get(name), other.layers.get(name)) for name in names}
         return {name: (a, b) for name, (a, b) in pairs.items() if _structure(a) != _structure(b)}
@@ -161,7 +165,7 @@ class Plan(Printed):
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read a plan, check it, and compute its costs anew from its ranks.
+        """Read a plan from JSON text, check it, and compute its costs anew from its ranks.
 
         Raises:
             PlanError: no JSON, another format, a missing or unknown field, a value of the wrong type, an impossible
@@ -193,7 +197,7 @@ _EDITABLE = ("decomposition", "rank", "slices", "fold")
 
 
 def priced(name: str, layer: LayerPlan) -> LayerPlan:
-    """``layer`` with the costs that follow from its rank; its error is dropped where they differ from its own.
+    """A layer plan with costs computed from its rank; its error is dropped where they differ from its own.
 
     Another rank that costs exactly as much, in other slices or another fold, is not noticed here.
 
@@ -331,7 +335,7 @@ def _alike(a: LayerPlan, b: LayerPlan) -> bool:
 
 
 def fingerprint(weight: Tensor) -> str:
-    """A hash of the numbers in float64, in order: a wider dtype, another device or memory format changes nothing."""
+    """Hash of a weight's numbers in float64: a wider dtype, another device or memory format changes nothing."""
     made = hashlib.blake2b(digest_size=16)
     for part in weight.detach().flatten().split(1 << 20):
         made.update(part.cpu().double().numpy().data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Printed:
-    """Prints as short tables, shows as HTML in a notebook, and names itself in one line.
+    """Base class of results that print as short tables, as HTML in a notebook, and as one line in ``repr``.
 
     The drawing, and rich with it, is loaded when something is shown.
     """

@@ -34,7 +34,7 @@ _BATCHED = 1 << 17
 
 @dataclass(frozen=True)
 class Problem:
-    """The layers of ``model`` that may be decomposed, and what the whole of it costs.
+    """The layers of one model that may be decomposed, with costs, spectra and moments cached. From `survey`.
 
     Args:
         model: the dense model; it must not change while the problem is used.
@@ -45,8 +45,8 @@ class Problem:
         dense: cost of the model as it is.
         calls: how each named layer is used in one forward pass; empty without example inputs.
         example_inputs: what MACs are counted for; None where nobody asked for them.
-        tables: what `tenfold.plans.candidates` has made of it, for the next budget.
-        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
+        tables: the cache of `tenfold.plans.candidates`.
+        data: calibration batches, see `survey`; None without any.
     """
 
     model: nn.Module
@@ -63,7 +63,7 @@ class Problem:
     _moments: dict[Any, dict[str, Moments]] = field(default_factory=dict, repr=False)
 
     def limits(self, budget: Budget) -> dict[str, int]:
-        """What the sites together may cost: the budget less everything that stays as it is.
+        """The budget of all sites together, by cost: the limits less the cost of everything that stays as it is.
 
         Raises:
             ArgumentError: a limit on MACs without example inputs.
@@ -96,12 +96,12 @@ class Problem:
         )
 
     def leaving(self, reasons: Mapping[str, str]) -> Problem:
-        """The same problem with some sites left dense, each for its reason."""
+        """A copy of the problem with some sites left dense, ``{name: reason}``."""
         found = tuple(replace(layer, reason=layer.reason or reasons.get(layer.name)) for layer in self.found)
         return replace(self, found=found, sites=tuple(x for x in found if x.reason is None), tables={})
 
     def renewed(self) -> Problem:
-        """The same problem after its weights have changed: layers, costs and selection are found already.
+        """A copy of the problem for changed weights: layers, costs and selection are kept, spectra and moments dropped.
 
         Raises:
             TenfoldError: a weight with NaN or infinite entries, by name.
@@ -111,7 +111,7 @@ class Problem:
         return replace(self, _spectra={}, tables={}, _moments={})
 
     def spectra(self, fold: str, slices: Sequence[int] | None = None) -> list[dict[int, Tensor]]:
-        """Per site ``{k: s (g, k, p)}``: singular values of the slices in a fold, for every ``k``; cached.
+        """Singular values of each site in a fold, ``{k: s (g, k, p)}`` for every number of slices ``k``; cached.
 
         Args:
             fold: a name from `tenfold.linalg.fold`.
@@ -133,7 +133,7 @@ class Problem:
     def moments(
         self, *, samples: int, gradients: bool = False, seed: int = 0, loss: Loss | None = None
     ) -> dict[str, Moments]:
-        """Moments of the sites' outputs on the calibration data, by site; cached. See `tenfold.plans.output_moments`.
+        """Moments of the sites' outputs on the calibration data, by site; cached. Arguments as in `collect`.
 
         Raises:
             ArgumentError: no data.
@@ -159,11 +159,11 @@ class Problem:
         level: float | None = None,
         factors: Mapping[str, Factors] | None = None,
     ) -> Plan:
-        """A plan from what was chosen for each site (None: dense), with reasons, ties and costs filled in.
+        """The plan of chosen layer plans, one per site (None: dense), with reasons, ties and costs filled in.
 
         Args:
             method: the name of the method.
-            chosen: per site.
+            chosen: one per site, in order.
             budget: what it was chosen for.
             measure: what errors and level mean.
             level: the objective reached.
@@ -233,7 +233,8 @@ def survey(
     Args:
         model: any module with finite weights.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; for MACs only.
-        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
+        data: calibration batches, for methods that need them: each what ``example_inputs`` may be, or a pair ``(inputs,
+            target)``; see `tenfold.layers.calibration_batches`.
         target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
         exclude_modules: never these.
 

@@ -67,8 +67,7 @@ def prune_filters(
         norm: 1 or 2: which norm of a filter's weights is its score.
         together: choose among the filters of all layers, by scores relative to the root mean square of a layer's own;
             otherwise every layer loses the same share.
-        data: batches to re-estimate batch norm from, see `tenfold.reestimate_`; None leaves the statistics of what is
-            left.
+        data: batches to re-estimate batch norm from, see `tenfold.reestimate_`; None: statistics stay as they are.
         target_modules: only the filters of these; see `tenfold.plan`.
         exclude_modules: never those of these.
 

@@ -32,7 +32,7 @@ _NAME = 16
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table as plain strings.
+    """A table as plain strings.
 
     Args:
         title: above it.
@@ -81,7 +81,7 @@ def line(shown: object) -> str:
 
 
 def plan_sheet(made: Plan, *, most: int | None = None) -> Sheet:
-    """What each layer becomes; below, why some stay dense.
+    """The table of a plan: what each layer becomes; below, why some stay dense.
 
     Args:
         made: the plan.
@@ -107,7 +107,7 @@ def plan_sheet(made: Plan, *, most: int | None = None) -> Sheet:
 
 
 def cost_sheet(dense: Cost, small: Cost, notes: Sequence[str] = ()) -> Sheet:
-    """Parameters and MACs, dense and kept."""
+    """The table of parameters and MACs, dense and kept."""
     pairs = (("parameters", dense.params, small.params), ("MACs", dense.macs, small.macs))
     rows = [(n, f"{a:,}", f"{b:,}", f"{b / a:.1%}") for n, a, b in pairs if a and b is not None]
     return Sheet("Cost", ("", "Dense", "Kept", "Share"), rows, notes=notes)
@@ -202,14 +202,14 @@ def _totals(dense: Cost, small: Cost) -> str:
 
 
 def change(before: int | None, after: int | None) -> str:
-    """``73.7k→18.4k``; one number where nothing changes."""
+    """Two counts as ``73.7k→18.4k``; one number where nothing changes."""
     if before is None or after is None:
         return ""
     return short(after) if before == after else f"{short(before)}→{short(after)}"
 
 
 def short(number: int) -> str:
-    """A count with three digits and a unit."""
+    """A count with three digits and a unit, as ``18.4k``."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             scaled = number / size

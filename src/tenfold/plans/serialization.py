@@ -24,7 +24,7 @@ PLAN, WEIGHTS = "plan.json", "model.safetensors"
 
 
 def save(model: nn.Module, path: Path | str, plan: Plan | None = None) -> None:
-    """Write ``path/plan.json`` and ``path/model.safetensors``, both or neither.
+    """Save a model as ``path/plan.json`` and ``path/model.safetensors``, both or neither; nothing is pickled.
 
     Args:
         model: dense or compressed, wherever it is.
@@ -50,7 +50,7 @@ def save(model: nn.Module, path: Path | str, plan: Plan | None = None) -> None:
 
 
 def load(path: Path | str, model: nn.Module) -> nn.Module:
-    """The saved model, built from its dense class.
+    """Load a model that `save` wrote, given its dense architecture.
 
     Args:
         path: a folder that `save` wrote.
@@ -78,7 +78,7 @@ def load_planned(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
 
 
 def read_plan(folder: Path | str) -> Plan:
-    """The plan in a folder that `save` wrote.
+    """Read the plan from a folder that `save` wrote.
 
     Raises:
         CheckpointError: no such folder, or a file that is no text.
@@ -96,7 +96,7 @@ def read_plan(folder: Path | str) -> Plan:
 
 
 def write_weights(model: nn.Module, file: Path | str) -> None:
-    """Parameters and buffers as safetensors; tensors that share memory are written once, with the other names noted.
+    """Write parameters and buffers as safetensors; tensors that share memory once, with the other names noted.
 
     Raises:
         CheckpointError: a module's extra state is no tensor; writing it would take pickle.
@@ -161,7 +161,7 @@ def _refuse_unwritable(name: str, tensor: Tensor) -> None:
 
 
 def read_weights(model: nn.Module, file: Path | str) -> None:
-    """Load what `write_weights` wrote into ``model``, in place, once everything has been found to fit.
+    """Load what `write_weights` wrote into ``model``, in place, after checking that all of it fits.
 
     Raises:
         CheckpointError: missing or truncated file, or other names, shapes or types than the model's.

@@ -27,7 +27,7 @@ _TABLES, _LOST = "rank pairs", "lost by rank pairs"
 
 
 def tucker_candidates(problem: Problem) -> list[Candidates]:
-    """The options of every site: rank pairs for kernels with spatial axes, ranks in the channel fold for the others."""
+    """The candidates of every site: Tucker rank pairs for kernels with spatial axes, ranks in the channel fold else."""
     if _TABLES not in problem.tables:
         matrices = replace(problem, sites=tuple(s for s in problem.sites if pointwise(s)), tables={})
         flat = iter(candidates(matrices, MEASURES["fro"], slices=(1,)))
@@ -36,7 +36,7 @@ def tucker_candidates(problem: Problem) -> list[Candidates]:
 
 
 def tucker_line(problem: Problem, site: FoundLayer, end: tuple[int, int], *, measured: bool) -> Candidates:
-    """Dense, and the pairs on the straight line from ``(1, 1)`` to ``end``, one for each rank of its larger mode.
+    """The candidates on the line of rank pairs from ``(1, 1)`` to ``end``, one for each rank of its larger mode.
 
     Args:
         problem: the layers.
@@ -51,7 +51,7 @@ def tucker_line(problem: Problem, site: FoundLayer, end: tuple[int, int], *, mea
 
 
 def pointwise(site: FoundLayer) -> bool:
-    """Whether the kernel is a matrix."""
+    """Whether the kernel is a matrix: a linear layer or a pointwise convolution."""
     return math.prod(site.cost.shape[2:]) == 1
 
 

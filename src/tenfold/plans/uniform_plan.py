@@ -22,7 +22,7 @@ NO_BUDGET = "no budget was given; `finish`, `tenfold.compress` and `tenfold.swee
 
 @dataclass(frozen=True)
 class Line:
-    """What one site can become along a single line of ranks.
+    """The candidates of one site along a single line of ranks.
 
     Args:
         table: its options, from rank 1 on; entry j has rank j, or for Tucker j in the larger mode.
@@ -36,7 +36,7 @@ class Line:
 
 
 def lines(problem: Problem, fold: str, *, tucker: bool, ends: Mapping[str, Any], measured: bool = True) -> list[Line]:
-    """The line of every site, for `allocate`.
+    """The line of every site, for `tenfold.ranks.uniform.allocate`.
 
     Args:
         problem: the layers.
@@ -61,7 +61,9 @@ def lines(problem: Problem, fold: str, *, tucker: bool, ends: Mapping[str, Any],
 
 
 def uniform_plan(problem: Problem, method: str, budget: Budget | None, fold: str = "channel") -> Plan:
-    """``j_l = max(1, round(a r_l))`` of the full ranks ``r_l``, with the largest ``a`` (the plan's level) that fits.
+    """Uniform ranks ``j_l = max(1, round(a r_l))`` within a budget: the largest ``a``, the plan's level, that fits.
+
+    ``r_l`` are the full ranks.
 
     Args:
         problem: the layers.
@@ -81,7 +83,7 @@ def uniform_plan(problem: Problem, method: str, budget: Budget | None, fold: str
 
 
 def fraction_plan(problem: Problem, method: str, fraction: float, fold: str = "channel") -> Plan:
-    """``j_l = max(1, round(a r_l))`` for a given ``a``; layers that their rank would not make smaller stay dense.
+    """Uniform ranks ``j_l = max(1, round(a r_l))`` for a given ``a``; layers that this makes no smaller stay dense.
 
     Args:
         problem: the layers.

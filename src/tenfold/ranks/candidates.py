@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Candidates:
-    """Everything one site can become. Entry 0 is dense; the rest are all low-rank, or all Tucker.
+    """The candidate decompositions of one site, as arrays. Entry 0 is dense; the rest all low-rank, or all Tucker.
 
     Args:
         name: of the site.

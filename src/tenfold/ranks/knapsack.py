@@ -23,7 +23,7 @@ _EXACT = 400_000
 def cheapest(
     values: Sequence[NDArray[np.float64]], costs: Sequence[NDArray[np.int64]], bound: NDArray[np.int64], gap: float
 ) -> list[int] | None:
-    """The option of each layer in the choice of least total value within the limits; None where none is.
+    """Multiple-choice knapsack: one option per layer with the least total value within the limits; None if none fits.
 
     Args:
         values: per layer, ``(n,)``, >= 0 and best near 1 or below.

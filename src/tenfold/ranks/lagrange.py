@@ -50,7 +50,9 @@ _GAP = 1e-3
 def allocate(
     tables: Sequence[Candidates], losses: Sequence[NDArray[np.float64]], limits: Mapping[str, int]
 ) -> tuple[list[int], float] | None:
-    """The choice per layer and its multiplier (several limits: the sum of theirs); None where no choice fits.
+    """Lagrangian rank allocation: the choice per layer and its multiplier; None where no choice fits.
+
+    With several limits the multiplier is the sum of theirs.
 
     Args:
         tables: the options of each layer.

@@ -49,28 +49,30 @@ def _relative(error: Tensor, scale: Tensor) -> Tensor:
 
 
 def max_error(s: Spectra, top: Tensor, matrices: Callable[[], Tensor]) -> Errors:
-    """``max_i s_{i,j+1} / s_1``."""
+    """The measure `max`: ``max_i s_{i,j+1} / s_1``."""
     return _relative(_next(s).amax((0, 1)), top)
 
 
 def rss_error(s: Spectra, top: Tensor, matrices: Callable[[], Tensor]) -> Errors:
-    """``sqrt(sum_i s_{i,j+1}^2) / s_1``, the largest over the groups."""
+    """The measure `rss`: ``sqrt(sum_i s_{i,j+1}^2) / s_1``, the largest over the groups."""
     return _relative(_next(s).square().sum(1).amax(0).sqrt(), top)
 
 
 def bound_error(s: Spectra, top: Tensor, matrices: Callable[[], Tensor]) -> Errors:
-    """``sqrt(k) max_i s_{i,j+1} / s_1``."""
+    """The measure `bound`: ``sqrt(k) max_i s_{i,j+1} / s_1``."""
     return max_error(s, top, matrices) * s.shape[1] ** 0.5
 
 
 def fro_error(s: Spectra, top: Tensor, matrices: Callable[[], Tensor]) -> Errors:
-    """``sqrt(sum_i sum_{m>j} s_im^2) / ||W||_F``."""
+    """The measure `fro`: ``sqrt(sum_i sum_{m>j} s_im^2) / ||W||_F``."""
     tail = s.square().sum((0, 1)).flip(-1).cumsum(-1).flip(-1)
     return _relative(_next(tail).sqrt(), tail[0].sqrt())
 
 
 def spectral_error(s: Spectra, top: Tensor, matrices: Callable[[], Tensor]) -> Errors:
-    """``||W - W_hat||_2 / ||W||_2``; for one slice ``s_{j+1} / s_1``, else from the residuals' Gram matrices.
+    """The measure `spectral`: ``||W - W_hat||_2 / ||W||_2``; for one slice ``s_{j+1} / s_1``.
+
+    With more slices it comes from the residuals' Gram matrices.
 
     The residual at rank j has the Gram matrix ``sum_i sum_{m>j} s_im^2 u_im u_im^T``; going down from full rank each j
     adds one term per slice, and the top eigenvalue of the sum is what is asked for.

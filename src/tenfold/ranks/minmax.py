@@ -37,7 +37,7 @@ _USED = 0.998
 
 @dataclass(frozen=True)
 class Allocation:
-    """The optimum and its certificate.
+    """An optimal min-max allocation and its certificate.
 
     Args:
         choice: index into the options of each layer.
@@ -53,7 +53,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Staircase:
-    """The options of one layer that are worth their cost: error falls and cost rises along them.
+    """The Pareto-optimal options of one layer: error falls and cost rises along them.
 
     Args:
         index: into the layer's options.
@@ -67,14 +67,14 @@ class Staircase:
 
 
 def allocate(tables: Sequence[Candidates], limits: Mapping[str, int], *, spend: bool = True) -> Allocation | None:
-    """The min-max optimal choice within ``limits``; None where even the cheapest options do not fit.
+    """Min-max rank allocation: the choice with the smallest largest error within ``limits``; None if none fits.
 
     Ties in cost go to the lower error, then to fewer slices.
 
     Args:
         tables: the options of each layer.
         limits: what all layers together may cost, by name of the cost.
-        spend: whether the second pass spends what is left.
+        spend: whether a second pass spends what is left on the largest errors.
     """
     names, bound = list(limits), np.array(list(limits.values()), dtype=np.int64)
     problem = _Levels(tables, names, bound)
@@ -113,7 +113,7 @@ def curve(tables: Sequence[Candidates], cost: str) -> tuple[NDArray[np.float64],
 
 
 def staircase(table: Candidates, names: Sequence[str], scale: NDArray[np.float64] | None = None) -> Staircase:
-    """The options of a layer on the way from its cheapest to its most exact, dominated ones left out.
+    """The Pareto-optimal options of a layer, from its cheapest to its most exact.
 
     Args:
         table: the options.

@@ -17,7 +17,7 @@ def allocate(
     *,
     half: float = 0.5,
 ) -> tuple[list[int], float] | None:
-    """Choices ``j_l = min(full_l, max(1, floor(a r_l + half)))`` with the largest ``a`` that the limits allow.
+    """Uniform rank allocation ``j_l = min(full_l, max(1, floor(a r_l + half)))`` with the largest ``a`` that fits.
 
     A layer whose rank would not save anything stays dense, at its dense cost. The total only rises with ``a``, so
     the largest one is found by bisection over the values at which some rank changes.
@@ -53,6 +53,14 @@ def allocate(
 def at_share(
     tables: Sequence[Candidates], ranks: Sequence[int], full: Sequence[int], a: float, *, half: float = 0.5
 ) -> list[int]:
-    """The choices of `allocate` at a given ``a``."""
+    """The choices of `allocate` at a given factor ``a``.
+
+    Args:
+        tables: as in `allocate`, like the others.
+        ranks: ``r_l``.
+        full: ``full_l``.
+        a: the factor, > 0.
+        half: 0.5 to round, 0 to round down.
+    """
     scaled = [min(n, max(1, int(np.floor(a * r + half + 1e-12)))) for r, n in zip(ranks, full, strict=True)]
     return [j if j < len(t.rank) else 0 for t, j in zip(tables, scaled, strict=True)]
