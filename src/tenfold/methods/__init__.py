@@ -14,7 +14,7 @@ from tenfold.methods.contract.own import own_method
 
 
 def list_methods() -> dict[str, type[Method]]:
-    """Every method by name: each concrete `Method` in each module of this package.
+    """All methods of tenfold: classes by name.
 
     Raises:
         TenfoldError: two methods of one name.
@@ -30,7 +30,7 @@ def list_methods() -> dict[str, type[Method]]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The method called ``name``, or a user's own: ``module.path:Class`` or ``path/to/file.py:Class``.
+    """The class of the method called ``name``, or a user's own: ``module.path:Class`` or ``path/to/file.py:Class``.
 
     Raises:
         ArgumentError: no such method.
@@ -46,9 +46,11 @@ def method_class(name: str) -> type[Method]:
 
 
 def get_method(name: str, **fields: Any) -> Method:
-    """The method called ``name`` with these fields, the rest at their defaults: from the command line or from JSON.
+    """Make a method from its name and fields; fields that are not given have their defaults.
 
-    ``name`` is as `method_class` takes it. Lists, which is what JSON has, become tuples.
+    Args:
+        name: one of `list_methods`, or a user's own class: ``module.path:Class`` or ``path/to/file.py:Class``.
+        fields: by name; lists, as JSON has them, become tuples.
 
     Raises:
         ArgumentError: no such method or field, or a value out of range.

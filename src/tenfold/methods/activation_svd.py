@@ -18,7 +18,7 @@ from tenfold.ranks.minmax import allocate
 
 @dataclass(frozen=True)
 class ActivationSVD(Method):
-    """``min E ||W x - W_hat x||^2`` at each rank: the SVD of ``W S`` with ``S S^T = E[x x^T]``.
+    """Activation-aware SVD, ``min E ||W x - W_hat x||^2`` at each rank: the SVD of ``W S`` with ``S S^T = E[x x^T]``.
 
     No root and no inverse is taken: the left singular vectors of ``W S`` are the eigenvectors of the output moment
     ``E[y y^T]``, so rank-deficient calibration data is harmless. Ranks: the least common relative output error that
@@ -47,7 +47,7 @@ class ActivationSVD(Method):
         check(is_share(self.damping), "damping", "a number >= 0", self.damping)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The least common output error within ``budget``, and the factors."""
+        """Choose the ranks of the least common output error within ``budget``, and their factors."""
         assert budget is not None
         moments = problem.moments(samples=self.samples)
         bases = {}

@@ -26,7 +26,7 @@ from tenfold.ranks.minmax import allocate
 
 @dataclass(frozen=True)
 class ALDS(Method):
-    """Globally optimal layer-wise decomposition of a trained network, for the stated measure and candidates.
+    """Automatic layer-wise decomposition selector: slices and ranks of all layers with the smallest largest error.
 
     ``minimise max_l err_l(k_l, j_l)  subject to  sum_l cost_l(k_l, j_l) <= budget`` over the slices ``k`` and ranks
     ``j`` of every layer.
@@ -62,7 +62,7 @@ class ALDS(Method):
         return candidates(problem, MEASURES[self.measure], folds=self.folds, slices=self.slices)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The min-max optimal plan within ``budget``; see `tenfold.ranks.minmax`."""
+        """Choose the min-max optimal slices and ranks within ``budget``; see `tenfold.ranks.minmax`."""
         assert budget is not None
         tables = self.candidates(problem)
         found = allocate(tables, problem.limits(budget))

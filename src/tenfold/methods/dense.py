@@ -13,12 +13,12 @@ from tenfold.plans.problem import Problem
 
 @dataclass(frozen=True)
 class Dense(Method):
-    """Train and keep the network as it is; any budget is ignored, and the report says what the whole model costs."""
+    """No compression, the baseline: a budget is ignored, and the report has the cost of the whole model."""
 
     name: ClassVar[str] = "dense"
     needs_budget: ClassVar[bool] = False
     needs_layers: ClassVar[bool] = False
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """Every layer dense."""
+        """Leave every layer dense."""
         return problem.plan(self.name, [LayerPlan("dense", reason="the method is dense") for _ in problem.sites])

@@ -30,7 +30,7 @@ FORMATS = ("matrix", "tucker")
 
 @dataclass(frozen=True)
 class Factors(Method):
-    """``W = L R``, or ``W = C x_1 U_1 x_2 U_2``, and the gradient of the loss in each factor: no more than that.
+    """Gradient descent on low-rank factors of fixed rank: ``W = L R``, or ``W = C x_1 U_1 x_2 U_2``.
 
     ::
 
@@ -78,7 +78,7 @@ class Factors(Method):
         check(isinstance(self.scratch, bool), "scratch", "True or False", self.scratch)
 
     def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
-        """A factorised copy, at the ranks that the budget of ``goal`` allows, or else at ``share`` of the full ones.
+        """Make a factorised copy, at the ranks that the budget of ``goal`` allows, or at ``share`` of the full ones.
 
         Layers that are factorised in this way already keep their ranks where they fit. With ``scratch`` torch's global
         generator is drawn from once.
@@ -106,7 +106,7 @@ class Factors(Method):
         return rebuild(problem.model, plan.layers, make)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
-        """The same optimizer: factors are trained as any parameters are.
+        """Return ``optimizer`` as it is: factors are trained as any parameters are. Arguments as in `Method.attach`.
 
         Raises:
             ArgumentError: an optimizer that trains none of the model's parameters.
@@ -115,7 +115,7 @@ class Factors(Method):
         return optimizer
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The ranks that were trained, or the largest common share of the full ones below them that fits."""
+        """Choose the trained ranks where they fit the budget, or else the largest common share of the full ones."""
         return self._uniform(problem, budget, measured=True)
 
     def _uniform(self, problem: Problem, budget: Budget | None, *, measured: bool) -> Plan:

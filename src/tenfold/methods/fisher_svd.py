@@ -20,9 +20,9 @@ from tenfold.ranks.lagrange import allocate
 
 @dataclass(frozen=True)
 class FisherSVD(Method):
-    """Least ``e_l = E sum_positions ||G_l^{1/2} (y - y_hat)||^2`` in each layer's outputs, ``G = E[g g^T]``.
+    """Low rank by Fisher information: least ``e_l = E sum_positions ||G_l^{1/2} (y - y_hat)||^2``, ``G = E[g g^T]``.
 
-    ``g`` is the loss gradient in the layer's outputs, with labels drawn from the model: G is the Fisher information
+    ``g`` is the loss gradient in a layer's outputs ``y``, with labels drawn from the model: G is the Fisher information
     there, and ``sum_l e_l / 2`` the second-order estimate of how much the loss rises, position by position, in nats.
     The bias keeps the mean, as PCA's does: ``y_hat = mean + A_r B_r^T (y - mean)``; a layer without one gets one, and
     it is counted.
@@ -77,7 +77,7 @@ class FisherSVD(Method):
             check(callable(self.loss), "loss", "a function (output, target) -> scalar, or None", self.loss)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The ranks that the rule prefers within ``budget``, and their factors."""
+        """Choose the ranks that the rule prefers within ``budget``, and their factors."""
         assert budget is not None
         loss = require_loss(self.loss)
         seen = problem.moments(samples=self.samples, gradients=True, seed=self.seed, loss=loss)

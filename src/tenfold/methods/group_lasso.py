@@ -15,7 +15,7 @@ from tenfold.optim.projection.penalty import Penalty
 
 @dataclass(frozen=True)
 class GroupLasso(Penalised):
-    """``min loss(W) + lambda sum_l sum_f ||w_{l,f}||_2`` over the filters f of the layers l.
+    """Group lasso on filters: ``min loss(W) + lambda sum_l sum_f ||w_{l,f}||_2``, filters f of the layers l.
 
     What it trains is meant for `tenfold.prune_filters`. `plan` gives low ranks, the same fraction in every layer, as
     `SVD` does, so that it can be compared; without a budget every layer stays dense.
@@ -38,5 +38,5 @@ class GroupLasso(Penalised):
 
     @property
     def penalty(self) -> Penalty:
-        """``lambda sum_f ||w_f||_2``."""
+        """The penalty ``lambda sum_f ||w_f||_2``."""
         return Penalty(self.strength, row_subgradient, shrink_rows)

@@ -35,7 +35,7 @@ INTERVAL = 250
 
 @dataclass(frozen=True)
 class LRank(Method):
-    """``min loss(W) + lambda sum_l cost_l(rank W_l)`` by learning and compression in turns.
+    """Learned ranks, ``min loss(W) + lambda sum_l cost_l(rank W_l)``: learning and compression steps in turns.
 
     After training, `plan` is the C step alone: ``argmin_r lambda cost(r) + sum_{m>r} s_m^2`` in every layer, absolute
     energies, one lambda (the plan's level) from the budget. While training, every step adds ``mu (W - Theta)`` to the
@@ -45,7 +45,7 @@ class LRank(Method):
 
     Args:
         fold: see `tenfold.linalg.fold`.
-        keep: while training, the share of the model's parameters to aim at where no budget is given, in (0, 1].
+        keep: while training, the share of the parameters to keep where no budget is given, in (0, 1].
         mu: the first penalty, >= 0.
         growth: factor of mu at each C step, >= 0; above 1 in use.
         every: optimizer steps from one C step to the next, >= 1, or "epoch".
@@ -74,7 +74,7 @@ class LRank(Method):
         check(self.every == "epoch" or is_count(self.every), "every", 'an integer >= 1, or "epoch"', self.every)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The C step: the ranks of one multiplier within ``budget``."""
+        """Choose ranks by the C step: those of one multiplier within ``budget``."""
         assert budget is not None
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         energy = [float(site.kernel.double().square().sum()) for site in problem.sites]

@@ -25,7 +25,7 @@ from tenfold.ranks.uniform import allocate
 
 @dataclass(frozen=True, kw_only=True)
 class LRPET(Projection):
-    """Low-rank projection with energy transfer, after every epoch or every so many steps.
+    """Training with periodic low-rank projection and energy transfer, in the metric of the batch norm.
 
     ::
 
@@ -40,12 +40,12 @@ class LRPET(Projection):
     leaves running statistics stale: give `finish` data to estimate them again.
 
     Args:
-        prune_ratio: p in [0, 1).
+        prune_ratio: p in [0, 1): the share of the full rank that is removed.
         every: optimizer steps from one projection to the next, >= 1, or "epoch".
         rectify: project in the metric of the batch norm that follows, where one does; a weight of several layers has
             one where it is the same for all.
         transfer: scale what is kept by c.
-        tail: ``rho`` in [0, 1), at which the rest is kept while training; see `tenfold.linalg.projection`.
+        tail: ``rho`` in [0, 1), the factor that scales the rest while training; see `tenfold.linalg.projection`.
         linear: whether linear layers are projected too; the paper's are not.
         norms: pairs of layer and batch norm, over those that are found; see `tenfold.norm_after`.
         fold: see `Projection`, as the fields that follow; the paper's is "channel".
@@ -81,15 +81,15 @@ class LRPET(Projection):
 
     @property
     def settings(self) -> ProjectionSettings:
-        """Energy transfer."""
+        """The settings of the projection, energy transfer among them."""
         return ProjectionSettings(transfer=self.transfer, tail=self.tail, momentum=self.momentum)
 
     def leaves(self, spec: LayerSpec, first: bool) -> str | None:
-        """The paper takes every convolution, the first and 1x1 ones too."""
+        """The reason to leave a layer dense: the paper takes every convolution, the first and 1x1 ones too."""
         return without("a linear layer", self.name) if spec.linear and not self.linear else None
 
     def rule(self, sites: Sites) -> Ranks:
-        """``floor(n (1 - p))``, at least 1; p given, or the smallest that the budget allows."""
+        """The ranks ``floor(n (1 - p))``, at least 1; p given, or the smallest that the budget allows."""
         if sites.limits is None:
             keep = 1 - self.prune_ratio
             return [max(1, math.floor(n * keep + 1e-9)) for n in sites.full], self.prune_ratio
@@ -101,7 +101,7 @@ class LRPET(Projection):
         return norm_after(model, self.norms) if self.rectify else {}
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The ranks of the rule, each layer to be cut in its batch norm's metric and scaled by the transfer."""
+        """Choose the ranks of the rule; layers are cut in their batch norm's metric and scaled by the transfer."""
         made, norms = super().choose(problem, budget), self.metrics(problem.model)
         layers = dict(made.layers)
         for site in problem.sites:

@@ -19,7 +19,9 @@ from tenfold.optim.projection.penalty import Penalty
 
 @dataclass(frozen=True)
 class NuclearNorm(Penalised):
-    """``min loss(W) + lambda sum_l sum_i s_i(W_l)``, each kernel as the matrix ``c_out x (c_in kh kw)``.
+    """Nuclear-norm regularisation: ``min loss(W) + lambda sum_l sum_i s_i(W_l)``.
+
+    Each kernel is taken as the matrix ``c_out x (c_in kh kw)``.
 
     The groups of a grouped convolution are matrices of their own. `plan` takes the same fraction of the rank in every
     layer, the largest that the budget allows; without a budget every layer stays dense.
@@ -44,7 +46,7 @@ class NuclearNorm(Penalised):
 
     @property
     def penalty(self) -> Penalty:
-        """``lambda sum_i s_i(W)``."""
+        """The penalty ``lambda sum_i s_i(W)``."""
         return Penalty(self.strength, _polar, shrink_spectrum)
 
 

@@ -22,7 +22,7 @@ from tenfold.ranks.lagrange import allocate
 
 @dataclass(frozen=True)
 class PCA(Method):
-    """``y -> mean + P P^T (y - mean)`` with P the top eigenvectors of the outputs' covariance.
+    """PCA of layer outputs: ``y -> mean + P P^T (y - mean)``, P the top eigenvectors of their covariance.
 
     In the weights that is ``W -> P (P^T W)``, ``b -> b + (I - P P^T) E[W x]``: a layer without bias gets one, and it is
     counted. Ranks maximise ``prod_l (energy kept in layer l)`` under the budget; the plan's level is the multiplier.
@@ -47,7 +47,7 @@ class PCA(Method):
         check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The ranks of most kept energy within ``budget``, and their factors."""
+        """Choose the ranks of most kept energy within ``budget``, and their factors."""
         assert budget is not None
         bases = {}
         for name, moments in problem.moments(samples=self.samples).items():

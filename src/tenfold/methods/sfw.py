@@ -50,7 +50,7 @@ _PAPER = SpectralKSupport(k=0.1)
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one parameter is kept in.
+    """The constraint set of one parameter.
 
     Args:
         name: of the parameter.
@@ -69,14 +69,14 @@ class Assignment:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For tables and JSON."""
+        """The fields as plain values, for tables and JSON."""
         name = "SGD" if self.constraint is None else type(self.constraint).__name__
         return {"parameter": self.name, "set": name, "k": self.k, "radius": self.radius, "note": self.note}
 
 
 @dataclass(frozen=True)
 class SFW(Method):
-    """Stochastic Frank-Wolfe over norm balls: one dense training run that stands a range of compressions after it.
+    """Stochastic Frank-Wolfe over norm balls: one dense training, robust to a range of compressions after it.
 
     ::
 
@@ -136,7 +136,7 @@ class SFW(Method):
         goal: Goal | None = None,
         **hyper: Any,
     ) -> Optimizer:
-        """`FrankWolfe` over all parameters, frozen ones too: they may thaw. No weight is changed before its first step.
+        """Make a `FrankWolfe` optimizer of all parameters, frozen ones too. No weight changes before its first step.
 
         Args:
             model: from `begin`.
@@ -166,18 +166,22 @@ class SFW(Method):
         return made
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
-        """Refused: the step is a Frank-Wolfe step, not a gradient step with something added."""
+        """Refused: the step is a Frank-Wolfe step, not a gradient step with something added. See `Method.attach`.
+
+        Raises:
+            ArgumentError: always.
+        """
         raise ArgumentError(
             f"`optimizer` must be SFW's own, a {type(optimizer).__name__} cannot take its steps. "
             "Use optimizer = method.optimizer(model, lr=..., momentum=0.9) in its place."
         )
 
     def describe(self, model: nn.Module, goal: Goal | None = None) -> list[dict[str, Any]]:
-        """Which parameter is kept in which set: one row each."""
+        """A table of the constraint set of each parameter."""
         return [one.to_dict() for one in self.assignments(model, goal)]
 
     def assignments(self, model: nn.Module, goal: Goal | None = None) -> list[Assignment]:
-        """Which parameter is kept in which set, each parameter once, in the model's order.
+        """The constraint set of each parameter, each once, in the model's order.
 
         Args:
             model: not wrapped; it is only looked at.
@@ -201,11 +205,11 @@ class SFW(Method):
         return made
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The largest common fraction of the rank within ``budget``."""
+        """Choose the largest common fraction of the full rank within ``budget``."""
         return uniform_plan(problem, self.name, budget)
 
     def to_dict(self) -> dict[str, Any]:
-        """The name and the fields, for JSON."""
+        """The name and the fields, for JSON; the ball as plain data."""
         return {"method": self.name} | asdict(self) | {"constraint": read_ball(self.constraint).to_dict()}
 
     def _look_early(self, optimizer: FrankWolfe, step: int) -> None:

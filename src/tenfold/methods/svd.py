@@ -16,9 +16,9 @@ from tenfold.plans.uniform_plan import uniform_plan
 
 @dataclass(frozen=True)
 class SVD(Method):
-    """``j_l = max(1, round(a r_l))`` with one ``a`` for all layers, the largest that the budget allows.
+    """Truncated SVD at the same fraction of the full rank in every layer: ``j_l = max(1, round(a r_l))``.
 
-    The plan's level is ``a``; its errors are ``s_{j+1} / s_1``.
+    ``a`` is the largest that the budget allows. The plan's level is ``a``; its errors are ``s_{j+1} / s_1``.
 
     Args:
         fold: see `tenfold.linalg.fold`.
@@ -39,5 +39,5 @@ class SVD(Method):
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The largest common fraction within ``budget``."""
+        """Choose the largest common fraction of the full rank within ``budget``."""
         return uniform_plan(problem, self.name, budget, self.fold)

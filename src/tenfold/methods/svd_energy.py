@@ -18,7 +18,9 @@ from tenfold.ranks.minmax import allocate
 
 @dataclass(frozen=True)
 class SVDEnergy(Method):
-    """``sum_{m>j} s_m^2 <= e sum_m s_m^2`` in every layer, with the least common ``e`` that the budget allows.
+    """Truncated SVD at one share ``e`` of lost energy: ``sum_{m>j} s_m^2 <= e sum_m s_m^2`` in every layer.
+
+    ``e`` is the least that the budget allows.
 
     That is min-max allocation of the Frobenius error without slices; what a layer's ``e`` leaves unspent stays so. The
     plan's level is ``sqrt(e)``.
@@ -41,7 +43,7 @@ class SVDEnergy(Method):
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The least common share of energy within ``budget``."""
+        """Choose the least common share of lost energy within ``budget``."""
         assert budget is not None
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         found = allocate(tables, problem.limits(budget), spend=False)

@@ -41,7 +41,7 @@ INTEGRATORS = ("cycle", "two_pass", "one_pass", "fixed")
 
 @dataclass(frozen=True)
 class TDLRT(Method):
-    """``W = C x_1 U_1 x_2 U_2``, trained as such: a gradient step in W, seen from low rank.
+    """Rank-adaptive training in Tucker format ``W = C x_1 U_1 x_2 U_2`` by dynamical low-rank approximation.
 
     ::
 
@@ -121,11 +121,11 @@ class TDLRT(Method):
 
     @property
     def needs_closure(self) -> bool:
-        """The two-pass integrator computes the gradient twice in a step."""
+        """Whether ``step`` needs a closure: the two-pass integrator computes the gradient twice."""
         return self.integrator == "two_pass"
 
     def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
-        """A copy in Tucker format. Layers that this would not make smaller, and frozen ones, stay dense.
+        """Make a copy in Tucker format. Layers that this would not make smaller, and frozen ones, stay dense.
 
         So do those that the selection of ``goal`` leaves out. With ``scratch`` torch's global generator is drawn from
         once. Where ``goal`` has a budget, and ranks do not move ("fixed") or nobody knows when they would freeze (no
@@ -159,7 +159,7 @@ class TDLRT(Method):
         goal: Goal | None = None,
         **hyper: Any,
     ) -> Integrator:
-        """The integrator around ``base``, which holds all trained parameters but the bases.
+        """Make the integrator around ``base``, which holds all trained parameters but the bases.
 
         Args:
             model: from `begin`, not wrapped.
@@ -186,7 +186,7 @@ class TDLRT(Method):
         return Integrator(inner, model, settings)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
-        """Refused: an optimizer that is there already holds the bases, or will be saved without their cycle.
+        """Refused: an existing optimizer holds the bases, or is saved without their cycle. See `Method.attach`.
 
         Raises:
             ArgumentError: always.
@@ -197,7 +197,7 @@ class TDLRT(Method):
         )
 
     def settings(self, goal: Goal | None = None) -> IntegratorSettings:
-        """What the integrator is told."""
+        """The settings of the integrator."""
         goal = goal or Goal()
         freeze = None if goal.steps is None or not self.freeze else math.ceil((1 - self.freeze) * goal.steps)
         if goal.budget is not None:  # what is cut last is trained for a step at least
@@ -217,7 +217,7 @@ class TDLRT(Method):
         )
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The ranks that were trained; within a budget, the least common error beyond them."""
+        """Choose the trained ranks; where they exceed a budget, those of the least common error within it."""
         layers = {} if problem.given is None else factorised(problem.given)
         tables = list(tucker_candidates(problem))
         if layers:  # what was trained dense stays so: a cut of it would never have been trained
@@ -259,7 +259,7 @@ class TDLRT(Method):
         )
 
     def _room(self, layer: TrainedTucker) -> list[int]:
-        """The largest ranks of a layer in the course of a run: those of a cut, grown once."""
+        """The largest ranks of a layer during a run: those of a cut, grown once."""
         bound = bounded_ranks(layer.spec, self.cap, floor=self.floor, spatial=self.spatial)
         most = layer.ranks if self.integrator == "fixed" else map(max, layer.ranks, bound)
         return [min(r + more(r, self.columns), n) for r, n in zip(most, layer.sizes, strict=False)]

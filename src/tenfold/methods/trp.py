@@ -21,7 +21,7 @@ from tenfold.ranks.uniform import allocate
 
 @dataclass(frozen=True, kw_only=True)
 class TRP(Projection):
-    """Trained rank pruning, ``T = project(W)`` every m steps.
+    """Trained rank pruning: weights are projected onto low rank every m steps, ``T = project(W)``.
 
     ::
 
@@ -81,16 +81,16 @@ class TRP(Projection):
 
     @property
     def settings(self) -> ProjectionSettings:
-        """Cut, and the nuclear pull of the step that follows."""
+        """The settings of the projection, the nuclear-norm term of the next step among them."""
         return ProjectionSettings(pull=self.nuclear, momentum=self.momentum)
 
     @property
     def sheds(self) -> bool:
-        """As the field says."""
+        """Whether weights are projected at ranks that save nothing, too: the field `shed`."""
         return self.shed
 
     def leaves(self, spec: LayerSpec, first: bool) -> str | None:
-        """The paper takes every convolution with a kernel larger than 1x1 except the first."""
+        """The reason to leave a layer dense: the paper takes every convolution larger than 1x1 except the first."""
         if spec.linear:
             return without("a linear layer", self.name)
         if first:
@@ -98,7 +98,7 @@ class TRP(Projection):
         return without("a 1x1 convolution", self.name) if math.prod(spec.kernel_size) == 1 else None
 
     def rule(self, sites: Sites) -> Ranks:
-        """The energy rule, scaled to the budget where there is one."""
+        """The ranks of the energy rule, scaled to the budget where there is one."""
         assert sites.spectra is not None
         ranks = [int(energy_rank(s, self.energy)) for s in sites.spectra]
         if sites.limits is not None:

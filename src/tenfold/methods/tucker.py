@@ -16,7 +16,7 @@ from tenfold.ranks.minmax import allocate
 
 @dataclass(frozen=True)
 class Tucker(Method):
-    """``W ~ C x_1 U_out x_2 U_in``, with the least common relative error that the budget allows.
+    """Tucker-2 decomposition ``W ~ C x_1 U_out x_2 U_in`` with the least common relative error within the budget.
 
     A kernel with spatial axes becomes a pointwise convolution to ``r_in`` channels, one with the kernel to ``r_out``,
     and a pointwise one; a linear or pointwise layer, whose kernel is a matrix, becomes two. Of all pairs of ranks (on
@@ -34,7 +34,7 @@ class Tucker(Method):
     name: ClassVar[str] = "tucker"
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The least common error within ``budget``."""
+        """Choose the rank pairs of the least common relative error within ``budget``."""
         assert budget is not None
         tables = tucker_candidates(problem)
         found = allocate(tables, problem.limits(budget))

@@ -19,10 +19,10 @@ from tenfold.ranks.uniform import allocate
 
 @dataclass(frozen=True)
 class VBMF(Method):
-    """Empirical variational Bayes ranks, at least 1; with a budget all are scaled, up or down, by one factor to fit.
+    """Truncated SVD at the ranks of empirical variational Bayes matrix factorisation, at least 1.
 
-    Grouped layers take the largest rank over their groups. A rank that saves nothing leaves its layer dense. The plan's
-    level is the factor.
+    With a budget all ranks are scaled, up or down, by one factor to fit, the plan's level. Grouped layers take the
+    largest rank over their groups. A rank that saves nothing leaves its layer dense.
 
     Args:
         fold: see `tenfold.linalg.fold`.
@@ -44,7 +44,7 @@ class VBMF(Method):
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The Bayes ranks, scaled to ``budget`` where there is one."""
+        """Choose the variational Bayes ranks, scaled to ``budget`` where there is one."""
         tables = candidates(problem, MEASURES["max"], folds=(self.fold,), slices=(1,))
         sides = [sorted(site.matrices(self.fold).shape[-2:]) for site in problem.sites]
         spectra = [by_slices[1][:, 0] for by_slices in problem.spectra(self.fold, (1,))]

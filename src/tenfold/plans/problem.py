@@ -140,7 +140,7 @@ class Problem:
             DataError: no example in the data, or gradients of a model that is no classifier.
         """
         if self.data is None:
-            raise ArgumentError("`data` must be given for this method: calibration batches x or (x, y).")
+            raise ArgumentError("`data` must be given for this method: batches of inputs, or (inputs, target) pairs.")
         key = (samples, gradients, seed, loss)
         if key not in self._moments:
             layers = {s.name: (s.options, list(_modules_of(self.model, [s]))) for s in self.sites}

@@ -26,7 +26,7 @@ def plan(
     target_modules: Selection = None,
     exclude_modules: Selection = None,
 ) -> Plan:
-    """What each layer of ``model`` would become under ``budget``. Touches nothing.
+    """Choose a decomposition and rank for each layer of ``model`` within ``budget``. Nothing is changed.
 
     For several budgets on one model make the `Problem` once: ``problem = tenfold.survey(model)``, then
     ``method.plan(problem, budget)`` for each; the spectra are computed once.
@@ -37,7 +37,8 @@ def plan(
         budget: what may be kept; None where the method chooses ranks itself.
         example_inputs: needed for a budget on MACs, and for MACs in the plan: a tensor, a tuple of positional or a
             dict of keyword arguments.
-        data: calibration batches ``x`` or ``(x, y)``; for methods that need them.
+        data: calibration batches, for methods that need them: each what ``example_inputs`` may be, or a pair ``(inputs,
+            target)``; see `tenfold.layers.calibration_batches`.
         target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
         exclude_modules: never these.
 
@@ -72,18 +73,26 @@ def compress(
     exclude_modules: Selection = None,
     norms: Norms = "auto",
 ) -> Result:
-    """`plan`, and what it says built and measured: ``small, plan, report = tenfold.compress(model, ALDS(), budget)``.
+    """Compress a model: choose ranks, build the smaller model, measure it, and re-estimate batch norm.
+
+    ::
+
+        small, plan, report = tenfold.compress(model, tenfold.ALDS(), tenfold.Budget(params=0.25))
 
     Args:
         model: see `plan`; it is untouched.
         method: see `plan`.
         budget: see `plan`. The model that is built is measured, and one that exceeds it raises.
         example_inputs: see `plan`.
-        data: batches ``x`` or ``(x, y)``, to calibrate a method that needs them and to re-estimate batch norm from.
+        data: see `plan`; batch norm is re-estimated from it, too. A method that needs data goes through it twice: give
+            it a list or a loader, no generator.
         target_modules: see `plan`.
         exclude_modules: see `plan`.
-        norms: what becomes of batch-norm statistics: "keep" them, "reestimate" them from ``data``, or "auto":
-            re-estimate where there is data and a layer was compressed.
+        norms: batch-norm statistics: "keep" them, "reestimate" them from ``data``, or "auto": re-estimate where there
+            is data and a layer was compressed.
+
+    Returns:
+        the compressed model, its plan and its report; unpacks as above.
 
     Raises:
         BudgetError: see `plan`; or the built model exceeds the budget, with both numbers.

@@ -40,7 +40,7 @@ Norms = Literal["auto", "keep", "reestimate"]
 
 @dataclass(frozen=True)
 class Goal:
-    """What a method may know of the training ahead: where it leads, and how long it is. All of it may be left out.
+    """The target of a training run, as methods see it: budget, selection, inputs and length. All of it may be left out.
 
     `tenfold.begin` makes it and tells it to everyone; who calls a method's own `begin` and `optimizer` gives both the
     same one, and `finish` its budget, inputs and selection.
@@ -74,7 +74,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One published algorithm. Subclasses are final frozen dataclasses that check their ranges in `__post_init__`."""
+    """Base class of compression methods: one published algorithm, its hyper-parameters as fields.
+
+    Subclasses are final frozen dataclasses that check their ranges in `__post_init__`.
+    """
 
     name: ClassVar[str]
     """What the command line and the plans call it."""
@@ -91,11 +94,11 @@ class Method(ABC):
         return False
 
     def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
-        """The model to train: a copy; methods that train factors return a factorised one.
+        """Make the model to train: a copy; methods that train factors return a factorised one.
 
         Args:
             model: with its first weights, or trained ones; untouched.
-            goal: where the training leads, for methods that build what its budget allows; give `optimizer` the same.
+            goal: for methods that build what its budget allows; give `optimizer` the same.
         """
         return duplicate(model)
 
@@ -107,34 +110,44 @@ class Method(ABC):
         goal: Goal | None = None,
         **hyper: Any,
     ) -> Optimizer:
-        """A torch optimizer that does the method's work inside its ``step``.
+        """Make a torch optimizer that does the method's work inside its ``step``.
 
         Args:
             model: from `begin`.
-            base: the optimizer underneath.
-            goal: where the training leads and how long it is; None where nobody knows.
-            hyper: its arguments: ``lr=0.1, momentum=0.9, weight_decay=1e-4``.
+            base: the class of the optimizer underneath.
+            goal: budget, selection and length of the training; None where they are not known.
+            hyper: the arguments of ``base``: ``lr=0.1, momentum=0.9, weight_decay=1e-4``.
         """
         made = base((p for p in model.parameters() if p.requires_grad), **hyper)
         return self.attach(model, made, goal=goal)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
-        """The same work hooked onto an optimizer that there is already; returns that optimizer.
+        """Hook the method's work onto an existing optimizer; returns that optimizer.
 
         A method that is an optimizer of its own raises `ArgumentError` and says what to do instead.
+
+        Args:
+            model: from `begin`.
+            optimizer: of its parameters.
+            goal: as in `optimizer`.
         """
         return optimizer
 
     def describe(self, model: nn.Module, goal: Goal | None = None) -> list[dict[str, Any]]:
-        """What the method does to which tensor while training, one row each, for people; empty where it is the same."""
+        """A table, one row per tensor, of what the method does to it in training; empty where all are treated alike."""
         return []
 
     @abstractmethod
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """What each layer becomes; `plan` has seen to it that all that the method needs is there."""
+        """Choose the plan; `plan` calls it after checking that all that the method needs is there.
+
+        Args:
+            problem: the layers, their costs and spectra.
+            budget: what may be kept; None where there is none.
+        """
 
     def plan(self, problem: Problem, budget: Budget | None = None) -> Plan:
-        """What each layer becomes. Reads the weights, touches nothing.
+        """Choose a decomposition and rank for each layer of ``problem`` within ``budget``. Nothing is changed.
 
         Args:
             problem: from `survey`.
@@ -149,7 +162,7 @@ class Method(ABC):
         if budget is None and self.needs_budget:
             raise ArgumentError(f"`budget` must be given for {self.name}: e.g. tenfold.Budget(params=0.25).")
         if problem.data is None and self.needs_data:
-            raise ArgumentError(f"`data` must be given for {self.name}: calibration batches x or (x, y).")
+            raise ArgumentError(f"`data` must be given for {self.name}: batches of inputs, or (inputs, target) pairs.")
         if self.needs_layers:
             problem.require_sites()
         made = self.choose(problem, budget)
@@ -170,17 +183,20 @@ class Method(ABC):
         exclude_modules: Selection = None,
         norms: Norms = "auto",
     ) -> Result:
-        """Compress a model trained by this method, or by anything else; see `tenfold.compress`, which asks for it.
+        """Compress a trained model: plan, build, measure, and re-estimate batch norm; see `tenfold.compress`.
 
         Args:
             model: trained; untouched.
             budget: what may be kept.
             example_inputs: for MACs only; see `tenfold.plan`.
-            data: batches ``x`` or ``(x, y)`` to re-estimate batch norm from, and to calibrate a method that needs it;
-                anything that can be gone through twice. None leaves the statistics.
+            data: see `tenfold.compress`. None leaves the statistics.
             target_modules: see `tenfold.plan`.
             exclude_modules: see `tenfold.plan`.
             norms: see `tenfold.compress`.
+
+        Raises:
+            ArgumentError: another word for ``norms``, no data for "reestimate", data that can be gone through once
+                only; and what `plan` raises.
         """
         check(norms in get_args(Norms), "norms", f"one of {', '.join(get_args(Norms))}", norms)
         check(norms != "reestimate" or data is not None, "data", 'given for norms="reestimate"', data)

@@ -13,11 +13,11 @@ _REFERENCES: dict[type[Method], str] = {}
 
 
 def own_method(reference: str, argument: str = "method") -> type[Method]:
-    """The class that ``reference`` leads to; runs its module.
+    """Import the method class that ``reference`` names.
 
     Args:
         reference: ``module.path:Class`` or ``path/to/file.py:Class``.
-        argument: what the user calls it, for errors.
+        argument: its name in the user's call, for errors.
 
     Raises:
         ArgumentError: it leads to nothing, or to no concrete `Method` with a name.
@@ -35,5 +35,5 @@ def own_method(reference: str, argument: str = "method") -> type[Method]:
 
 
 def record(method: Method) -> dict[str, Any]:
-    """`Method.to_dict`, with the reference of a user's own method for its name: `get_method` makes it again of that."""
+    """`Method.to_dict` for JSON; a user's own method goes by its reference, from which `get_method` makes it again."""
     return method.to_dict() | {"method": _REFERENCES.get(type(method), method.name)}

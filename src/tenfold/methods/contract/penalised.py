@@ -33,7 +33,7 @@ _LOOKED_AT = 40
 
 @dataclass(frozen=True)
 class Penalised(Method):
-    """A method that minimises ``loss + lambda f(weights)``. Abstract; these fields are common to all.
+    """Base class of methods that train on ``loss + lambda f(weights)``. Abstract.
 
     Args:
         strength: lambda, >= 0.
@@ -41,6 +41,9 @@ class Penalised(Method):
             ``lambda lr f`` after the step.
         every: optimizer steps between proximal maps, or for which a sub-gradient is held, >= 1.
         linear: whether linear layers are penalised too.
+
+    Raises:
+        ArgumentError: a value out of range.
     """
 
     strength: float = 1e-3
@@ -60,10 +63,15 @@ class Penalised(Method):
     @property
     @abstractmethod
     def penalty(self) -> Penalty:
-        """``lambda f`` of one weight."""
+        """The penalty ``lambda f`` of one weight."""
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """Hook the penalty onto ``optimizer``, on the layers that the selection of ``goal`` leaves.
+
+        Args:
+            model: what the optimizer trains: dense, not wrapped.
+            optimizer: any of torch's.
+            goal: its selection; its ``steps``, to warn of a penalty that is too weak.
 
         Raises:
             ArgumentError: a wrapped model, or an optimizer that trains none of the layers.
@@ -113,5 +121,5 @@ class Penalised(Method):
             )
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The largest common fraction of the rank within ``budget``."""
+        """Choose the largest common fraction of the full rank within ``budget``."""
         return uniform_plan(problem, self.name, budget)

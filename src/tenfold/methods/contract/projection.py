@@ -39,7 +39,7 @@ STATE = "projection"
 
 @dataclass(frozen=True)
 class Sites:
-    """What a rank rule may look at: the layers that the method takes, in order.
+    """The inputs of a rank rule: the layers that the method takes, in order.
 
     Args:
         tables: the options of each layer: costs by rank.
@@ -60,7 +60,7 @@ Ranks = tuple[list[int], float | None] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Projection(Method):
-    """A method that projects dense weights while they are trained. Abstract; these fields are common to all.
+    """Base class of methods that project dense weights onto low rank in training. Abstract.
 
     Args:
         every: optimizer steps from one projection to the next, >= 1, or "epoch".
@@ -72,6 +72,9 @@ class Projection(Method):
             where its residual is large, and every 50 projections.
         nonfinite: a weight with NaN or infinite entries is left alone with a warning that names it ("skip"), or
             raises ("raise"); the others are projected first.
+
+    Raises:
+        ArgumentError: a value out of range.
     """
 
     every: int | str = "epoch"
@@ -103,11 +106,11 @@ class Projection(Method):
     @property
     @abstractmethod
     def settings(self) -> ProjectionSettings:
-        """How weights are projected."""
+        """The settings of the projection: energy transfer, tail, pull, and what becomes of the momentum."""
 
     @abstractmethod
     def leaves(self, spec: LayerSpec, first: bool) -> str | None:
-        """Why the method leaves a layer dense that the user has not named; None where it takes it.
+        """The reason for which the method leaves a layer dense that the user has not named; None where it takes it.
 
         Args:
             spec: of the layer.
@@ -116,7 +119,7 @@ class Projection(Method):
 
     @abstractmethod
     def rule(self, sites: Sites) -> Ranks:
-        """The method's ranks. Those that save nothing leave their layer dense."""
+        """Choose the ranks of all sites. Those that save nothing leave their layer dense."""
 
     def metrics(self, model: nn.Module) -> Mapping[str, str]:
         """The batch norm in whose metric each layer is projected; layers without are absent."""
@@ -128,7 +131,7 @@ class Projection(Method):
         return False
 
     def frozen_after(self, goal: Goal) -> int | None:
-        """Steps after which the ranks stay as they are; None for never."""
+        """The number of steps after which the ranks stay as they are; None for never."""
         return None
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
@@ -177,7 +180,7 @@ class Projection(Method):
         return optimizer
 
     def project_(self, model: nn.Module, goal: Goal | None = None) -> dict[str, int]:
-        """Project ``model`` in place, once: averaged weights, say, which are of no low rank, before evaluation.
+        """Project ``model`` in place, once: averaged weights, say, before they are evaluated.
 
         All layers are projected, frozen ones too, and by this process alone.
 
@@ -187,7 +190,7 @@ class Projection(Method):
         return _ProjectedModel.of(self, model, goal or Goal(), None).project_(_fresh()).ranks
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
-        """The ranks that the rule gives the weights as they are."""
+        """Choose the ranks that the rule gives the weights as they are."""
         problem = self.narrowed(problem)
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         spectra = [s[1].square().sum((0, 1)).sqrt() for s in problem.spectra(self.fold, (1,))]
@@ -197,7 +200,7 @@ class Projection(Method):
         return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
 
     def narrowed(self, problem: Problem) -> Problem:
-        """The problem without the layers that the method leaves dense. What the user selects is taken as it is.
+        """A copy of the problem without the layers that the method leaves dense; those that the user named stay in it.
 
         Raises:
             ArgumentError: ``ranks`` names no layer that can be decomposed.
@@ -222,7 +225,14 @@ class Projection(Method):
     def sites(
         self, problem: Problem, tables: Sequence[Candidates], budget: Budget | None, spectra: Sequence[Tensor] | None
     ) -> Sites:
-        """What the rule looks at."""
+        """The inputs of the rule.
+
+        Args:
+            problem: the layers that the method takes.
+            tables: their candidates.
+            budget: what may be kept; None without one.
+            spectra: their singular values; None for a rule that needs none.
+        """
         full = [Fold(s.cost.shape, s.cost.groups, 1, self.fold).full_rank for s in problem.sites]
         return Sites(tables, full, None if budget is None else problem.limits(budget), spectra)
 
@@ -239,7 +249,11 @@ _WORDS = {
 
 
 def epoch_steps(goal: Goal, name: str) -> int:
-    """Steps of one epoch; `ArgumentError` where nobody has said, naming the field that asks."""
+    """The optimizer steps of one epoch, for the method called ``name``.
+
+    Raises:
+        ArgumentError: ``goal`` does not say.
+    """
     if goal.steps_per_epoch is None:
         raise ArgumentError(
             f"`goal` must say how many steps an epoch has, for `{name}`: pass "
@@ -339,5 +353,5 @@ class _ProjectedModel:
 
 
 def without(reason: str, name: str) -> str:
-    """The reason for a layer that a method leaves dense by itself."""
+    """The reason in a plan for a layer that the method called ``name`` leaves dense by itself."""
     return f"{reason}, which {name} leaves dense; name it in target_modules"

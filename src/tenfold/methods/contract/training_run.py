@@ -18,11 +18,11 @@ from tenfold.plans.budget import Budget
 
 
 class TrainingRun:
-    """A model in training by a method, from `begin`: its optimizer is made here, and it is finished here.
+    """A model in training by a method, made by `tenfold.begin`; makes its optimizer, and the compressed model.
 
     Args:
         method: that trains.
-        goal: where the training leads, told to all that the method does.
+        goal: budget, selection, inputs and length of the training.
         model: what is trained, from the method's `begin`.
     """
 
@@ -33,11 +33,11 @@ class TrainingRun:
         self._optimizer: Optimizer | None = None
 
     def optimizer(self, base: type[Optimizer] = torch.optim.SGD, **hyper: Any) -> Optimizer:
-        """A torch optimizer that does the method's work inside its ``step``.
+        """Make a torch optimizer that does the method's work inside its ``step``.
 
         Args:
             base: the class of the optimizer underneath.
-            hyper: its arguments: ``lr=0.1, momentum=0.9, weight_decay=1e-4``.
+            hyper: the arguments of ``base``: ``lr=0.1, momentum=0.9, weight_decay=1e-4``.
 
         Raises:
             ArgumentError: no class of optimizers, a second optimizer, or arguments that the method refuses.
@@ -52,10 +52,10 @@ class TrainingRun:
         return self._optimizer
 
     def attach(self, optimizer: Optimizer) -> Optimizer:
-        """The method's work hooked onto an optimizer that there is already; returns that optimizer.
+        """Hook the method's work onto an existing optimizer; returns that optimizer.
 
         Args:
-            optimizer: made of the parameters of `model`.
+            optimizer: of the parameters of ``run.model``.
 
         Raises:
             ArgumentError: no optimizer, a second one, or a method that is an optimizer of its own.
@@ -67,13 +67,13 @@ class TrainingRun:
         return self._optimizer
 
     def finish(self, data: Iterable[Any] | None = None, *, norms: Norms = "auto") -> Result:
-        """The compressed model, its plan, its report, at any time: the training goes on as if nothing had been asked.
+        """Compress the model as trained so far: model, plan and report. The training can go on unchanged.
 
         Budget, example inputs and selections are those that the run began with. Torch's global random numbers are put
         back too: a loader that shuffles draws from them.
 
         Args:
-            data: batches ``x`` or ``(x, y)`` for batch norm, and to calibrate a method that needs it.
+            data: batches to re-estimate batch norm from and to calibrate on; see `tenfold.compress`.
             norms: see `tenfold.compress`.
 
         Raises:
@@ -110,7 +110,7 @@ def begin(
     steps_per_epoch: int | None = None,
     steps: int | None = None,
 ) -> TrainingRun:
-    """A training run of ``model`` by ``method``, in any loop; what it leads to is said here, once.
+    """Begin a training run of ``model`` by ``method``, for any training loop.
 
     ::
 
