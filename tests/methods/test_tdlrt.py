@@ -183,10 +183,10 @@ def test_a_budget_without_steps_holds_from_the_first_cycle_on(integrator, named,
     model = method.begin(net(), goal=goal if begun else None)
     optimizer = method.optimizer(model, lr=0.05, goal=goal)
     train(method, model, optimizer, 3)
-    ranks = optimizer.settled
+    ranks = optimizer.cut_ranks
     assert not begun or ranks == {n: x.ranks for n, x in factorised(method.begin(net(), goal=goal)).items()}
     train(method, model, optimizer, 6, first=3)
-    assert optimizer.settled == ranks
+    assert optimizer.cut_ranks == ranks
     result = method.finish(model, budget)
     assert result.report.kept["params"] <= 0.4
     assert result.plan.level == 0  # nothing is lost in the end
@@ -202,7 +202,7 @@ def test_however_short_the_run_the_cut_to_a_budget_is_not_the_last_thing_that_ha
     trace = []
     for step in range(steps):
         train(method, model, optimizer, 1, first=step)
-        trace.append(optimizer.settled)
+        trace.append(optimizer.cut_ranks)
     assert steps == 1 or trace[-2] == trace[-1]
     assert not any(bool(layer.augmented) for layer in factorised(model).values())
     result = method.finish(model, budget)
@@ -240,9 +240,9 @@ def test_by_default_ranks_grow_with_the_training_without_a_word(make, recwarn) -
     model = method.begin(make())
     optimizer, seen = method.optimizer(model, lr=0.1, momentum=0.9, goal=tenfold.Goal(steps=50)), []
     for step in range(0, 50, 10):
-        seen.append(optimizer.settled)
+        seen.append(optimizer.cut_ranks)
         train(method, model, optimizer, 10, first=step)
-    seen.append(optimizer.settled)
+    seen.append(optimizer.cut_ranks)
     pairs = [(x, y) for a, b in itertools.pairwise(seen) for n in a for x, y in zip(a[n], b[n], strict=True)]
     assert any(x < y for x, y in pairs)
     assert not [w for w in recwarn if issubclass(w.category, tenfold.TenfoldWarning)]
@@ -328,7 +328,7 @@ def test_a_model_in_the_middle_of_a_cycle_is_cut_first() -> None:
         assert layer.error >= error * (1 - 1e-4)
         assert tuple(torch.atleast_1d(torch.tensor(layer.rank)).tolist()) < ranks
     assert max(layer.error for layer in result.plan.layers.values()) > 1e-3  # something is cut, of what has grown
-    optimizer.settle_()
+    optimizer.end_cycle_()
     for name, layer in factorised(model).items():
         error = float((whole[name] - layer.kernel.detach().double().reshape(whole[name].shape)).norm())
         assert error <= 0.2 * (1 + 1e-5) * float(whole[name].norm())

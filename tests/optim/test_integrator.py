@@ -251,7 +251,7 @@ def test_in_a_cycle_the_ranks_are_larger_and_after_it_the_cut_ones() -> None:
     run(model, optimizer, toward(target), 1)
     assert model.ranks > settled
     whole = model.full.detach()
-    optimizer.settle_()
+    optimizer.end_cycle_()
     assert not bool(model.augmented)
     assert float((model.full.detach() - whole).norm()) <= 0.3 * float(whole.norm())
 

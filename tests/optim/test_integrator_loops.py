@@ -187,7 +187,7 @@ def test_a_second_optimizer_in_mid_cycle_ends_it_and_pinned_ranks_ask_for_the_fi
     second = integrator(model, PINNED, lr=0.05)
     with pytest.raises(ArgumentError, match="in the middle of a cycle of another optimizer"):
         run(model, second, toward(target), 1)
-    first.settle_()
+    first.end_cycle_()
     run(model, second, toward(target), 3)
     assert model.ranks == ranks
 

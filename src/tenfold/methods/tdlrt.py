@@ -144,7 +144,7 @@ class TDLRT(Method):
         if not factorised(made.model):
             reasons = "; ".join(f"'{name}': {why}" for name, why in made.left.items())
             raise UnsupportedLayer(f"`model` has no layer to train in Tucker format: {reasons or 'none has a weight'}.")
-        if goal.budget is not None and self._settled_from_the_start(goal):
+        if goal.budget is not None and self._fixed_from_the_start(goal):
             own = {name: layer.ranks for name, layer in factorised(made.model).items()}
             made = self._converted(model, own | self._aim(made.model, goal), goal, seed)
         if self.static:
@@ -181,7 +181,7 @@ class TDLRT(Method):
             aim = partial(self._aim, model, goal)
             wanted = aim()  # what cannot be reached is said now
             begun = all(factorised(model)[name].ranks == ranks for name, ranks in wanted.items())
-            if not (begun and self._settled_from_the_start(goal)):  # `begin` has been told, and chose these
+            if not (begun and self._fixed_from_the_start(goal)):  # `begin` has been told, and chose these
                 settings = replace(settings, aim=aim)
         return Integrator(inner, model, settings)
 
@@ -201,7 +201,7 @@ class TDLRT(Method):
         goal = goal or Goal()
         freeze = None if goal.steps is None or not self.freeze else math.ceil((1 - self.freeze) * goal.steps)
         if goal.budget is not None:  # what is cut last is trained for a step at least
-            freeze = 0 if goal.steps is None or freeze is None or self._settled_from_the_start(goal) else freeze
+            freeze = 0 if goal.steps is None or freeze is None or self._fixed_from_the_start(goal) else freeze
             freeze = min(freeze, max(0, (goal.steps or 1) - 1))
         return IntegratorSettings(
             tau=self.tau,
@@ -235,13 +235,13 @@ class TDLRT(Method):
         why = RANK_SAVES_NOTHING
         return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
 
-    def _settled_from_the_start(self, goal: Goal) -> bool:
+    def _fixed_from_the_start(self, goal: Goal) -> bool:
         """Whether a budget decides the first ranks already: nobody knows when they would freeze, or they never move."""
         return self.integrator == "fixed" or goal.steps is None
 
     def _refuse_endless(self, goal: Goal) -> None:
         """Raise `ArgumentError` where ranks that follow tau to the last step could keep no budget."""
-        endless = goal.budget is not None and not self.freeze and not self._settled_from_the_start(goal)
+        endless = goal.budget is not None and not self.freeze and not self._fixed_from_the_start(goal)
         rule, remedy = "above 0 with a budget", "What is cut to the budget has to be trained: 0.2 keeps a fifth for it."
         check(not endless, "freeze", rule, self.freeze, remedy)
 

@@ -13,14 +13,14 @@ from torch import Tensor, distributed, nn
 
 
 def process() -> tuple[int, int]:
-    """Which process this is, of how many that train together."""
+    """The rank of this process, and the number of processes that train together; ``(0, 1)`` without a group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 def owners(work: Sequence[float], processes: int) -> list[int]:
-    """Which process does each piece of work: the longest first, to whom has the least so far."""
+    """Assign each piece of work to a process: the longest first, to the process with the least work so far."""
     whose, load = [0] * len(work), [0.0] * processes
     for i in sorted(range(len(work)), key=lambda i: (-work[i], i)):
         whose[i] = load.index(min(load))
@@ -29,7 +29,7 @@ def owners(work: Sequence[float], processes: int) -> list[int]:
 
 
 def shared(tasks: Sequence[Callable[[], list[Tensor]]], work: Sequence[float]) -> list[list[Tensor]]:
-    """What the tasks return, each of them run by one process and sent to the others.
+    """Run each task in one process and broadcast its tensors; returns the results of all tasks.
 
     Factorisations come out differently on different machines, in signs and in the order of what is nearly tied; so
     they are made once. What is sent arrives in float64, bit for bit.
@@ -58,7 +58,7 @@ def shared(tasks: Sequence[Callable[[], list[Tensor]]], work: Sequence[float]) -
 
 
 def average_(tensors: Sequence[Tensor]) -> None:
-    """Put the mean over all processes in place of each tensor, those of one type in one message."""
+    """Average tensors over all processes, in place; tensors of one dtype and device in one message."""
     _, processes = process()
     if processes == 1:
         return
@@ -74,7 +74,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
 
 
 def average_gradients_(parameters: Sequence[nn.Parameter]) -> None:
-    """`average_` of the gradients; zero counts where a process has none and another has one."""
+    """Average gradients over all processes; a process without one counts as zero where another has one."""
     if process()[1] == 1:
         return
     there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
@@ -86,7 +86,7 @@ def average_gradients_(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def any_process(mine: bool) -> bool:
-    """Whether it is so in any of the processes."""
+    """Whether ``mine`` is true in any of the processes."""
     if process()[1] == 1:
         return mine
     said = torch.tensor(mine, dtype=torch.int32, device=_device())

@@ -1,6 +1,6 @@
 """Sharded tensors (DTensor, as FSDP2 and tensor parallelism make them): norms and values of the whole.
 
-A tensor that is whole, or the same in every process, is a single part; then nobody talks to anybody. Elsewhere the
+A tensor that is whole, or the same in every process, is a single part, and no message is sent. Elsewhere the
 results are the same in every process, and every process has to ask.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 @dataclass(frozen=True)
 class Layout:
-    """How tensors are split, over which processes. Two tensors with one layout can share their messages.
+    """How a tensor is sharded, and over which processes; tensors of one layout can share messages.
 
     Args:
         mesh: of processes; None for tensors that are no DTensors.
@@ -34,11 +34,11 @@ class Layout:
         return tuple(i for i, placement in enumerate(self.placements) if not placement.is_replicate())
 
     def sum(self, own: Tensor) -> Tensor:
-        """The sums over all parts."""
+        """The sum of ``own`` over all parts."""
         return self._all(own, "SUM")
 
     def norm(self, own: Float[Tensor, "*b"], p: float) -> Float[Tensor, "*b"]:
-        """The Lp norms of wholes from those of this process' parts; NaN where any of them is."""
+        """The Lp norms of whole tensors from those of this process' parts; NaN where any of them is."""
         if not self.split:
             return own
         if p < math.inf:
@@ -76,7 +76,7 @@ class Layout:
 
 
 def layout(x: Any) -> Layout:
-    """Where the parts of a tensor are."""
+    """The layout of a tensor."""
     return Layout(x.device_mesh, x.placements) if parted(x) else Layout()
 
 
@@ -86,12 +86,12 @@ def local(x: Any) -> Tensor:
 
 
 def whole(x: Any) -> Tensor:
-    """All of a tensor, in every process."""
+    """The whole tensor, gathered in every process."""
     return x.full_tensor() if parted(x) else x
 
 
 def like(x: Any, p: Any) -> Tensor:
-    """``x`` split as ``p`` is: gradients may come in another layout."""
+    """Reshard ``x`` to the layout of ``p``: gradients may come in another one."""
     return x.redistribute(p.device_mesh, p.placements) if parted(p) and x.placements != p.placements else x
 
 

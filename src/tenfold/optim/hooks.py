@@ -71,18 +71,18 @@ def hook_steps(optimizer: Optimizer, name: str, state: State, *, before: Act | N
 
 
 def gradient_scale(optimizer: Optimizer) -> float:
-    """What the gradients are multiplied by as a step begins: fused optimizers unscale them inside."""
+    """The factor of the gradients as a step begins, 1 but for fused optimizers, which unscale them inside."""
     scale = getattr(stepped(optimizer), "grad_scale", None)
     return 1.0 if scale is None else float(scale)
 
 
 def trained_by(optimizer: Optimizer) -> set[int]:
-    """Identities of the tensors that ``optimizer`` changes: those of its that require a gradient by now."""
+    """The ids of the tensors that ``optimizer`` trains: those of its parameters that require a gradient now."""
     return {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
 
 
 def stepped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer whose ``step`` can be hooked: itself, or the one inside a trainer's wrapper.
+    """The torch optimizer whose ``step`` can be hooked: ``optimizer``, or the one inside a trainer's wrapper.
 
     Wrappers such as Accelerate's are optimizers by name only: torch has not made their tables of hooks. What they hold
     as ``optimizer`` is what they step, and what a gradient scaler knows.
@@ -103,7 +103,7 @@ def stepped(optimizer: Optimizer) -> Optimizer:
 
 
 def require_trained(optimizer: Optimizer, weights: Iterable[Tensor], name: str) -> None:
-    """Refuse an optimizer that trains none of ``weights``: it is of another model, or of the one before `begin`.
+    """Raise `ArgumentError` for an optimizer that trains none of ``weights``, as that of another model does.
 
     Args:
         optimizer: any.

@@ -75,7 +75,7 @@ def ranks(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """
     found: dict[str, Any] = {name: layer.rank for name, layer in structure_of(model).items()}
     if isinstance(optimizer, Integrator):
-        found |= optimizer.settled
+        found |= optimizer.cut_ranks
     for state in optimizer.param_groups[0].values():
         if isinstance(state, Mapping) and isinstance(state.get("ranks"), Mapping):
             found |= state["ranks"]

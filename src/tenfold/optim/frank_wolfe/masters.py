@@ -15,11 +15,11 @@ from torch import Tensor
 
 
 def weight_of(p: Tensor, state: dict[str, Any]) -> Tensor:
-    """What is updated in the place of ``p``, detached; the numbers of its ``state`` are brought into the same type.
+    """The tensor that a step updates for ``p``, detached: itself, or its float32 copy; casts ``state`` to its type.
 
     Args:
         p: a parameter.
-        state: of it; its "master" is the float32 copy.
+        state: of the parameter; its "master" is the float32 copy.
     """
     if p.element_size() >= 4:
         state.pop("master", None)
@@ -34,13 +34,13 @@ def weight_of(p: Tensor, state: dict[str, Any]) -> Tensor:
 
 
 def write_back_(p: Tensor, weight: Tensor) -> None:
-    """Round what was updated into the parameter, where that is another tensor."""
+    """Round the updated float32 copy into the parameter, where there is one."""
     if p.element_size() < 4:
         p.copy_(weight)
 
 
 def restore_(states: dict[Any, Any], params: list[Tensor], saved: dict[int, Any], order: list[int]) -> None:
-    """Put saved states in the place of those that torch has loaded: it would bring them into the weights' types.
+    """Restore saved states in their own types; torch casts them to the weights' types on loading.
 
     Args:
         states: of an optimizer that has loaded its state.

@@ -42,7 +42,7 @@ TOLERANCE = 1e-5
 
 
 class FrankWolfe(Optimizer):
-    """Stochastic Frank-Wolfe; see `tenfold.linalg.frank_wolfe` for the step.
+    """Stochastic Frank-Wolfe optimizer over norm balls; see `tenfold.linalg.frank_wolfe` for the step.
 
     Every argument but ``params`` can be given per group. Groups without a constraint are trained by torch's SGD, with
     the same learning rate, momentum and dampening, and with weight decay. Learning-rate schedulers, closures, gradient
@@ -111,9 +111,12 @@ class FrankWolfe(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, now or later; its constraint becomes plain data, its radius one number per tensor.
+        """Add a parameter group; its constraint becomes plain data, its radius one number per tensor.
 
         Tensors that come without a name among such that have one are named by their place.
+
+        Raises:
+            ArgumentError: a value out of range, or weight decay in a group with a constraint.
         """
         param_group = name_all(self.param_groups, param_group)
         group = self.defaults | param_group
@@ -140,7 +143,7 @@ class FrankWolfe(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step. ``closure`` computes the loss and its gradient anew."""
+        """Take one step. ``closure``, if given, computes the loss and its gradient anew; its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -163,7 +166,7 @@ class FrankWolfe(Optimizer):
 
     @torch.no_grad()
     def fw_gap(self) -> float:
-        """``sum_C max_{v in C} <g, theta - v>`` at the gradients as they are: 0 only at a stationary point."""
+        """The Frank-Wolfe gap ``sum_C max_{v in C} <g, theta - v>`` at the present gradients; 0 if stationary."""
         total = 0.0
         for _, p, ball, radius, swapped in self._constrained():
             if p.grad is not None:
@@ -172,7 +175,7 @@ class FrankWolfe(Optimizer):
 
     @torch.no_grad()
     def stats(self) -> list[Track]:
-        """How each constrained tensor that has moved has fared."""
+        """Step statistics of each constrained tensor that has moved."""
         tracks = []
         for name, p, ball, radius, swapped in self._constrained():
             if "statistics" in self.state[p]:

@@ -16,13 +16,21 @@ from tenfold.optim.frank_wolfe.param_groups import kernel
 
 
 def gauge(ball: Ball, x: Tensor, swapped: int) -> tuple[Tensor, Tensor]:
-    """Of a tensor, and of the part that this process has of it."""
+    """The norm of a tensor, and of the part that this process has of it."""
     own = ball.gauge(kernel(local(x), swapped))
     return (own if ball.powers is None else layout(x).norm(own, ball.powers[0])), own
 
 
 def gap(x: Tensor, g: Tensor, ball: Ball, radius: float, swapped: int) -> float:
-    """``max_{v in C} <g, x - v>``."""
+    """The Frank-Wolfe gap ``max_{v in C} <g, x - v>`` of one tensor.
+
+    Args:
+        x: the tensor.
+        g: its gradient.
+        ball: the set C.
+        radius: of the set.
+        swapped: see `FrankWolfe`.
+    """
     where, slope = layout(x), kernel(local(g), swapped).double()
     own = ball.support(slope)
     support = own if ball.powers is None else where.norm(own, ball.powers[1])
@@ -30,7 +38,7 @@ def gap(x: Tensor, g: Tensor, ball: Ball, radius: float, swapped: int) -> float:
 
 
 def alike(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Tensors of one layout, type and device together."""
+    """Group tensors by layout, dtype and device."""
     kinds: dict[Any, list[Tensor]] = {}
     for p in params:
         kinds.setdefault((layout(p), p.dtype, p.device), []).append(p)
@@ -47,7 +55,7 @@ def finite(gradients: Mapping[Tensor, Tensor]) -> Tensor:
 
 
 def lengths(tensors: Iterable[Tensor], where: Layout) -> Tensor:
-    """The L2 norms of tensors of which these are the parts."""
+    """The L2 norms of whole tensors from the parts that this process has."""
     return where.norm(torch.stack([length(x.reshape(-1)) for x in tensors]), 2)
 
 
@@ -59,7 +67,7 @@ def vertices(
     good: Tensor,
     swapped: int,
 ) -> tuple[list[Tensor], Tensor]:
-    """A tensor for each parameter, and what to multiply it by for the vertex. An L2 ball's points against m itself.
+    """Linear minimisation for many parameters: a tensor for each, and the factor that makes it the vertex.
 
     Args:
         ball: the set.

@@ -16,10 +16,10 @@ from tenfold.optim.dtensor import layout, like, whole
 
 
 def ball_of(constraint: Any) -> Ball | None:
-    """The ball of a group, from itself or from plain data; None for no constraint.
+    """The ball of a constraint, which is a ball or its `to_dict`; None for no constraint.
 
     Raises:
-        ArgumentError: something else.
+        ArgumentError: neither of them.
     """
     if constraint is None or isinstance(constraint, Ball):
         return constraint
@@ -42,7 +42,7 @@ def check_group(group: Mapping[str, Any]) -> None:
 
 
 def check_tensor(p: Tensor, ball: Ball | None, name: str) -> None:
-    """Raise `TenfoldError` for a tensor not of real numbers, or split over processes in a set that needs all of it."""
+    """Raise `TenfoldError` for a tensor that is not real, or is sharded in a set that needs all of it."""
     if not p.is_floating_point():
         raise TenfoldError(f"FrankWolfe trains floating-point tensors; got {p.dtype} for '{name}'.")
     where = layout(p)
@@ -63,10 +63,10 @@ def named(groups: Sequence[Mapping[str, Any]], i: int) -> Iterator[tuple[str, Te
 
 
 def name_all(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
-    """A group that is added to others: torch wants names for all tensors or for none; what has none gets its place.
+    """Complete the names of a group that is added to others: torch wants names for all tensors or for none.
 
     Args:
-        groups: those that there are; they are named too where the new one is.
+        groups: those that there are; their tensors are named by their place where the new one has names.
         group: the new one, as users give it.
     """
     params = group["params"]
@@ -81,7 +81,7 @@ def name_all(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[st
 
 
 def radii(group: Mapping[str, Any], ball: Ball) -> list[float]:
-    """One radius per tensor: as given, or from the width and the norm that the tensor has now.
+    """One radius per tensor: as given, or from the width and the present norm of the tensor.
 
     Raises:
         ArgumentError: no positive numbers, another number of them, or none for a tensor of zeros.
@@ -99,12 +99,12 @@ def radii(group: Mapping[str, Any], ball: Ball) -> list[float]:
 
 
 def kernel(x: Tensor, swapped: int) -> Tensor:
-    """Filters first; the same swap leads back. Of two groups on it is a copy."""
+    """Move the filters to the first dimension, or back; a copy where there are several groups."""
     return swap_channels(x, swapped) if swapped else x
 
 
 def kernel_shape(shape: Sequence[int], swapped: int) -> Sequence[int]:
-    """That of `kernel`, from the tensor's own."""
+    """The shape of `kernel` of a tensor of this shape."""
     return (shape[1] * swapped, shape[0] // swapped, *shape[2:]) if swapped else shape
 
 

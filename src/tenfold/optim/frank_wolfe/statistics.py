@@ -24,7 +24,7 @@ JUMPING = 0.5
 
 @dataclass(frozen=True)
 class Track:
-    """How one constrained tensor has fared.
+    """Step statistics of one constrained tensor.
 
     Args:
         name: where the optimizer was given names, else its place: "0.3" is the fourth of the first group.
@@ -33,8 +33,8 @@ class Track:
         gauge: of the tensor, over the radius: 1 on the boundary.
         kept: the forgetting factor ``F = prod (1 - eta)``: how much of the start is left. Structure shows once it is
             small.
-        steps: taken.
-        skipped: not taken, because a gradient was not finite.
+        steps: number of steps taken.
+        skipped: number of steps not taken, because a gradient was not finite.
     """
 
     name: str
@@ -47,18 +47,18 @@ class Track:
 
     @classmethod
     def of(cls, name: str, statistics: Tensor, gauge: float) -> Track:
-        """From a row of what `advance` counts."""
+        """The statistics in a row that `advance` updates."""
         log_kept, eta, clamped, steps, skipped = statistics.tolist()
         share = clamped / max(steps, 1.0)
         return cls(name, eta, share, gauge, math.exp(log_kept), int(steps), int(skipped))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as plain values, for JSON."""
         return asdict(self)
 
 
 def advance(statistics: Tensor, eta: Tensor, clamped: Tensor, good: Tensor) -> Tensor:
-    """The rows after a step.
+    """Update the rows of statistics after a step.
 
     Args:
         statistics: before.
@@ -73,13 +73,13 @@ def advance(statistics: Tensor, eta: Tensor, clamped: Tensor, good: Tensor) -> T
 
 
 def outlook(tracks: Sequence[Track], spent: float = SPENT) -> str:
-    """What an early look at the tensors in structured sets tells of the end of the run; empty where all is well.
+    """Predict from early statistics whether structure will appear by the end of a run; a warning, or empty.
 
     ``F`` is a product over steps whose sizes follow the learning rate, so that ``log F`` in the end is about the one
     now over the share of all learning rates that is spent.
 
     Args:
-        tracks: of these tensors.
+        tracks: of the tensors in structured sets.
         spent: that share, in (0, 1].
 
     Source: ours; the forgetting factor decides whether structure appears, see docs/methods/sfw.md.

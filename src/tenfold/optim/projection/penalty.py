@@ -19,7 +19,7 @@ from tenfold.optim.hooks import State, gradient_scale, hook_steps, trained_by
 
 @dataclass(frozen=True)
 class Penalty:
-    """``lambda f`` of each weight, its kernel taken as matrices whose rows are filters.
+    """A penalty ``lambda f`` of each weight, its kernel taken as matrices whose rows are filters.
 
     Args:
         strength: lambda, >= 0.

@@ -37,7 +37,7 @@ RENEW = 50
 
 @dataclass
 class ProjectionResult:
-    """What one projection of all weights did.
+    """The result of one projection of all weights.
 
     Args:
         ranks: of the weights that were projected.
@@ -52,7 +52,7 @@ class ProjectionResult:
 
 @dataclass(frozen=True)
 class ProjectionSettings:
-    """How weights are projected.
+    """The settings of a projection.
 
     Args:
         transfer: see `tenfold.linalg.projection`.
@@ -76,7 +76,7 @@ def project_(
     optimizer: Optimizer | None = None,
     bases: dict[str, Tensor] | None = None,
 ) -> ProjectionResult:
-    """Project every weight.
+    """Project every weight onto low rank, in place.
 
     Args:
         weights: what is projected.
@@ -127,7 +127,7 @@ def _project_(
 
 @dataclass
 class _Batch:
-    """Slots whose matrices have one shape, side by side."""
+    """Weights whose matrices have one shape, as one batch."""
 
     weights: list[FoldedWeight]
     indices: list[int]
@@ -155,7 +155,7 @@ class _Batch:
         return cls(weights, indices, matrices, metric)
 
     def decompose(self, bases: dict[str, Tensor] | None) -> None:
-        """Warm where every weight has a basis, else exactly."""
+        """Decompose the matrices: by a warm step where every weight has a basis, else exactly."""
         old = [] if bases is None else [bases.get(folded.name) for folded in self.weights]
         warm = bool(old) and all(one is not None for one in old)
         weighted = Weighted.of(self.matrices, self.metric, coarse=warm)
@@ -170,11 +170,11 @@ class _Batch:
             self.spectrum, self.basis, self.residual = self.weighted.spectrum(), None, None
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The share of each weight in a tensor over all matrices."""
+        """Split a tensor over all matrices into the parts of each weight."""
         return x.split([folded.fold.batch for folded in self.weights])
 
     def report(self, whole: bool) -> list[Tensor]:
-        """Per weight: whether it is finite, the residual, and the pooled singular values if the ``whole`` is wanted."""
+        """Per weight: whether it is finite, the residual, and with ``whole`` the pooled singular values."""
         residual = torch.zeros_like(self.finite, dtype=torch.float64) if self.residual is None else self.residual
         spectra = [None] * len(self.weights)
         if whole and self.spectrum is not None:

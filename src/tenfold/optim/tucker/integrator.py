@@ -35,7 +35,7 @@ PATIENCE = 10
 
 
 class Integrator(Optimizer):
-    """An optimizer around ``inner`` that moves the bases and ranks of ``model``'s layers in Tucker format.
+    """Rank-adaptive optimizer for layers in Tucker format: wraps ``inner``, and updates bases and ranks itself.
 
     Hyper-parameters are those of ``inner``, whose groups these are: schedulers work as usual. Each basis is in the
     group of its core, so that scalers, clipping and ``zero_grad`` see its gradient, which is its ``.grad``; it is taken
@@ -78,7 +78,7 @@ class Integrator(Optimizer):
     @torch.compiler.disable
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of the inner optimizer, and what the cycle has to do before and after it.
+        """Take one step of the inner optimizer, with the growth and the cut of the cycle before and after it.
 
         Args:
             closure: computes the loss and its gradients anew, ``zero_grad`` included. The two-pass integrator needs
@@ -111,12 +111,12 @@ class Integrator(Optimizer):
         state["position"] += 1
         ends = state["steps"] in (self.settings.steps, self.settings.freeze)
         if ends or state["position"] >= (1 if twice else self.settings.every):
-            self.settle_()
+            self.end_cycle_()
         self._listen()
         return loss
 
-    def settle_(self) -> None:
-        """End the cycle now: cut what has grown. For a model that is to be used as it is, in the middle of a run."""
+    def end_cycle_(self) -> None:
+        """End the cycle now: truncate the augmented bases. For a model that is to be used in the middle of a run."""
         state, settings = self._state, self.settings
         open_ = {name: layer for name, layer in self._layers.items() if bool(layer.augmented)}
         good = {name: layer for name, layer in open_.items() if _finite(layer.core.detach())}
@@ -124,15 +124,16 @@ class Integrator(Optimizer):
         frozen = settings.pinned or (settings.freeze is not None and state["steps"] >= settings.freeze)
         norms = {name: float(layer.core.detach().double().norm()) for name, layer in good.items()}
         fresh = {
-            name: fresh_norm(layer, layer.core, state["settled"][name])
+            name: fresh_norm(layer, layer.core, state["cut_ranks"][name])
             for name, layer in good.items()
-            if name in state["settled"]
+            if name in state["cut_ranks"]
         }
         if frozen and settings.aim is not None and not state["aimed"]:
             state["aimed"] = True
-            state["settled"] |= self._aim(settings.aim)
+            state["cut_ranks"] |= self._aim(settings.aim)
         limits = {
-            name: settings.limits(layer, state["settled"].get(name) if frozen else None) for name, layer in good.items()
+            name: settings.limits(layer, state["cut_ranks"].get(name) if frozen else None)
+            for name, layer in good.items()
         }
         for name, result in cut_(good, limits, settings.tau, self.inner).items():
             state["error"][name] = result.error
@@ -147,18 +148,18 @@ class Integrator(Optimizer):
 
     @property
     def ranks(self) -> dict[str, tuple[int, ...]]:
-        """Of each layer by name, as they are now; in the middle of a cycle larger than before and after."""
+        """The present ranks by layer name; in the middle of a cycle they are larger than before and after it."""
         return {name: layer.ranks for name, layer in self._layers.items()}
 
     @property
-    def settled(self) -> dict[str, tuple[int, ...]]:
-        """Of each layer by name, between cycles: in the middle of one those from before it."""
-        before = self._state["settled"]
+    def cut_ranks(self) -> dict[str, tuple[int, ...]]:
+        """The ranks by layer name as the last cut left them: in the middle of a cycle those from before it."""
+        before = self._state["cut_ranks"]
         return {n: tuple(before[n]) if bool(x.augmented) else x.ranks for n, x in self._layers.items()}
 
     @property
     def report(self) -> dict[str, Any]:
-        """Counts and measures of the run so far.
+        """Counts and errors of the run so far.
 
         ``steps``; ``nonfinite``: growths and cuts that were left out since a number was not finite; and by layer:
         ``error``: relative, of the last cut; ``overridden``: cuts in which a limit of the ranks made it larger than
@@ -190,7 +191,7 @@ class Integrator(Optimizer):
         return self.inner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state; load the model's own first or after, which resizes its layers."""
+        """Load a state; load the model's own first or after, which resizes its layers."""
         self.inner.load_state_dict(state_dict)
         self._follow()
         self.param_groups[0][STATE] = _fresh() | self.param_groups[0].get(STATE, {})
@@ -211,7 +212,7 @@ class Integrator(Optimizer):
             found = [basis.grad for basis in layer.bases]
             mine = [g.detach()[:, :r] for g, r in zip(found, layer.ranks, strict=True) if g is not None]
             if bool(layer.augmented):
-                if self.settings.pinned and name not in state["settled"]:
+                if self.settings.pinned and name not in state["cut_ranks"]:
                     refuse_open_cycle(name)
                 continue
             if len(mine) < len(found):
@@ -221,7 +222,7 @@ class Integrator(Optimizer):
                 continue
             grads[name], grown[name] = mine, layer
         for name, layer in grown.items():
-            state["settled"][name] = list(layer.ranks)
+            state["cut_ranks"][name] = list(layer.ranks)
             state["first"].setdefault(name, list(layer.ranks))
         augment_(grown, grads, self.inner, columns=self.settings.columns, tangent=not self.settings.twice)
         self._note_ranks()
@@ -253,7 +254,7 @@ class Integrator(Optimizer):
             grad = layer.core.grad
             if grad is not None:
                 whole = float(grad.detach().double().norm())
-                fresh = fresh_norm(layer, grad, self._state["settled"][name])
+                fresh = fresh_norm(layer, grad, self._state["cut_ranks"][name])
                 self._state["share"][name] = (fresh / whole) ** 2 if whole > 0 else 0.0
 
     def _look(self, layers: Mapping[str, Factorised], frozen: bool) -> None:
@@ -371,7 +372,7 @@ class Integrator(Optimizer):
 
 
 def _fresh() -> dict[str, Any]:
-    by_layer = ("settled", "sizes", "first", "error", "overridden", "growth", "share", "stalled")
+    by_layer = ("cut_ranks", "sizes", "first", "error", "overridden", "growth", "share", "stalled")
     return {"steps": 0, "position": 0, "nonfinite": 0, "said": [], "aimed": False} | {key: {} for key in by_layer}
 
 

@@ -66,5 +66,5 @@ def refuse_open_cycle(name: str) -> None:
     """Raise `ArgumentError`: ranks that are to be kept are not known in the middle of another optimizer's cycle."""
     raise ArgumentError(
         f"`model` is in the middle of a cycle of another optimizer at '{name}', which knows the ranks to come back to. "
-        "Load that optimizer's state, or call its settle_() first."
+        "Load that optimizer's state, or call its end_cycle_() first."
     )

@@ -36,12 +36,12 @@ _TF32 = 2.0**-10
 
 
 def more(rank: int, columns: float) -> int:
-    """By how many columns a basis of this rank grows at most, where ``columns`` is a share of them."""
+    """The most new columns of a basis of this rank, where ``columns`` is their number per old column, > 0."""
     return max(1, int(columns * rank))
 
 
 def fresh_norm(layer: Factorised, x: Tensor, ranks: Sequence[int]) -> float:
-    """Frobenius norm of ``x``, shaped like the core of ``layer``, outside its leading block of these ranks."""
+    """Frobenius norm of ``x`` outside its leading block of these ranks; ``x`` is shaped like the core of ``layer``."""
     outside = stacked(x.detach().double(), layer.groups).clone()
     outside[(slice(None), *(slice(0, r) for r in ranks))] = 0
     return float(outside.norm())
@@ -49,7 +49,7 @@ def fresh_norm(layer: Factorised, x: Tensor, ranks: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class Resized:
-    """What a cut did: realised relative error, and whether limits made it larger than the tolerance."""
+    """The result of a cut: realised relative error, and whether limits made it larger than the tolerance."""
 
     error: float
     overridden: bool
@@ -64,12 +64,12 @@ def augment_(
     columns: float,
     tangent: bool,
 ) -> None:
-    """Let the bases of every layer grow by directions of their gradients; the weights stay as they are.
+    """Augment the bases of every layer by directions of their gradients; the weights stay as they are.
 
     Args:
         layers: what grows, by name.
         grads: of the bases without padding, by name; finite.
-        optimizer: what it remembers of the cores is padded.
+        optimizer: its state of the cores is padded.
         columns: new ones of a basis per old one, at most.
         tangent: leave the gradient of the grown core in ``core.grad``, as far as it follows from ``grads``: the
             Riemannian gradient. Otherwise there is no gradient left.
@@ -105,7 +105,7 @@ def augment_(
 def cut_(
     layers: Mapping[str, Factorised], limits: Mapping[str, Limits], tau: float, optimizer: Optimizer
 ) -> dict[str, Resized]:
-    """Cut the ranks of every layer to ``tau`` within its limits; see `tenfold.linalg.tucker.tucker_cut`.
+    """Truncate the ranks of every layer to ``tau`` within its limits; see `tenfold.linalg.tucker.tucker_cut`.
 
     The new bases are turned toward the old ones, so that what the optimizer remembers entry by entry stays good.
 
@@ -113,7 +113,7 @@ def cut_(
         layers: by name, with finite cores.
         limits: of each.
         tau: relative tolerance of each weight.
-        optimizer: what it remembers of the cores is brought into the new bases.
+        optimizer: its state of the cores is transformed to the new bases.
     """
 
     def cut(layer: Factorised, limit: Limits) -> list[Tensor]:

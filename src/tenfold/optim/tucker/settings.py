@@ -11,7 +11,7 @@ from tenfold.linalg.tucker import Limits
 
 @dataclass(frozen=True)
 class IntegratorSettings:
-    """Tolerance, cycle, and limits of the ranks.
+    """The settings of an `Integrator`: tolerance, cycle, and limits of the ranks.
 
     Args:
         tau: relative tolerance of each cut, in [0, 1).
@@ -40,7 +40,7 @@ class IntegratorSettings:
     aim: Callable[[], Mapping[str, Sequence[int]]] | None = None
 
     def limits(self, layer: Factorised, pinned: Sequence[int] | None) -> Limits:
-        """Of the ranks of a layer at a cut."""
+        """The limits of the ranks of a layer at a cut; ``pinned``: the ranks to cut to, None: by tolerance."""
         if pinned is not None:
             return Limits(tuple(pinned), tuple(pinned))
         sizes = [len(basis) // layer.groups for basis in layer.bases]
