@@ -15,7 +15,7 @@ class BudgetError(TenfoldError):
     """A budget that cannot be reached; the message names the smallest reachable value.
 
     Args:
-        message: the whole sentence.
+        message: the message.
         smallest: the smallest reachable value of each limited cost, e.g. ``{"params": 0.034}`` (as a fraction).
     """
 
@@ -33,11 +33,11 @@ class CheckpointError(TenfoldError):
 
 
 class UnsupportedLayer(TenfoldError):  # noqa: N818 - the public name
-    """A layer that was asked for by name and cannot be decomposed."""
+    """A layer that cannot be decomposed, though it was asked for by name, or no layer that can."""
 
 
 class DataError(TenfoldError):
-    """A data set that is missing, damaged, or of the wrong shape."""
+    """A data set or batch that is missing, damaged, of the wrong shape, or not finite."""
 
 
 class TenfoldWarning(UserWarning):
@@ -55,7 +55,7 @@ def is_share(value: object) -> bool:
 
 
 def shortened(value: object, most: int = 80) -> str:
-    """``repr(value)`` on one line, cut to ``most`` characters: what an error message says of a value."""
+    """``repr(value)`` on one line, cut to ``most`` characters, for error messages."""
     text = " ".join(repr(value).split())
     return text if len(text) <= most else text[: most - 3] + "..."
 

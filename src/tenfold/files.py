@@ -23,7 +23,7 @@ from tenfold.errors import ArgumentError, shortened
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to ``path`` on success, remove it on failure."""
+    """Write a file atomically: yields a temporary path, renamed to ``path`` on success, removed on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
@@ -42,7 +42,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; put it in the place of ``path`` on success, remove it on failure.
+    """Write a folder atomically: yields a temporary one, put in the place of ``path`` on success, removed on failure.
 
     A folder that stands at ``path`` already is replaced as a whole, after the new one is complete and on the disk. A
     process that is killed in between leaves what `settle` finishes: at no moment is neither of both found by it.
@@ -68,7 +68,11 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn what libraries written in other languages raise on a full disk into the `OSError` that it is."""
+    """Turn what libraries written in other languages raise on a full disk into an `OSError`.
+
+    Raises:
+        OSError: no space left.
+    """
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
@@ -81,7 +85,7 @@ _FULL = ("No space left", "os error 28", "PytorchStreamWriter failed writing")
 
 
 def settle(path: Path | str) -> None:
-    """Finish what a process that was killed while it replaced the folder ``path`` left undone: readers call it first.
+    """Complete the replacement of the folder ``path`` where a process was killed in the middle; readers call it first.
 
     Raises:
         OSError: the folder cannot be put where it belongs, for want of a permission, say.
@@ -112,7 +116,9 @@ def _beside(path: Path, what: str) -> Path:
 
 @contextlib.contextmanager
 def only_writer(path: Path | str) -> Iterator[None]:
-    """Be the only process of this machine that works for long on the folder ``path``; the system lets go at its end.
+    """Hold the lock on the folder ``path`` for the block: one process of this machine works on it at a time.
+
+    The system releases it when the process ends.
 
     Raises:
         ArgumentError: another process does.
@@ -189,7 +195,7 @@ _LARGEST = 2**64
 
 
 def read_json(path: Path | str) -> Any:
-    """The value in a JSON file, read strictly; see `parse_json`.
+    """Read a JSON file strictly; see `parse_json`.
 
     Raises:
         OSError: no regular file, or one that cannot be read.
@@ -199,7 +205,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def read_text(path: Path | str) -> str:
-    """The text of a UTF-8 file.
+    """Read a UTF-8 text file.
 
     Raises:
         OSError: no regular file (pipes and devices may have no end), or one that cannot be read.
@@ -212,7 +218,7 @@ def read_text(path: Path | str) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The value that JSON text holds, whoever wrote it; a byte-order mark is skipped.
+    """Parse JSON text strictly; a byte-order mark is skipped.
 
     Raises:
         ValueError: no JSON, a key given twice, a number that is not finite or beyond 64 bits, nesting deeper than 64,

@@ -26,7 +26,7 @@ def is_file_reference(text: str) -> bool:
 
 
 def absolute(reference: str, folder: Path | None = None) -> str:
-    """``reference`` with the path of its file made absolute, so that it holds in any folder; a module's is as it was.
+    """Make the path of a file reference absolute, so that it holds in any folder; a module's is returned as it is.
 
     Args:
         reference: of a file or a module.
@@ -39,18 +39,18 @@ def absolute(reference: str, folder: Path | None = None) -> str:
 
 
 def place(reference: str) -> str:
-    """The module, or the file by its absolute path, that importing ``reference`` runs."""
+    """The module name, or the absolute path of the file, that importing ``reference`` runs."""
     return absolute(reference).rpartition(":")[0]
 
 
 def load_own(reference: str, argument: str) -> Any:
-    """The object that ``reference`` leads to; its module is run if this process has not run it yet.
+    """Import the object that ``reference`` names; its module is run if this process has not run it yet.
 
     A file may import what lies beside it: its folder is put at the end of ``sys.path``.
 
     Args:
         reference: ``module.path:name`` or ``path/to/file.py:name``; the name may have dots.
-        argument: what the user calls it, for errors.
+        argument: its name in the user's call, for errors.
 
     Raises:
         ArgumentError: nothing is found there, or running the module fails; the message names the nearest names.
@@ -73,7 +73,7 @@ def load_own(reference: str, argument: str) -> Any:
 
 
 def call_own(function: Any, argument: str, reference: str, /, *args: Any, **kwargs: Any) -> Any:
-    """``function(...)``; whatever foreign code raises becomes one sentence that names the argument.
+    """Call a user's function; whatever it raises becomes an `ArgumentError` that names the argument.
 
     Raises:
         ArgumentError: the function raised an exception.

@@ -17,7 +17,7 @@ _LARGEST_FLOAT = 10**308
 
 
 def construct(cls: type[T], values: Mapping[Any, Any], where: str, error: type[TenfoldError] = PlanError) -> T:
-    """``cls(**values)``, with a sentence for a missing or unknown field, or a value of another type.
+    """Construct a dataclass from untrusted values, with an error for a missing, unknown or ill-typed field.
 
     Mappings become dataclasses where the annotation says so, at any depth, and lists become tuples.
 

@@ -29,7 +29,7 @@ MODEL, STATE, RUN = "model.safetensors", "state.pt", "run.json"
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects whose state a run consists of.
+    """The objects whose state a checkpoint holds.
 
     Args:
         model: its parameters and buffers; tied ones are stored once.
@@ -49,12 +49,12 @@ class _Record:
 
 
 def save_checkpoint(folder: Path | str, parts: Parts, record: dict[str, Any]) -> None:
-    """Write the state of a run; what stood in ``folder`` is replaced after the new one is complete.
+    """Write a checkpoint of a run; what stood in ``folder`` is replaced after the new one is complete.
 
     Args:
         folder: the checkpoint's own folder.
-        parts: what has a state.
-        record: what belongs in JSON: ``epoch``, ``history``, and whatever says which run this is.
+        parts: the objects with a state.
+        record: the rest, as JSON: ``epoch``, ``history``, and whatever says which run this is.
     """
     tensors, tied, extra = _split_state(parts.model)
     with atomic_folder(folder) as new, disk_errors(folder):
@@ -66,7 +66,7 @@ def save_checkpoint(folder: Path | str, parts: Parts, record: dict[str, Any]) ->
 
 
 def read_record(folder: Path | str) -> dict[str, Any]:
-    """The JSON record of a checkpoint, after checking that its files are whole.
+    """Read the JSON record of a checkpoint, after checking that its files are whole.
 
     Raises:
         CheckpointError: nothing there, something else there, or a file that is truncated or changed.
@@ -91,7 +91,7 @@ def read_record(folder: Path | str) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: Path | str, parts: Parts) -> dict[str, Any]:
-    """Put a saved state back into ``parts``, which must be built as they were when it was saved.
+    """Load a checkpoint into ``parts``, which must be built as they were when it was saved.
 
     Returns:
         The record that was saved.

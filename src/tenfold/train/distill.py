@@ -23,7 +23,7 @@ from tenfold.layers.copy_model import duplicate
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T^2 KL(softmax(t / T) || softmax(z / T))``, the mean over the batch, in nats.
+    """Distillation loss ``T^2 KL(softmax(t / T) || softmax(z / T))``, the mean over the batch, in nats.
 
     Args:
         student: logits ``z (n, classes)``.
@@ -41,7 +41,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def frozen(teacher: nn.Module, device: torch.device | str) -> nn.Module:
-    """A copy of ``teacher`` on ``device``, in eval mode, of which nothing asks for a gradient."""
+    """A copy of ``teacher`` on ``device``, in eval mode, without gradients."""
     return duplicate(teacher).to(device).eval().requires_grad_(False)
 
 

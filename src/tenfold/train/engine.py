@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def engine(precision: str) -> Iterator[Accelerator]:
-    """An ``Accelerator`` on the device that it finds, with the given precision.
+    """Make an ``Accelerator`` for the block, on the device that it finds, with the given precision.
 
     Accelerate keeps one precision for the whole process and refuses a second; here each run has its own, and what was
     set before comes back after it.

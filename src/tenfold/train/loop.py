@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Trainable(Protocol):
-    """What the loop asks of a method: the model to train, and the optimizer whose steps train it.
+    """Protocol of what the loop trains by: makes the model to train, and the optimizer whose steps train it.
 
     ``tenfold.Method`` has it all. With ``needs_closure`` each step gets a closure that computes the gradient anew.
     """
@@ -73,8 +73,8 @@ def fit(
         method: what is done at each step; see `Trainable`.
         data: trained on ``data.train``, watched on ``data.validation``; ``data.test`` is not touched.
         recipe: the hyper-parameters.
-        goal: what the training leads to, for methods that ask; its length is filled in here.
-        teacher: images -> logits, as the model; its word has the share ``recipe.distill`` in the loss. It is asked in
+        goal: budget and selection, for methods that use them; the length of the training is filled in here.
+        teacher: images -> logits, as the model; its distillation loss has the weight ``recipe.distill``. It is run in
             eval mode and not changed.
         out: folder of the run. ``out/checkpoint`` is written after every epoch, in place of the one before (an older
             run's too); an error or Ctrl-C leaves the last one as it is. None writes nothing.

@@ -46,10 +46,10 @@ class Display:
         self._bar.stop()
 
     def step(self, title: str, loss: float, accuracy: float, throughput: float) -> None:
-        """One optimizer step further.
+        """Advance the bar by one optimizer step.
 
         Args:
-            title: what stands before the bar.
+            title: the text before the bar.
             loss: mean over the epoch so far.
             accuracy: of the epoch so far, in [0, 1].
             throughput: examples per second.
@@ -59,7 +59,7 @@ class Display:
 
 
 class Scalars:
-    """Writes one set of figures per epoch for TensorBoard; a None folder writes nothing.
+    """Writes scalars per epoch for TensorBoard; a None folder writes nothing.
 
     Args:
         folder: where the event files go, or None.
@@ -103,7 +103,7 @@ class Meter:
         self._began = time.perf_counter()
 
     def add(self, loss: float, correct: int, examples: int) -> None:
-        """Add a batch: its mean loss, how many were right, of how many."""
+        """Add a batch: its mean loss, its number of correct predictions, and its number of examples."""
         self._loss += loss * examples
         self._correct += correct
         self.examples += examples
@@ -115,12 +115,12 @@ class Meter:
 
     @property
     def accuracy(self) -> float:
-        """Share that was right, in [0, 1]."""
+        """Accuracy, in [0, 1]."""
         return self._correct / max(self.examples, 1)
 
     @property
     def seconds(self) -> float:
-        """Since the meter was made."""
+        """Seconds since the meter was made."""
         return time.perf_counter() - self._began
 
     @property

@@ -18,7 +18,7 @@ _LATER = ("distill", "temperature", "memory_format")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyper-parameters of a run that belong to no method.
+    """The hyper-parameters of a training run, apart from those of the method.
 
     Args:
         epochs: passes over the training set, >= 1.
@@ -113,13 +113,16 @@ class Recipe:
 
         Args:
             epochs: in [1, the epochs of the schedule].
+
+        Raises:
+            ArgumentError: epochs out of range.
         """
         total = self.epochs if self.total is None else self.total
         check(1 <= epochs <= total, "epochs", f"in [1, {total}], the epochs of the schedule to rewind", epochs)
         return replace(self, epochs=epochs, total=total)
 
     def differences(self, saved: Mapping[str, object]) -> list[str]:
-        """What keeps a run of this recipe from going on where a run of the recipe ``saved`` stopped; empty if nothing.
+        """The fields that keep this recipe from resuming a run of the recipe ``saved``; empty if there are none.
 
         ``epochs`` may differ where the schedule does not depend on it.
 

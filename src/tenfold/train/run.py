@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What one optimizer step works on.
+    """The state of a training run: model, optimizer and schedule.
 
     Args:
         recipe: the hyper-parameters.
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def parts(self) -> Parts:
-        """What a checkpoint of the run holds."""
+        """The objects whose state a checkpoint of the run holds."""
         others: dict[str, Any] = {"optimizer": self.optimizer, "rates": self.rates}
         if self.accelerator.scaler is not None:
             others["scaler"] = self.accelerator.scaler
@@ -58,17 +58,17 @@ class Run:
         return float(self.rates.get_last_lr()[0])
 
     def step(self, x: torch.Tensor, y: torch.Tensor, where: str) -> tuple[float, int]:
-        """One optimizer step on a batch.
+        """Take one optimizer step on a batch.
 
         A step that the gradient scaler skips does not advance the schedule.
 
         Args:
             x: images ``(n, channels, size, size)``, normalised.
             y: labels ``(n,)``.
-            where: the place in the run, for an error.
+            where: the place in the run, for errors.
 
         Returns:
-            The mean loss and how many were right, before the step.
+            The mean loss and the number of correct predictions, before the step.
 
         Raises:
             TenfoldError: the loss is not finite; the model is as it was before the step.
@@ -119,7 +119,7 @@ class Run:
 
 
 def stream(seed: int, *purpose: object) -> int:
-    """A seed for one purpose, hashed from the run's seed and what the numbers are for; none needs to be stored."""
+    """Derive a seed for one purpose, a hash of the run's seed and the ``purpose``; none needs to be stored."""
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=7)
     return int.from_bytes(digest.digest(), "little")
 

@@ -19,32 +19,32 @@ SCHEDULES = ("constant", "cosine", "linear", "multistep")
 
 
 def constant() -> Schedule:
-    """``f(t) = 1``."""
+    """Constant schedule ``f(t) = 1``."""
     return lambda t: 1.0
 
 
 def cosine(total: float) -> Schedule:
-    """``f(t) = (1 + cos(pi t / total)) / 2``, and 0 after ``total`` epochs."""
+    """Cosine schedule ``f(t) = (1 + cos(pi t / total)) / 2``, and 0 after ``total`` epochs."""
     return lambda t: (1 + math.cos(math.pi * min(t / total, 1.0))) / 2
 
 
 def linear(total: float) -> Schedule:
-    """``f(t) = 1 - t / total``, and 0 after ``total`` epochs."""
+    """Linear schedule ``f(t) = 1 - t / total``, and 0 after ``total`` epochs."""
     return lambda t: max(1 - t / total, 0.0)
 
 
 def multistep(milestones: Sequence[float], gamma: float) -> Schedule:
-    """``f(t) = gamma ** (number of milestones <= t)``; milestones in epochs."""
+    """Step schedule ``f(t) = gamma ** (number of milestones <= t)``; milestones in epochs."""
     return lambda t: gamma ** sum(m <= t for m in milestones)
 
 
 def warm_up(schedule: Schedule, epochs: float) -> Schedule:
-    """``f(t) = schedule(t) min(1, t / epochs)``: a linear climb over the first ``epochs``; 0 epochs for none."""
+    """Linear warm-up over the first ``epochs``: ``f(t) = schedule(t) min(1, t / epochs)``; 0 epochs for none."""
     return lambda t: schedule(t) * (min(1.0, t / epochs) if epochs > 0 else 1.0)
 
 
 def window(schedule: Schedule, total: float, last: float) -> Schedule:
-    """Rewinding: the last ``last`` of ``total`` epochs, ``f(t) = schedule(total - last + t)``.
+    """Learning-rate rewinding: the last ``last`` of ``total`` epochs, ``f(t) = schedule(total - last + t)``.
 
     Retraining after compression goes through the end of the schedule once more: the rate is rewound, not the weights.
 
@@ -61,7 +61,7 @@ def window(schedule: Schedule, total: float, last: float) -> Schedule:
 
 
 def make_schedule(name: str, total: float, *, warmup: float, milestones: Sequence[float], gamma: float) -> Schedule:
-    """A schedule by its name, with the warm-up before it; see the functions of this module.
+    """Make a schedule by its name, with warm-up; see the functions of this module.
 
     Args:
         name: "constant", "cosine", "linear" or "multistep".
@@ -69,6 +69,9 @@ def make_schedule(name: str, total: float, *, warmup: float, milestones: Sequenc
         warmup: epochs of linear climb, >= 0.
         milestones: of "multistep", in epochs.
         gamma: of "multistep": the factor at each milestone.
+
+    Raises:
+        ArgumentError: an unknown name.
     """
     makers: dict[str, Callable[[], Schedule]] = {
         "constant": constant,
@@ -81,7 +84,7 @@ def make_schedule(name: str, total: float, *, warmup: float, milestones: Sequenc
 
 
 def scheduler(optimizer: Optimizer, schedule: Schedule, steps_per_epoch: int) -> LambdaLR:
-    """The schedule on an optimizer, to be stepped after each of its steps.
+    """A torch scheduler of ``schedule`` for an optimizer, to be stepped after each of its steps.
 
     Step ``i`` (from 0) uses the middle of its interval, ``t = (i + 1/2) / steps_per_epoch``: neither the first step of
     a warm-up nor the last of a cosine is spent at rate 0, and milestones fall between two steps, clear of rounding.

@@ -16,11 +16,11 @@ from tenfold.train.data.split import Split
 
 @dataclass(frozen=True)
 class Score:
-    """The figures of a split.
+    """The loss and accuracy of a classifier on a split.
 
     Args:
         loss: mean cross-entropy per example, in nats, without label smoothing.
-        accuracy: share of examples whose largest logit is the right one, in [0, 1].
+        accuracy: fraction of examples whose largest logit is that of the label, in [0, 1].
     """
 
     loss: float
@@ -29,7 +29,7 @@ class Score:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500) -> Score:
-    """Loss and accuracy of ``model`` on ``split``, in evaluation mode; the modes of its modules are put back after.
+    """Evaluate a classifier on a split: loss and accuracy, in eval mode; the modes of its modules are put back after.
 
     Args:
         model: images ``(batch, channels, size, size)`` -> logits ``(batch, classes)``; runs on its own device.
@@ -46,7 +46,7 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500) -> Score:
 
 @torch.no_grad()
 def score(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Score:
-    """As `evaluate`, over batches ``(x, y)`` of any sizes, from anything that can be gone through.
+    """Evaluate a classifier on batches ``(x, y)`` of any sizes; see `evaluate`.
 
     Args:
         model: as for `evaluate`.

@@ -13,7 +13,7 @@ from tenfold.errors import DataError
 
 
 def array_names(path: Path) -> list[str]:
-    """The arrays in ``path``.
+    """The names of the arrays in an ``.npz`` file.
 
     Raises:
         DataError: no file there, or none of numpy's archives.
@@ -28,7 +28,7 @@ def array_names(path: Path) -> list[str]:
 
 
 def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    """The arrays ``names`` of the file ``path``.
+    """Read named arrays from an ``.npz`` file.
 
     Raises:
         DataError: no file there, a damaged one, or one without these arrays.

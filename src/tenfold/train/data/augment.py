@@ -13,7 +13,7 @@ Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def random_crop(x: torch.Tensor, padding: int, generator: torch.Generator) -> torch.Tensor:
-    """Pad each image by zeros and cut the old size out again at a place of its own.
+    """Random crop: pad each image by zeros, and cut out its size at a random place of its own.
 
     Args:
         x: images ``(n, channels, height, width)``.
@@ -22,6 +22,9 @@ def random_crop(x: torch.Tensor, padding: int, generator: torch.Generator) -> to
 
     Returns:
         A new batch of the same shape and dtype.
+
+    Raises:
+        ArgumentError: a negative padding.
     """
     check(padding >= 0, "padding", ">= 0", padding)
     n, _, height, width = x.shape

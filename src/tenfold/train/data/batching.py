@@ -15,7 +15,7 @@ from tenfold.train.data.split import Split
 
 @dataclass(frozen=True)
 class Batches:
-    """An iterable that can be gone through again, of known length; see `batches`."""
+    """The batches of a split: an iterable of known length that can be gone through again. See `batches`."""
 
     split: Split
     batch_size: int
@@ -57,7 +57,7 @@ def batches(
     augment: Augmentation | None = None,
     drop_last: bool = False,
 ) -> Batches:
-    """Batches ``(x, y)`` of a split, on its device: ``x`` float32, ``(x - mean) / std``; ``y`` int64.
+    """Make batches ``(x, y)`` of a split, on its device: ``x`` float32, ``(x - mean) / std``; ``y`` int64.
 
     Augmentation comes before normalisation, so that what a crop pads is black.
 

@@ -49,7 +49,7 @@ Read = Callable[[str], bytes]
 
 @data_set("cifar10")
 def cifar10(root: Path | None) -> Sets:
-    """Read the six batches, of the binary or the Python version, from ``root``, or else from the first place of these.
+    """Read CIFAR-10, the binary or the Python version, from ``root``, or else from the first of the usual places.
 
     ``$TENFOLD_DATA/cifar10``, the user's cache; found nowhere, the binary archive is downloaded into the cache. In each
     place: an archive, its folder, or the files themselves. Archives and Python batches must have the published md5;

@@ -28,7 +28,7 @@ ARRAYS = ("jpeg", "offsets", "labels")
 
 @data_set("cifar10-jpeg")
 def cifar10_jpeg(root: Path | None) -> Sets:
-    """Read the file ``root``, or the one in that folder; by default ``$TENFOLD_DATA`` and the cache are searched.
+    """Read CIFAR-10 in JPEG from the file or folder ``root``; by default ``$TENFOLD_DATA`` and the cache are searched.
 
     All images are decoded once, into memory (184 MB).
 

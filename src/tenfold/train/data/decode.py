@@ -18,7 +18,7 @@ _BITS_PER_SAMPLE = 258
 
 
 def pillow() -> ModuleType:
-    """Pillow's ``PIL.Image``.
+    """Import Pillow's ``PIL.Image``.
 
     Raises:
         DataError: it is not installed.
@@ -31,19 +31,19 @@ def pillow() -> ModuleType:
 
 
 def image_ops() -> ModuleType:
-    """Pillow's ``PIL.ImageOps``."""
+    """Import Pillow's ``PIL.ImageOps``."""
     from PIL import ImageOps
 
     return ImageOps
 
 
 def workers() -> int:
-    """Threads that decode: as many as torch computes with."""
+    """The number of threads that decode: as many as torch computes with."""
     return max(1, torch.get_num_threads())
 
 
 def decode(content: bytes, source: str, channels: int, size: int | None = None, *, deep: bool = False) -> np.ndarray:
-    """One image, upright, in colour or grey, cut to a square about its centre and resized.
+    """Decode one image: upright, in colour or grey, cut to a square about its centre and resized.
 
     Upright: turned and mirrored as its EXIF orientation says. Of an animation, or a file of several pages, the first.
 
@@ -90,7 +90,7 @@ def decode(content: bytes, source: str, channels: int, size: int | None = None, 
 
 
 def look(content: bytes, source: str) -> tuple[int, int, bool]:
-    """The kind and the size of an image, without its pixels.
+    """Read the channels and the size of an image, without its pixels.
 
     Returns:
         Its channels, 1 if it is grey and else 3; its shorter side; whether it is grey with more than 8 bits.

@@ -17,7 +17,11 @@ TEST_SEED = 1797
 
 @data_set("digits")
 def digits(root: Path | None) -> Sets:
-    """Read the digits; nothing is downloaded, ``root`` is not looked at. The test set is a fixed, stratified fifth."""
+    """Read the digits of scikit-learn; ``root`` is not looked at. The test set is a fixed, stratified fifth.
+
+    Raises:
+        DataError: scikit-learn is missing.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -32,7 +32,7 @@ HELP = (
 
 @data_set("fashion-mnist")
 def fashion_mnist(root: Path | None) -> Sets:
-    """Read the four files, zipped or not, from ``root``, or else from the first of these folders that holds them.
+    """Read Fashion-MNIST, zipped or not, from ``root``, or else from the first of the usual places that has it.
 
     ``$TENFOLD_DATA/fashion-mnist``, the system's package, the user's cache; found nowhere, they are downloaded into
     the cache.

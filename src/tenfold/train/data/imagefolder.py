@@ -32,7 +32,7 @@ HELP = "Put images into train/CLASS/*.png (or .jpg ...) and test/CLASS/ or val/C
 
 @data_set("imagefolder:PATH")
 def imagefolder(root: Path | None, path: str) -> Sets:
-    """Read images in ``train/CLASS/`` (folders of any depth), and in ``test/`` or ``val/`` beside it.
+    """Read a folder of images: ``train/CLASS/`` (folders of any depth), and ``test/`` or ``val/`` beside it.
 
     With both, ``val/`` is the validation set; with one, it is the test set. Classes are numbered in the order of their
     names. What tools leave behind (``.ipynb_checkpoints``, ``__MACOSX``, ``@eaDir``) is passed over. Images are turned

@@ -26,7 +26,7 @@ class _Digest(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """Image files in the place of a tensor ``(n, channels, size, size)``: uint8, or float32 where they are deep.
+    """Image files on the disk that index like a tensor ``(n, channels, size, size)``: uint8, or float32 if deep.
 
     Only the names are in memory. Each image is cut to a square about its centre, resized and converted; see `decode`.
 
@@ -49,7 +49,7 @@ class Images:
 
     @property
     def shape(self) -> torch.Size:
-        """``(n, channels, size, size)``, as of a tensor."""
+        """The shape ``(n, channels, size, size)``, as of a tensor."""
         return torch.Size((len(self), self.channels, self.size, self.size))
 
     def take(self, indices: torch.Tensor) -> Images:
@@ -65,7 +65,7 @@ class Images:
         return next(self.stream([indices]))
 
     def stream(self, parts: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """``self[indices]`` for each of ``parts`` in order; the next are decoded meanwhile, by worker threads.
+        """Decode ``self[indices]`` for each of ``parts`` in order; worker threads decode the next ones meanwhile.
 
         Raises:
             DataError: a file that is missing, damaged, or no image; at the batch that it is in.
@@ -83,7 +83,7 @@ class Images:
             pool.shutdown(cancel_futures=True)
 
     def digest(self, into: _Digest) -> None:
-        """Feed each file's name and the SHA-256 of its bytes, in order; each file is read once, nothing is decoded."""
+        """Add each file's name and the SHA-256 of its bytes to a hash; each file is read once, none is decoded."""
         into.update(f"{tuple(self.shape)} images".encode())
         with ThreadPoolExecutor(workers()) as pool:
             for start in range(0, len(self), 1024):

@@ -31,10 +31,11 @@ HELP = (
 
 @data_set("npz:PATH")
 def npz(root: Path | None, path: str) -> Sets:
-    """Read ``train_x``, ``train_y``, ``test_x``, ``test_y`` (and ``validation_x``, ``validation_y``), or ``x``, ``y``.
+    """Read images and labels from one ``.npz`` file.
 
-    Other usual names are understood: ``x_train``, ``train_images``, ``val_labels``, ``images``, ``data``, ``target``,
-    in capitals or not, and numpy's own ``arr_0``, ``arr_1``. Images are ``(n, channels, size, size)``,
+    Its arrays are ``train_x``, ``train_y``, ``test_x``, ``test_y`` (and ``validation_x``, ``validation_y``), or ``x``,
+    ``y``. Other usual names are understood, in capitals or not: ``x_train``, ``train_images``, ``val_labels``,
+    ``images``, ``data``, ``target``, and numpy's own ``arr_0``, ``arr_1``. Images are ``(n, channels, size, size)``,
     ``(n, size, size, channels)`` or, grey, ``(n, size, size)``: uint8, or finite numbers, which become float32. Labels
     are ``(n,)`` or ``(n, 1)`` integers from 0. With no test set the validation set is it; of ``x`` and ``y`` alone, a
     fixed, stratified fifth is the test set.

@@ -13,7 +13,7 @@ from tenfold.train.data.split import Data, make_data
 
 
 def own_data(reference: str, root: Path | str | None, validation: float) -> Data:
-    """What the function that ``reference`` leads to returns, as a data set called ``reference``; runs its module.
+    """Make a data set from a user's function; runs its module. The data set is called ``reference``.
 
     Args:
         reference: ``module.path:function`` or ``path/to/file.py:function``.

@@ -9,7 +9,7 @@ from tenfold.errors import DataError
 
 
 def expanded(path: Path | str) -> Path:
-    """``path`` with ``~`` at its start as the home folder: no shell expands it behind a colon.
+    """Expand ``~`` at the start of a path to the home folder: no shell does so behind a colon.
 
     Raises:
         DataError: the home of a user that there is not.
@@ -21,12 +21,12 @@ def expanded(path: Path | str) -> Path:
 
 
 def cache() -> Path:
-    """The user's cache of tenfold: ``$XDG_CACHE_HOME/tenfold``, or ``~/.cache/tenfold``."""
+    """The user's cache folder of tenfold: ``$XDG_CACHE_HOME/tenfold``, or ``~/.cache/tenfold``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (expanded(base) if base else Path.home() / ".cache") / "tenfold"
 
 
 def places(name: str, *system: Path) -> list[Path]:
-    """``$TENFOLD_DATA/name`` where the variable is set, the places of the ``system``, then the user's cache."""
+    """The folders to search: ``$TENFOLD_DATA/name`` where it is set, those of the ``system``, then the cache."""
     own = os.environ.get("TENFOLD_DATA")
     return [*([expanded(own) / name] if own else []), *system, cache() / name]

@@ -40,7 +40,7 @@ def data_names() -> list[str]:
 
 
 def load_data(name: str, root: Path | str | None = None, *, validation: float = 0.1) -> Data:
-    """A data set by name, split into training, validation and test examples.
+    """Load a data set by name, split into training, validation and test examples.
 
     Args:
         name: one of `data_names`; after a colon, a path of your own: ``"npz:digits.npz"``, ``"imagefolder:photos@64"``;

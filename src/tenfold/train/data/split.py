@@ -21,7 +21,7 @@ Pair = tuple[torch.Tensor | Images, torch.Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels, as they were stored; `batches` normalises them.
+    """The images and labels of one part of a data set, as they were stored; `batches` normalises them.
 
     Args:
         x: images ``(n, channels, height, width)``, uint8 or float32, in memory or on the disk.
@@ -44,11 +44,11 @@ class Split:
         return replace(self, x=x, y=self.y.to(device))
 
     def part(self, examples: int, name: str = "examples") -> Split:
-        """``examples`` of them, drawn once and for all: the same ones every time, a smaller part within a larger one.
+        """A fixed random subset of the examples; a smaller one is part of a larger one.
 
         Args:
             examples: how many.
-            name: what they are called where they are asked for, for the error.
+            name: the name of the number in the user's call, for errors.
 
         Raises:
             ArgumentError: less than one, or more than there are.
@@ -61,11 +61,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set. Choose on ``validation``; ``test`` is for the figure at the very end.
+    """A data set in three splits. Choose on ``validation``; ``test`` is for the figure at the very end.
 
     Args:
         name: as given to `load_data`.
-        train: what is trained on.
+        train: the training examples.
         validation: carved out of the published training set, the same examples every time.
         test: the published test set.
         classes: number of labels.
@@ -98,7 +98,7 @@ class Data:
 
 
 def stratified(y: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split the indices of ``y`` so that every class gives the same share, rounded.
+    """Stratified split of the indices of ``y``: every class gives the same share, rounded.
 
     Args:
         y: labels ``(n,)``.
@@ -107,6 +107,9 @@ def stratified(y: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tenso
 
     Returns:
         The indices kept and the indices held out, each ascending; together, all of them.
+
+    Raises:
+        ArgumentError: a fraction out of range.
     """
     check(0 < fraction < 1, "fraction", "in (0, 1)", fraction)
     generator = torch.Generator().manual_seed(seed)
@@ -119,7 +122,7 @@ def stratified(y: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tenso
 
 
 def make_data(name: str, train: Pair, test: Pair, held: Pair | None = None, *, validation: float = 0.1) -> Data:
-    """A `Data` from the sets that are published: carves the validation set, measures mean and deviation.
+    """Make a `Data` from published sets: holds out a validation set, and measures mean and deviation.
 
     Args:
         name: what the data set is called.

@@ -11,7 +11,7 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def initialise_(model: nn.Module) -> None:
-    """He et al. (2015) for every convolution: normal, variance ``2 / (out_channels kh kw)``. Norms start at 1 and 0."""
+    """Initialise convolutions as He et al. (2015): normal, variance ``2 / (out_channels kh kw)``. Norms: 1 and 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -16,7 +16,7 @@ from tenfold.train.models.registry import network
 
 
 class DenseLayer(nn.Module):
-    """``cat(x, conv2(relu(bn2(conv1(relu(bn1(x)))))))``: a 1x1 to ``4 growth`` channels, a 3x3 to ``growth``."""
+    """A dense layer ``cat(x, conv2(relu(bn2(conv1(relu(bn1(x)))))))``: 1x1 to ``4 growth``, 3x3 to ``growth``."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()

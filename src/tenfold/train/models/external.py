@@ -19,7 +19,7 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "p
 
 
 class Logits(nn.Module):
-    """A transformers classifier as the training loop wants it: ``pixel_values`` in, logits out."""
+    """Wrapper of a transformers classifier: ``pixel_values`` in, logits out."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Logits(nn.Module):
 
 
 def timm_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
-    """A freshly initialised network of timm; nothing is downloaded.
+    """A freshly initialised network of timm; nothing is downloaded. Arguments as in `build_model`.
 
     Raises:
         TenfoldError: timm is missing or broken, the name is unknown, or timm refuses the sizes.
@@ -53,6 +53,8 @@ def timm_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
 
 def torchvision_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
     """A freshly initialised classifier of torchvision, without auxiliary heads; nothing is downloaded.
+
+    Arguments as in `build_model`.
 
     Raises:
         TenfoldError: torchvision is missing or does not fit torch, the name is unknown, or the images are not RGB.
@@ -79,7 +81,8 @@ def torchvision_model(name: str, classes: int, channels: int, size: int) -> nn.M
 def hf_model(name: str, classes: int, channels: int, size: int) -> nn.Module:
     """An image classifier of transformers, with its trained weights: a local folder, or a name in the local cache.
 
-    A head of another number of classes is replaced by a fresh one. The other sizes belong to the weights and must
+    Arguments as in `build_model`. A head of another number of classes is replaced by a fresh one. The other sizes
+    belong to the weights and must
     agree. A folder that holds a ``config.json`` and no weights gives a freshly initialised network of the sizes asked
     for. Nothing is downloaded, and no code of the checkpoint is run.
 

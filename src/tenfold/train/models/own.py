@@ -21,7 +21,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def own_network(reference: str, **sizes: int) -> nn.Module:
-    """What the factory that ``reference`` leads to makes; runs its module.
+    """Make a network by a user's factory; runs its module.
 
     Args:
         reference: ``module.path:factory`` or ``path/to/file.py:factory``.
@@ -49,7 +49,7 @@ def own_network(reference: str, **sizes: int) -> nn.Module:
 
 
 def load_weights_(model: nn.Module, file: Path | str) -> None:
-    """Put the weights in ``file`` into ``model``, once all of them have been found to fit.
+    """Load the weights in ``file`` into ``model``, in place, after checking that all of them fit.
 
     Args:
         model: changed in place; dtypes and devices stay the model's.

@@ -20,7 +20,7 @@ Shortcut = Callable[[int, int, int], nn.Module]
 
 
 class PadShortcut(nn.Module):
-    """Option A: every ``stride``-th pixel, and zeros for the channels that are new, half on each side."""
+    """Shortcut of option A: every ``stride``-th pixel, and zeros for the new channels, half on each side."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class PadShortcut(nn.Module):
 
 
 def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Option B: a 1x1 convolution and its norm."""
+    """Shortcut of option B: a 1x1 convolution and its norm."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
-    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``; the shortcut is the identity where shapes agree."""
+    """A basic block ``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``; identity shortcut where shapes agree."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ResNet(nn.Module):
     Args:
         widths: channels of each stage; every stage but the first starts with stride 2.
         blocks: blocks in each stage, >= 1.
-        shortcut: what stands where the shape changes: ``(inputs, outputs, stride) -> nn.Module``.
+        shortcut: makes the shortcut where the shape changes: ``(inputs, outputs, stride) -> nn.Module``.
         classes: number of outputs.
         channels: number of input channels.
     """

@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """``x + attn(norm1(x))``, then ``x + fc2(gelu(fc1(norm2(x))))`` with four times the width inside."""
+    """An encoder block: ``x + attn(norm1(x))``, then ``x + fc2(gelu(fc1(norm2(x))))``, four times as wide inside."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

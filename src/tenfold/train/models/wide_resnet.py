@@ -15,7 +15,7 @@ from tenfold.train.models.registry import network
 
 
 class WideBlock(nn.Module):
-    """``y = relu(bn1(x))``; ``conv2(relu(bn2(conv1(y)))) + x``, or ``+ shortcut(y)`` where the shape changes."""
+    """A block ``conv2(relu(bn2(conv1(y)))) + x``, ``y = relu(bn1(x))``; ``+ shortcut(y)`` where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
