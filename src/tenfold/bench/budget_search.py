@@ -23,13 +23,13 @@ from tenfold.plans.problem import Problem
 
 @dataclass(frozen=True)
 class Probe:
-    """One budget that was tried.
+    """One budget that was tried, and the score of the model built to it.
 
     Args:
         budget: share of the parameters that might be kept, in (0, 1).
-        kept: share that was.
-        score: as it was measured.
-        enough: whether that is what it has to be.
+        kept: share of the parameters that was kept.
+        score: of the built model.
+        enough: whether the score is at least the one asked for.
     """
 
     budget: float
@@ -40,12 +40,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Guarded:
-    """What the search found.
+    """The result of `smallest_budget`.
 
     Args:
         probe: the smallest that is enough.
         plan: what it was built from.
-        model: as `score` left it.
+        model: the built model, as `score` left it.
         probes: all of them, in the order that they were tried in.
     """
 
@@ -64,7 +64,7 @@ def smallest_budget(
     resolution: float = 0.01,
     report: Callable[[Probe], None] = lambda _: None,
 ) -> Guarded:
-    """The smallest share of the parameters at which ``method`` keeps ``score`` at ``least`` or above, by bisection.
+    """Search the smallest budget, as a share of the parameters, at which the score is at least ``least``; bisection.
 
     The search begins at the smallest budget that the method can reach, and ends when the border is known to within
     ``resolution``: about ``log2(1 / resolution)`` probes. A border above ``1 - resolution`` counts as none.
@@ -74,7 +74,7 @@ def smallest_budget(
         method: one that takes a budget.
         score: of a model, higher is better: e.g. its accuracy on held-out data that is not the test set; it may change
             the model, and re-estimate its batch norm first.
-        least: what the score has to be, a finite number.
+        least: the lowest score allowed, a finite number.
         resolution: of the share, in [0.0001, 0.5].
         report: called after each probe.
 

@@ -40,7 +40,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LayerTiming:
-    """A layer at one rank.
+    """The time of a layer at one rank.
 
     Args:
         rank: per group.
@@ -57,7 +57,7 @@ class LayerTiming:
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found out about one layer.
+    """Costs, times and break-even ranks of one layer.
 
     Args:
         name: of the layer.
@@ -99,7 +99,7 @@ class Examined:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The whole model, layer by layer.
+    """The result of `diagnose`: the whole model, layer by layer.
 
     Args:
         ms: median milliseconds of a dense forward pass.
@@ -117,7 +117,7 @@ class Diagnosis:
 
     @property
     def reachable(self) -> float:
-        """Share of the time that is spent in layers that can pay."""
+        """The share of the time that is spent in layers that can become faster."""
         return sum(x.share or 0.0 for x in self.layers if x.reason is None)
 
 

@@ -21,7 +21,7 @@ _HERE = Path(__file__).parents[1]
 
 
 def place(*more: str, device: str | None = None, packages: Sequence[str] = ()) -> Place:
-    """What a result records of this process and machine: every program that writes results asks here.
+    """The code, versions and hardware of this process, for results.
 
     Args:
         more: code beside the package that takes part, as git's path patterns: whether it is committed counts, too.
@@ -43,7 +43,7 @@ def place(*more: str, device: str | None = None, packages: Sequence[str] = ()) -
 
 
 def cpu() -> str:
-    """The model of the processor."""
+    """The model name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
@@ -54,7 +54,7 @@ def cpu() -> str:
 
 
 def forget_peak() -> None:
-    """Start `peak_memory` anew, where the system can do that."""
+    """Reset `peak_memory`, where the system can do that."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -62,7 +62,7 @@ def forget_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Bytes that were held at most since `forget_peak`: on a GPU by torch there, else by this process."""
+    """The peak memory in bytes since `forget_peak`: of torch on a GPU, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     with contextlib.suppress(OSError, StopIteration):

@@ -37,7 +37,7 @@ _Run = Callable[[Any], list[Tensor]]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, and how near its outputs came.
+    """An exported file, and how far its outputs are from the model's.
 
     Args:
         path: of the file.
@@ -66,7 +66,7 @@ def export(
     tolerance: float = 1e-4,
     reference: nn.Module | None = None,
 ) -> Exported:
-    """Write ``model``, in eval mode, as an ONNX file or a `torch.export` archive whose batch size is free.
+    """Export a model, in eval mode, as an ONNX file or a `torch.export` archive of any batch size.
 
     The file is run on random inputs of two batch sizes, in ONNX Runtime or by torch, and compared with the model.
 
@@ -171,7 +171,7 @@ def _check(run: _Run, model: nn.Module, inputs: Any, tolerance: float) -> tuple[
 
 
 def resized(inputs: Any, n: int, generator: torch.Generator | None) -> Any:
-    """``inputs`` with batches of ``n``: repeated without a generator; with one, random numbers, or rows at random.
+    """Resize the batch of ``inputs`` to ``n``: rows are repeated; with a generator, random numbers or rows.
 
     Raises:
         ArgumentError: a tensor among them whose first axis is no batch.

@@ -27,7 +27,7 @@ _TURN = 0.005
 
 @dataclass(frozen=True)
 class Comparison:
-    """Dense against compressed, for one batch size.
+    """The latency of a dense and a compressed model, for one batch size.
 
     Args:
         batch: inputs in the batch.
@@ -98,7 +98,7 @@ def _turns(
 
 
 def batch_size(inputs: Any) -> int:
-    """Length of the first axis of the first tensor; 1 where there is none."""
+    """The batch size of inputs: the first axis of the first tensor; 1 where there is none."""
     first = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
     return len(first) if first is not None and first.ndim else 1
 

@@ -27,7 +27,7 @@ Cut = Callable[[nn.Module, float], nn.Module]
 
 @dataclass(frozen=True)
 class RankCut:
-    """Removes the same share of the full rank in every layer; layers that would not shrink stay dense.
+    """A cut that removes the same share of the full rank in every layer; layers that would not shrink stay dense.
 
     Args:
         fold: see `tenfold.linalg.fold`.
@@ -49,7 +49,7 @@ class RankCut:
 
 @dataclass(frozen=True)
 class FilterCut:
-    """Removes the share of the filters of least norm; see `tenfold.prune_filters`, which has these arguments."""
+    """A cut that removes the share of the filters of least norm; see `tenfold.prune_filters` for the arguments."""
 
     example_inputs: Any
     norm: float = 2
@@ -72,15 +72,15 @@ class FilterCut:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One share of a sweep.
+    """The result of one removed share in a sweep.
 
     Args:
-        removed: the share, in [0, 1).
-        params: of what is left.
-        macs: of what is left; None without example inputs.
+        removed: the share that is removed, in [0, 1).
+        params: parameters that are kept.
+        macs: MACs that are kept; None without example inputs.
         right_after: accuracy right after, in [0, 1].
         reestimated: accuracy with batch norm re-estimated; None without data for it.
-        failure: why there is none of all this; None where it worked.
+        failure: the error in place of these figures; None where there was none.
     """
 
     removed: float
@@ -91,7 +91,7 @@ class SweepRow:
     failure: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as plain values, for JSON."""
         return asdict(self)
 
 
@@ -104,16 +104,16 @@ def sweep(
     data: Iterable[Any] | None = None,
     example_inputs: Any = None,
 ) -> list[SweepRow]:
-    """Compress ``model`` by each share, without any training, and measure each result. The model is untouched.
+    """Measure accuracy over a range of removed shares, without retraining. The model is untouched.
 
     Args:
         model: trained.
-        method: a `Method`: ``Budget(params=1 - share)`` is what it is given; or `RankCut`, `FilterCut`, or any
-            function ``(model, share) -> model``.
+        method: a `Method`, which is given ``Budget(params=1 - share)``; or `RankCut`, `FilterCut`, or any function
+            ``(model, share) -> model``; ``share`` is what is removed.
         remove: shares to remove, each in [0, 1).
         loader: test batches ``(x, y)``, gone through for every share.
-        data: training batches ``x`` or ``(x, y)`` to re-estimate batch norm from, and to calibrate a method that needs
-            them; gone through for every share.
+        data: training batches to re-estimate batch norm from, and to calibrate a method that needs them; see
+            `tenfold.compress`; gone through for every share.
         example_inputs: for MACs only; see `tenfold.plan`.
 
     Returns:
@@ -143,7 +143,7 @@ def measured_rows(
     data: Iterable[Any] | None,
     example_inputs: Any,
 ) -> list[SweepRow]:
-    """The rows of a `sweep`, by any ``accuracy`` of a model, in [0, 1]; arguments are taken as they are."""
+    """The rows of a `sweep` by any ``accuracy`` of a model, in [0, 1]; arguments as in `sweep`, not checked."""
     rows = []
     for share in remove:
         try:

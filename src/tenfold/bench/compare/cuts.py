@@ -18,12 +18,12 @@ RANK, FILTER = "rank", "filter"
 
 @dataclass(frozen=True)
 class Cuts:
-    """What is removed of each network as its training left it, and how much; each time from the whole network.
+    """A range of cuts of a trained network: what is removed, and in which shares, each from the whole network.
 
     Args:
         kind: "rank": the same share of the full rank in every layer, see `tenfold.RankCut`; "filter": the share of the
             filters of least norm in every layer, see `tenfold.FilterCut`.
-        remove: the shares, each in [0, 1), different from one another; at least one.
+        remove: the shares to remove, each in [0, 1), different from one another; at least one.
         target: only these layers are cut; see `tenfold.plan`.
         exclude: these never are.
 
@@ -53,10 +53,10 @@ def curve(
     data: Iterable[Any],
     example: Tensor,
 ) -> CutCurve:
-    """All cuts of one kind, each on a copy of ``model``. Of factors, what is cut is the weight that they multiply to.
+    """Accuracy over a range of cuts, each on a copy of ``model``; factorised layers are multiplied out first.
 
     Args:
-        cuts: which.
+        cuts: kind and shares.
         model: trained; untouched.
         accuracy: of a model, in [0, 1].
         data: training batches that batch norm is re-estimated from; gone through for every cut.

@@ -37,13 +37,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataChoice:
-    """The data set.
+    """The data set of an experiment, and how much of it is used.
 
     Args:
         name: as `tenfold.train.load_data` takes it.
         root: folder of its files; None searches the usual places.
         examples: of the training set that are used, >= 1, the same every time; None: all.
         validation: of the validation set, likewise; it is looked at after every epoch.
+
+    Raises:
+        ArgumentError: a number below 1.
     """
 
     name: str
@@ -60,11 +63,14 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class LatencyProtocol:
-    """How latency is measured.
+    """The settings of a latency measurement.
 
     Args:
         batch: examples in the batch, >= 1.
         rounds: pairs of turns, >= 3; the median counts.
+
+    Raises:
+        ArgumentError: a number out of range.
     """
 
     batch: int = 1
@@ -78,7 +84,7 @@ class LatencyProtocol:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method in a comparison.
+    """A method in a comparison, and how it is trained.
 
     Args:
         method: with its fields.
@@ -111,7 +117,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """The name, and the fields that are not at their defaults: ``alds measure=fro``."""
+        """The name of the method, and the fields that are not at their defaults: ``alds measure=fro``."""
         usual = {f.name: f.default for f in fields(self.method)}
         values = {name: getattr(self.method, name) for name in usual}
         changed = [f"{name}={_short(value)}" for name, value in values.items() if value != usual[name]]
@@ -119,7 +125,7 @@ class Entry:
         return " ".join([self.method.name, *changed, *(["after"] if self.after else [])])
 
     def to_dict(self) -> dict[str, Any]:
-        """As `Experiment.from_dict` takes it."""
+        """The entry as plain values, as `Experiment.from_dict` takes it."""
         recipe = {"recipe": dict(self.recipe)} if self.recipe else {}
         return record(self.method) | ({"after": True} if self.after else {}) | recipe
 
@@ -131,7 +137,13 @@ _WORK = ("begin", "optimizer", "attach")
 
 @dataclass(frozen=True)
 class Row:
-    """One run: a method at a budget with a seed. ``budget`` is None for the dense run, and in experiments without."""
+    """One run of an experiment: a method at a budget with a seed.
+
+    Args:
+        entry: the method.
+        budget: None for the dense run, and in experiments without budgets.
+        seed: of everything random.
+    """
 
     entry: Entry
     budget: Budget | None
@@ -139,7 +151,7 @@ class Row:
 
     @property
     def id(self) -> str:
-        """Its name, fit for a file: ``alds-measure=fro-params0.25-s0``."""
+        """The name of the run, fit for a file: ``alds-measure=fro-params0.25-s0``."""
         method = re.sub(r"[^\w.=]+", "-", self.entry.label).strip("-")
         if len(method) > _LONGEST:
             digest = hashlib.sha256(self.entry.label.encode()).hexdigest()[:8]
@@ -150,7 +162,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Methods x budgets x seeds. A dense run per seed belongs to every experiment, named or not.
+    """A comparison as data: methods x budgets x seeds, with a dense run per seed, named or not.
 
     Args:
         name: of the experiment.
@@ -159,8 +171,8 @@ class Experiment:
         methods: at least one; "dense" among them changes nothing.
         budgets: at least one; or none, where every method chooses by itself how much it keeps.
         seeds: of everything random: first weights, order, augmentation. At least one.
-        recipe: of a training that is ``recipe.epochs`` long; its seed is replaced. ``distill`` is the share of the
-            dense network's word in the recovery after a compression, and 0 elsewhere.
+        recipe: of a training that is ``recipe.epochs`` long; its seed is replaced. ``distill`` is the weight
+            of the dense network in the loss of a recovery after compression, and 0 elsewhere.
         recovery: epochs of it that come after a compression, in [0, epochs).
         target: layers that may be compressed; see `tenfold.plan`.
         exclude: layers that may not.
@@ -227,27 +239,27 @@ class Experiment:
 
     @property
     def epochs(self) -> int:
-        """Of training in all runs together, the shared dense trainings once."""
+        """The number of training epochs of all runs together, the shared dense trainings once."""
         after = sum(row.entry.kind == AFTER for row in self.rows)
         shared = (self.recipe.epochs - self.recovery) * len(self.seeds) if after else 0
         return shared + after * self.recovery + (len(self.rows) - after) * self.recipe.epochs
 
     def whole(self, seed: int, entry: Entry | None = None) -> Recipe:
-        """Of a training that gets all epochs; with what the method of ``entry`` does differently."""
+        """The recipe of a training over all epochs, with what the method of ``entry`` does differently."""
         return replace(self.recipe, **{} if entry is None else entry.recipe, seed=seed, distill=0.0)
 
     def shortened(self, seed: int) -> Recipe:
-        """Of the dense training before a compression: the same schedule, milestones and all, in fewer epochs."""
+        """The recipe of the dense training before a compression: the whole schedule, milestones too, in fewer epochs."""
         epochs = self.recipe.epochs - self.recovery
         milestones = tuple(m * epochs / self.recipe.epochs for m in self.recipe.milestones)
         return replace(self.whole(seed), epochs=epochs, milestones=milestones)
 
     def recovering(self, seed: int) -> Recipe:
-        """Of the recovery: the last epochs of the whole schedule."""
+        """The recipe of the recovery: the last epochs of the whole schedule."""
         return replace(self.recipe, seed=seed).rewound(self.recovery)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, as `from_dict` takes it, without the data's folder, which is of this machine."""
+        """The experiment as plain values, as `from_dict` takes it, without the data's folder on this machine."""
         body = asdict(self)
         del body["data"]["root"]
         body["methods"] = [entry.to_dict() for entry in self.methods]

@@ -27,7 +27,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """On the validation set, stage by stage; None where there is no such stage, or it was not reached.
+    """Accuracy on the validation set by stage; None where there is no such stage, or it was not reached.
 
     Args:
         before: of the network as training left it, before compression. A dense run has this alone.
@@ -44,7 +44,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """On the test set, once: of the model that comes out in the end.
+    """Accuracy and loss on the test set, measured once, of the final model.
 
     Args:
         accuracy: in [0, 1].
@@ -57,13 +57,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Price:
-    """What the whole model costs, dense and in the end.
+    """Parameters and MACs of the whole model, dense and compressed.
 
     Args:
         dense_params: parameters of the dense network.
-        params: of what came out.
-        dense_macs: multiply-adds for one example.
-        macs: of what came out.
+        params: parameters of the final model.
+        dense_macs: multiply-adds of the dense network for one example.
+        macs: multiply-adds of the final model.
     """
 
     dense_params: int
@@ -73,20 +73,20 @@ class Price:
 
     @property
     def kept(self) -> dict[str, float]:
-        """The shares that are left: ``{"params": ..., "macs": ...}``."""
+        """The kept shares: ``{"params": ..., "macs": ...}``."""
         return {"params": self.params / self.dense_params, "macs": self.macs / self.dense_macs}
 
 
 @dataclass(frozen=True)
 class Latency:
-    """A forward pass of the dense network and of what came out, measured in turns; medians.
+    """Latency of a forward pass, dense and compressed, measured in turns; medians.
 
     Args:
         device: "cpu" or "cuda".
         batch: examples in the batch.
         threads: that torch might use.
         dense_ms: milliseconds of the dense network.
-        small_ms: milliseconds of what came out.
+        small_ms: milliseconds of the final model.
         speedup: median of the ratios of neighbouring turns.
         quartiles: of the same ratios, two numbers.
     """
@@ -102,7 +102,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer became.
+    """The decomposition of one layer in a result.
 
     Args:
         name: of the module.
@@ -148,12 +148,14 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class Spectra:
-    """Of one layer's kernel as a matrix ``(out, rest)``, or of its dense equivalent where it is factorised.
+    """Singular values of one layer's kernel as a matrix ``(out, rest)``, before and after compression.
+
+    Of a factorised layer they are those of its dense equivalent.
 
     Args:
         layer: name of the module.
         before: as training left it, before compression.
-        after: of what came out in the end.
+        after: of the final model.
     """
 
     layer: str
@@ -163,7 +165,7 @@ class Spectra:
 
 @dataclass(frozen=True)
 class Evolution:
-    """Ranks while a method trained that chooses them on the way.
+    """The ranks epoch by epoch of a method that changes them while it trains.
 
     Args:
         epochs: after which they were read, ascending.
@@ -180,7 +182,7 @@ class CutCurve:
 
     Args:
         kind: what is removed: "rank" or "filter".
-        rows: one per share, in the order of the experiment.
+        rows: one per removed share, in the order of the experiment.
     """
 
     kind: str

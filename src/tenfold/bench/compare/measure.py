@@ -44,7 +44,7 @@ def speed(small: nn.Module, example: Tensor, *, batch: int, rounds: int) -> Late
 
 
 def became(name: str, layer: LayerPlan) -> Layer:
-    """One layer of a plan, as results hold it."""
+    """The entry of one layer of a plan in a result."""
     rank = list(layer.rank) if isinstance(layer.rank, tuple) else layer.rank
     return Layer(
         name=name,
@@ -89,5 +89,5 @@ def sampled(values: Tensor) -> LayerSpectrum:
 
 
 def finite(value: float | None) -> float | None:
-    """None for what is no number: JSON has none such."""
+    """The value, or None where it is not finite: JSON has no such numbers."""
     return value if value is not None and math.isfinite(value) else None

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 @contextlib.contextmanager
 def claim(folder: Path, name: str) -> Iterator[bool]:
-    """Whether the piece of work ``name`` is ours for the length of the block; never waits.
+    """Try to claim a piece of work for the block: yields whether it is ours; never waits.
 
     The claim is a lock of the operating system on ``folder/NAME.lock``, which is made and stays. The system lets go of
     it when its process ends, however that comes about: the work of a killed process is free at once.
@@ -37,7 +37,7 @@ def claim(folder: Path, name: str) -> Iterator[bool]:
 
 
 def journal(path: Path, text: str) -> None:
-    """Add a line with the time and the process; lines of several processes do not mix."""
+    """Append a line with the time and the process to a log; lines of several processes do not mix."""
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} {os.getpid()} {text}\n"
     with path.open("a", encoding="utf-8") as file:  # one write at the end of the file: the system keeps it whole
         file.write(line)

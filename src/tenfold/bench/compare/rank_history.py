@@ -21,7 +21,7 @@ STATE = "evolution"
 
 @dataclass(frozen=True)
 class Watched:
-    """What `tenfold.train.fit` trains by in the place of ``method``; the training is the same.
+    """A method that records ranks and progress while it trains; the training is the same.
 
     Args:
         method: does the work.
@@ -34,7 +34,7 @@ class Watched:
 
     @property
     def needs_closure(self) -> bool:
-        """The method's."""
+        """Whether the method needs a closure."""
         return self.method.needs_closure
 
     def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
@@ -69,7 +69,7 @@ class Watched:
 
 
 def ranks(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Rank by layer name now: of factorised layers, and those that a method keeps as ``ranks`` in its state.
+    """The present ranks by layer name: of factorised layers, and those that a method keeps as ``ranks`` in its state.
 
     Of layers that grow and are cut in cycles: as the last cut left them.
     """

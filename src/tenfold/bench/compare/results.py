@@ -42,7 +42,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Place:
-    """Where, with what, and by which code a run was made.
+    """The code, libraries and hardware by which a run was made.
 
     Args:
         versions: of "tenfold", "torch", "python", ...
@@ -67,7 +67,7 @@ class Place:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One row of a comparison: a method at a budget with a seed.
+    """The result of one run of a comparison: a method at a budget with a seed.
 
     Args:
         id: its name in the experiment, and that of its file.
@@ -127,7 +127,7 @@ class RunResult:
     cuts: list[CutCurve] = field(default_factory=list)
 
     def write(self, path: Path | str) -> None:
-        """Write it as a file of its own, atomically."""
+        """Write the result as a JSON file, atomically."""
         write_json(path, {"format": RUN_FORMAT} | asdict(self))
 
     @classmethod
@@ -142,7 +142,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole comparison.
+    """The results of a whole comparison.
 
     Args:
         name: of the experiment.
@@ -157,7 +157,7 @@ class Results:
     expected: int
 
     def write(self, path: Path | str) -> None:
-        """Write it, atomically."""
+        """Write the results as a JSON file, atomically."""
         write_json(path, {"format": FORMAT} | asdict(self))
 
     @classmethod

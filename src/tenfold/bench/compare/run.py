@@ -55,7 +55,7 @@ Tell = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs of an experiment share.
+    """The experiment, data and folders that all of its runs share.
 
     Args:
         experiment: what is compared.
@@ -70,7 +70,7 @@ class Setting:
     work: Path
 
     def example(self, model: nn.Module) -> torch.Tensor:
-        """One image of zeros, where ``model`` is: MACs are counted for it."""
+        """One image of zeros on the device of ``model``, to count MACs for."""
         data, device = self.data, next(model.parameters()).device
         return torch.zeros(1, data.channels, data.size, data.size, device=device)
 
@@ -89,14 +89,14 @@ class Setting:
         return CalibrationBatches(self.data.part(self.experiment.calibration), self.experiment.whole(seed))
 
     def score(self, model: nn.Module, split: Split) -> Score:
-        """How good ``model`` is on ``split``, in the precision of the training, as in its epochs."""
+        """Loss and accuracy of ``model`` on ``split``, in the precision of the training."""
         kind = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.experiment.recipe.precision]
         device = next(model.parameters()).device.type
         with torch.autocast(device, kind, enabled=kind is not None):
             return evaluate(model, split)
 
     def base(self, seed: int) -> Path:
-        """Folder of the dense training that all compressions with this seed start from."""
+        """The folder of the dense training that all compressions with this seed start from."""
         return self.work / f"base-s{seed}"
 
 
@@ -113,13 +113,13 @@ class _Training:
 
 
 def train_base(setting: Setting, seed: int, tell: Tell) -> None:
-    """The dense training that the compressions start from; its last checkpoint stays."""
+    """Train the dense network that the compressions with this seed start from; its last checkpoint stays."""
     recipe = setting.experiment.shortened(seed)
     _fitted(setting, _Training(setting.network(seed), Dense(), recipe, setting.base(seed)), tell)
 
 
 def run(setting: Setting, row: Row, tell: Tell) -> tuple[RunResult, Exception | None]:
-    """The result of a run, and what stopped it: whatever a method or a network raises is a result, too.
+    """Do one run: its result, and the error that stopped it, which is part of the result.
 
     Raises:
         OSError: the disk is full, say, which is no property of a method.

@@ -48,7 +48,7 @@ Watch = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work that one process does.
+    """One piece of work of an experiment, done by one process.
 
     Args:
         id: its name.
@@ -66,12 +66,12 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """Whether it is."""
+        """Whether the result is there."""
         return self.result.exists()
 
     @property
     def ready(self) -> bool:
-        """Whether it can be done now."""
+        """Whether the task that it needs is done."""
         return not self.done and (self.needs is None or self.needs.done)
 
 
@@ -82,7 +82,7 @@ def compare(
     retry: bool = False,
     watch: Watch = lambda text, epochs: None,
 ) -> Results:
-    """Do all runs of an experiment that are not done yet; those that other processes do at the time are waited for.
+    """Run an experiment: all runs that are not done yet; waits for those that other processes are doing.
 
     Killed at any point and called again, it goes on after the last whole epoch, and ends with the same results, times
     and memory aside (on a CPU). Call it in several processes to share the work.
@@ -91,7 +91,7 @@ def compare(
         experiment: what is compared.
         out: folder of the experiment, see above.
         retry: runs that failed are done again.
-        watch: told how far it is.
+        watch: called with a text and the number of epochs done.
 
     Returns:
         The results, also written to ``out/results.json``.

@@ -32,12 +32,12 @@ _DASHES = ("solid", "dash", "dashdot", "longdash", "dot")
 
 @dataclass(frozen=True)
 class Choice:
-    """Something that the reader picks.
+    """A choice of the reader among variants of a plot.
 
     Args:
-        label: what.
-        options: among which.
-        start: position of the one that is shown first.
+        label: its name.
+        options: the variants.
+        start: position of the variant that is shown first.
     """
 
     label: str
@@ -52,7 +52,7 @@ class Panel:
     Args:
         id: of the element in the page.
         title: over it.
-        alt: what there is to see, for those who do not see it.
+        alt: text in place of the plot, for readers who do not see it.
         figures: by the positions of the choices, joined by commas: "0,2"; "" without choices.
         choices: in the order of the positions.
     """
@@ -77,22 +77,26 @@ def method_styles(found: Sequence[ReportEntry]) -> dict[str, dict[str, Any]]:
 
 
 def epoch_ticks(epochs: Sequence[int]) -> dict[str, Any]:
-    """A tick for each of few epochs: left alone, plotly puts some between two."""
+    """Axis ticks at whole epochs: plotly's own may lie between two."""
     return {"dtick": 1} if len(set(epochs)) <= 12 else {}
 
 
 def plain(text: str) -> str:
-    """Text that plotly shows as it is."""
+    """Escape text, so that plotly shows it as it is."""
     return html.escape(text, quote=False)
 
 
 def wrapped(text: str) -> str:
-    """The same in lines that fit a legend."""
+    """Escape text and wrap it to the width of a legend."""
     return "<br>".join(plain(line) for line in textwrap.wrap(text, _WIDEST))
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20, ... from around ``low`` to around ``high``: more of them in a narrow range, fewer in a wide."""
+    """Ticks of a logarithmic axis among 1, 2, 5, 10, 20, ..., from around ``low`` to around ``high``.
+
+    Raises:
+        ArgumentError: a range that is empty, or not > 0.
+    """
     check(0 < low <= high, "low", "> 0 and at most high", (low, high))
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     width = high / low
@@ -103,7 +107,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def si(value: float) -> str:
-    """``25000`` as "25k"."""
+    """A number with an SI prefix: ``25000`` as "25k"."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.4g}{letter}"
@@ -135,7 +139,14 @@ def accuracy_range(means: Sequence[Mean]) -> list[float]:
 
 
 def layout(x: str, y: str, *, height: int, percent: bool = False) -> Figure:
-    """What all plots look like, with the titles of the two axes."""
+    """The plotly layout that all plots have in common.
+
+    Args:
+        x: title of the horizontal axis.
+        y: title of the vertical axis.
+        height: in pixels.
+        percent: show the vertical axis in per cent.
+    """
     axis = {"gridcolor": "$grid", "linecolor": "$grid", "zeroline": False, "automargin": True, "color": "$ink"}
     return {
         "height": height,
@@ -151,5 +162,5 @@ def layout(x: str, y: str, *, height: int, percent: bool = False) -> Figure:
 
 
 def short(value: float) -> float:
-    """Six digits: more would not be seen, and only make the page larger."""
+    """Round to six digits: more would only make the page larger."""
     return float(f"{value:.6g}")

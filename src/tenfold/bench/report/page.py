@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A section of the page: text, tables and plots.
 
     Args:
         id: of the element, for links.
@@ -43,12 +43,12 @@ class Section:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing but words."""
+        """Whether the section has neither table nor plot nor code."""
         return not (self.tables or self.panels or self.code)
 
 
 def write_report(results: Results, path: Path | str) -> None:
-    """Write a comparison as one HTML page that needs nothing else: no network, no other file.
+    """Write the report of a comparison as one self-contained HTML page.
 
     Accuracies are means over the seeds of the runs that did not fail, with 95 % intervals of the mean by Student's t.
     Parts of which the results hold nothing are left out.
@@ -90,7 +90,7 @@ def script_json(value: Any) -> str:
 
 
 def sections(found: Sequence[ReportEntry], results: Results) -> list[Section]:
-    """The parts of the page, in order; those alone that have something to show."""
+    """The sections of the page, in order, those that are empty left out."""
     parts = [
         Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),
         Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*tradeoff.all_costs(found))),

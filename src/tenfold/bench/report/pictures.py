@@ -54,7 +54,7 @@ class _Picture:
 
 
 def write_pictures(results: Results, folder: Path | str, only: Collection[str] | None = None) -> list[Path]:
-    """Draw the plots of the page twice, for light and for dark pages: ``params.png``, ``params-dark.png`` and so on.
+    """Draw the plots of a report as PNG files, for light and for dark pages: ``params.png``, ``params-dark.png``, ...
 
     Plots with choices are drawn as they start, at the smallest budget.
 
@@ -87,7 +87,9 @@ def write_pictures(results: Results, folder: Path | str, only: Collection[str] |
 
 
 def stale_pictures(results: Results, folder: Path | str, only: Collection[str] | None = None) -> list[Path]:
-    """The PNG files in ``folder`` that `write_pictures` would draw of something else, or not at all, and those missing.
+    """The PNG files in ``folder`` that differ from what `write_pictures` would draw, or are superfluous or missing.
+
+    Arguments as in `write_pictures`.
 
     What is compared is what they show, not the pixels, which differ between versions of matplotlib.
     """

@@ -25,14 +25,14 @@ def cut_entries(found: Sequence[ReportEntry], kind: str) -> dict[str, ReportEntr
 
 
 def by_share(entry: ReportEntry, kind: str, stage: Callable[[SweepRow], float | None]) -> dict[float, Mean]:
-    """The mean accuracy over the seeds by share removed; only shares at which a cut came through."""
+    """The mean accuracy over the seeds by removed share; only shares at which a cut came through."""
     rows = [row for run in entry.done for each in run.cuts if each.kind == kind for row in each.rows]
     means = {s: mean(stage(row) for row in rows if row.removed == s) for s in dict.fromkeys(r.removed for r in rows)}
     return {share: value for share, value in means.items() if value is not None}
 
 
 def against_removed(found: Sequence[ReportEntry]) -> Panel | None:
-    """Accuracy on the validation set against the share removed: a line per method; None where nothing was cut."""
+    """Plot of validation accuracy against the removed share: a line per method; None where nothing was cut."""
     kinds = [kind for kind in KINDS if cut_entries(found, kind)]
     if not kinds:
         return None

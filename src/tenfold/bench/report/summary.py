@@ -21,7 +21,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds, and how sure it is.
+    """A mean over seeds, with its confidence interval.
 
     Args:
         value: the mean.
@@ -87,13 +87,13 @@ class ReportEntry:
 
     @property
     def lack(self) -> str:
-        """What became of the others: "1 failed, 1 not run"; "" where there are none."""
+        """The state of the other runs: "1 failed, 1 not run"; "" where there are none."""
         failed, missing = len(self.runs) - len(self.done), max(0, self.planned - len(self.runs))
         return ", ".join(f"{n} {what}" for n, what in ((failed, "failed"), (missing, "not run")) if n)
 
     @property
     def absent(self) -> str:
-        """What stands in the place of its figures where no run came through."""
+        """The text in place of its figures where no run came through."""
         return "failed" if self.runs else "not run"
 
     @property
@@ -117,32 +117,32 @@ class ReportEntry:
 
     @property
     def accuracy(self) -> Mean | None:
-        """On the test set, in [0, 1]."""
+        """Accuracy on the test set, in [0, 1]."""
         return self.over(lambda run: run.test and run.test.accuracy)
 
     @property
     def params(self) -> Mean | None:
-        """Of what came out."""
+        """Parameters of the final model."""
         return self.over(lambda run: run.price and run.price.params)
 
     @property
     def macs(self) -> Mean | None:
-        """Of what came out, for one example."""
+        """MACs of the final model for one example."""
         return self.over(lambda run: run.price and run.price.macs)
 
     @property
     def time(self) -> Mean | None:
-        """Of a forward pass relative to the dense network measured in turns with it; 1 for the dense one itself."""
+        """Latency of a forward pass relative to the dense network measured in turns with it; 1 for the dense one."""
         return self.over(lambda run: 1.0 if self.dense else run.latency and 1 / run.latency.speedup)
 
     @property
     def cost(self) -> Mean | None:
-        """Seconds of all stages."""
+        """Wall time of all stages, in seconds."""
         return self.over(lambda run: sum(run.seconds.values()) if run.seconds else None)
 
     @property
     def memory(self) -> int | None:
-        """Bytes at the peak of the hungriest run."""
+        """The largest peak memory of its runs, in bytes."""
         return max((run.peak_memory for run in self.done if run.peak_memory is not None), default=None)
 
 
@@ -160,7 +160,7 @@ def budget_words(budget: dict[str, Any]) -> str:
 
 
 def entries(results: Results) -> list[ReportEntry]:
-    """The runs by method and budget, in the order of the experiment; also where there is no run yet."""
+    """Group runs by method and budget, in the order of the experiment; also where there is no run yet."""
     planned = [(row.entry.label, row.entry.kind, row.budget.limits if row.budget else {}) for row in _rows(results)]
     there = [(run.label, run.kind, run.budget) for run in results.runs]
     found = []
@@ -221,16 +221,16 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def median(values: Sequence[float]) -> float | None:
-    """None where there is nothing."""
+    """The median of the values; None where there are none."""
     return statistics.median(values) if values else None
 
 
 def latencies(results: Results) -> list[Latency]:
-    """All that were measured."""
+    """All latencies that were measured."""
     return [run.latency for run in results.runs if run.latency is not None]
 
 
 def percent(value: Mean) -> str:
-    """In per cent, with the interval: "97.12 ± 0.31 %". Its spaces do not break."""
+    """A mean in per cent, with the interval: "97.12 ± 0.31 %". Its spaces do not break."""
     interval = "" if value.half is None else f"\xa0±\xa0{100 * value.half:.2f}"
     return f"{100 * value.value:.2f}{interval}\xa0%"

@@ -16,7 +16,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell.
+    """One cell of a table.
 
     Args:
         text: of it.
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that belong together.
+    """A group of rows of a table.
 
     Args:
         title: over them; "" for none, as for the dense network.
@@ -44,11 +44,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table of a report, as plain text.
 
     Args:
-        caption: what it says.
-        head: of the columns.
+        caption: above it.
+        head: the column titles.
         groups: of its rows.
         words: whether cells hold sentences: they are set flush left, and wrap.
     """
@@ -64,9 +64,9 @@ _LIMITS = {"params": "Parameters", "macs": "MACs"}
 
 
 def headline(found: Sequence[ReportEntry], results: Results) -> Table:
-    """Method by budget: accuracy, size, speed and cost; the best of each column in each budget is marked.
+    """The main table, by method and budget: accuracy, size, speed and cost.
 
-    Not so what the budget limits.
+    The best of each column in each budget is marked, but for what the budget limits.
     """
     columns: list[tuple[str, Callable[[ReportEntry], Mean | None], Callable[[ReportEntry], Cell], bool]] = [
         ("Test accuracy", lambda e: e.accuracy, _accuracy, True),
@@ -135,14 +135,14 @@ _STAGES: dict[str, Callable[[RunResult], float | None]] = {
 
 
 def stages(found: Sequence[ReportEntry]) -> Table | None:
-    """Accuracy from stage to stage."""
+    """Table of the accuracy from stage to stage."""
     caption = "On the validation set, stage by stage; the test set is measured once, in the end."
     drawn = {name: lambda entry, figure=figure: _percent(entry.over(figure)) for name, figure in _STAGES.items()}
     return _filled(caption, found, drawn)
 
 
 def cuts(found: Sequence[ReportEntry]) -> Table | None:
-    """Accuracy against the share that is removed of a trained network; None where nothing was cut."""
+    """Table of accuracy by removed share of a trained network; None where nothing was cut."""
     cut = {kind: removal.cut_entries(found, kind) for kind in removal.KINDS}
     runs = [run for group in cut.values() for entry in group.values() for run in entry.done]
     shares = sorted({row.removed for run in runs for curve in run.cuts for row in curve.rows})
@@ -171,13 +171,13 @@ def _short_percent(value: Mean | None) -> str:
 
 
 def costs(found: Sequence[ReportEntry]) -> Table | None:
-    """Wall time by stage, and peak memory."""
+    """Table of wall time by stage, and of peak memory."""
     known = {"training": "Training", "plan": "Plan", "apply": "Apply", "reestimate": "Norms", "recovery": "Recovery"}
     names = dict.fromkeys([*known, *(name for entry in found for run in entry.done for name in run.seconds)])
     drawn: dict[str, Callable[[ReportEntry], str]] = {known.get(name, name): _stage_seconds(name) for name in names}
     drawn["All"] = lambda entry: _seconds(entry.cost)
     drawn["Peak memory"] = lambda entry: NOTHING if entry.memory is None else size(entry.memory)
-    caption = "Wall time, means over the seeds; the peak memory of the hungriest run. Methods that compress after the "
+    caption = "Wall time, means over the seeds; the largest peak memory of a run. Methods that compress after the "
     caption += "training share one dense training per seed; its time is counted for each."
     return _filled(caption, found, drawn)
 
@@ -202,7 +202,7 @@ def _filled(caption: str, found: Sequence[ReportEntry], drawn: dict[str, Callabl
 
 
 def left_dense(found: Sequence[ReportEntry]) -> Table | None:
-    """Layers that stay dense, with the reason, and in which entries."""
+    """Table of the layers that stay dense, with the reason, and in which entries."""
     where: dict[tuple[str, str], dict[str, None]] = {}
     for entry in (entry for entry in found if not entry.dense):
         for layer in (layer for run in entry.done for layer in run.layers if layer.decomposition == "dense"):
@@ -222,7 +222,7 @@ def left_dense(found: Sequence[ReportEntry]) -> Table | None:
 
 
 def failures(results: Results) -> Table | None:
-    """Runs without a result, with what they said."""
+    """Table of the runs that failed, with their errors."""
     rows = [
         [Cell(run.id), Cell(run.failure.type), Cell(run.failure.message)]
         for run in results.runs
@@ -241,7 +241,7 @@ def _seconds(value: Mean | None) -> str:
 
 
 def seconds(value: float) -> str:
-    """``75.0`` as "1 min 15 s"."""
+    """Format seconds: ``75.0`` as "1 min 15 s"."""
     if value < 1e-3:
         return "< 1 ms"
     if value < 1:
@@ -253,5 +253,5 @@ def seconds(value: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes as "477 MiB"."""
+    """Format bytes: "477 MiB"."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -21,7 +21,7 @@ from tenfold.bench.report.words import plural
 
 
 def all_costs(found: Sequence[ReportEntry]) -> tuple[Panel | None, ...]:
-    """Against parameters, MACs and latency; None for what was not measured."""
+    """Plots of accuracy against parameters, MACs and latency; None for what was not measured."""
     return (
         against(found, "params", "Accuracy against parameters", "parameters", lambda e: e.params),
         against(found, "macs", "Accuracy against MACs", "multiply-adds per example", lambda e: e.macs),
@@ -32,7 +32,15 @@ def all_costs(found: Sequence[ReportEntry]) -> tuple[Panel | None, ...]:
 def against(
     found: Sequence[ReportEntry], id: str, title: str, axis: str, cost: Callable[[ReportEntry], Mean | None]
 ) -> Panel | None:
-    """Test accuracy against a cost: a line per method with intervals over the seeds, and the Pareto front of all."""
+    """Plot of test accuracy against a cost: a line per method with intervals over the seeds, and the Pareto front.
+
+    Args:
+        found: the entries.
+        id: of the plot.
+        title: over it.
+        axis: title of the axis of the cost.
+        cost: of an entry; None where it was not measured.
+    """
     points = [(e, c, a) for e in found if (c := cost(e)) is not None and (a := e.accuracy) is not None]
     if not points:
         return None

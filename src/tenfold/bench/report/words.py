@@ -10,7 +10,7 @@ from tenfold.bench.report.summary import ReportEntry, by_budget, latencies, perc
 
 
 def lead(found: Sequence[ReportEntry], results: Results) -> list[str]:
-    """What it comes to, in a few sentences."""
+    """The main findings in a few sentences."""
     said = []
     if len(results.runs) < results.expected:
         said.append(f"Not finished: {len(results.runs)} of {results.expected} runs are there so far.")
@@ -24,7 +24,7 @@ def lead(found: Sequence[ReportEntry], results: Results) -> list[str]:
 
 
 def facts(found: Sequence[ReportEntry], results: Results) -> list[tuple[str, str]]:
-    """What was compared, on what."""
+    """The facts of the comparison, as pairs of title and text: network, data, methods, budgets, seeds and epochs."""
     runs = results.runs
     known = [
         ("Network", _listed(run.model for run in runs)),
@@ -55,7 +55,7 @@ def _epoch_words(epochs: dict[str, int]) -> str:
 
 
 def verdicts(found: Sequence[ReportEntry]) -> list[str]:
-    """A sentence per budget at which at least two methods came through: who is ahead, and whether seeds say so."""
+    """A sentence per budget with at least two methods: which one is best, and whether the seeds bear that out."""
     sentences = []
     for where, group in by_budget(found).items():
         ranked = [(entry, value) for entry in group if (value := entry.accuracy) is not None]
