@@ -91,7 +91,7 @@ def _table(found: list[Comparison], predicted: float, where: str) -> Any:
 
 
 def place(name: str) -> torch.device:
-    """A device by name.
+    """The torch device called ``name``.
 
     Raises:
         ArgumentError: this machine has none of that name.

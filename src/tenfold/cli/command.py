@@ -38,7 +38,7 @@ _DEFAULTS: dict[str, Any] = {"as_json": False, "seed": 0, "debug": False}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb has to say: to programs, and to people.
+    """The output of a verb: JSON for programs, tables for people.
 
     Args:
         body: for ``--json``.
@@ -50,7 +50,7 @@ class Outcome:
 
 
 def verb(work: Callable[..., Outcome]) -> Callable[..., None]:
-    """The command of a function that returns an `Outcome`: adds the shared options, prints, turns errors into words.
+    """Make a command of a function that returns an `Outcome`: adds shared options, prints, words errors.
 
     A function with a ``seed`` of its own keeps it; for the others the global generator is seeded.
     """
@@ -74,7 +74,7 @@ def verb(work: Callable[..., Outcome]) -> Callable[..., None]:
 
 
 def signed(command: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Callable[..., Any]:
-    """``command`` with the signature that typer is to read, all parameters by keyword."""
+    """Give a command the signature that typer reads, all parameters by keyword."""
     keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     command.__signature__ = inspect.Signature(keywords)  # pyright: ignore[reportFunctionMemberAccess] - documented
     command.__annotations__ = {p.name: p.annotation for p in keywords}

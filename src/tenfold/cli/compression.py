@@ -32,7 +32,7 @@ from tenfold.train import Epoch, Recipe, fit
 
 @dataclass(frozen=True)
 class PlanSource:
-    """How the plan comes about: a method within a budget or a guard, or a plan that was written before.
+    """The source of a plan: a method within a budget or a guard, or a plan that was written before.
 
     Args:
         record: of the method, for ``run.json``.
@@ -40,7 +40,7 @@ class PlanSource:
         budget: None with a guard or a plan, or where the method chooses ranks itself.
         guard: points of accuracy that may be lost, <= 0; None for none.
         resolution: of the guard, as a share of the parameters.
-        plan: to be built as written.
+        plan: to be built as written; None with a method.
     """
 
     record: dict[str, Any]
@@ -53,9 +53,17 @@ class PlanSource:
 
 @dataclass(frozen=True)
 class CompressionOutcome:
-    """What the work left: the figures of each stage, the result, the model in the end, the recovery, the search.
+    """The outcome of ``tenfold compress``.
 
-    ``kept_norms``: whether there is batch norm with the statistics of before, for want of inputs.
+    Args:
+        stages: accuracy or score at each stage.
+        result: plan, built model and report.
+        model: the final model, after any recovery.
+        history: the epochs of the recovery; empty without one.
+        seconds: wall time of the recovery.
+        probes: the budgets that a guard tried; empty without one.
+        least: the lowest score that the guard allows; None without one.
+        kept_norms: whether batch norm kept its old statistics, for want of inputs.
     """
 
     stages: list[Stage]
@@ -78,7 +86,16 @@ def way_to(
     plan: Path | None,
     selecting: bool,
 ) -> PlanSource:
-    """The way that the options ask for, before any work.
+    """Read the options that say where the plan comes from, before any work.
+
+    Args:
+        method: name or reference; None without.
+        fields: of the method, "FIELD=VALUE".
+        budget: limits, "params=0.25".
+        guard: points of accuracy that may be lost, <= 0; None without.
+        resolution: of the guard, as a share of the parameters.
+        plan: file of a plan to build; None without.
+        selecting: whether layers are selected, which a plan excludes.
 
     Raises:
         ArgumentError: options that exclude one another, or out of their range.
@@ -114,7 +131,7 @@ def _read(file: Path) -> Plan:
 
 
 def needed(way: PlanSource) -> tuple[list[str], str]:
-    """What of a network of one's own the way cannot do without, "inputs" or "score", and why."""
+    """What a user's own network needs for this way, of "inputs" and "score", and why."""
     if way.guard is not None:
         return (["inputs"] if _calibrates(way) else []) + ["score"], "for --guard"
     if _calibrates(way):
@@ -124,7 +141,14 @@ def needed(way: PlanSource) -> tuple[list[str], str]:
 
 
 def work(source: Opened, way: PlanSource, settings: runs.Settings, recovery: Recipe) -> CompressionOutcome:
-    """Plan, build, re-estimate batch norm, recover; and measure after each where there is something to measure by."""
+    """Compress an opened network: plan, build, re-estimate batch norm, recover; measured after each stage.
+
+    Args:
+        source: the network, with its data or inputs.
+        way: where the plan comes from.
+        settings: of the run that is written.
+        recovery: the recipe of the recovery.
+    """
     epochs, batches = settings.finetune, source.calibration(recovery)
     has_norms = any(isinstance(module, _BatchNorm) for module in source.model.modules())
     norms = has_norms and batches is not None

@@ -10,7 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FieldDoc:
-    """One field of a dataclass, for people: name, type as written, default as Python writes it, meaning."""
+    """The documentation of one field of a dataclass.
+
+    Args:
+        name: of the field.
+        type: as written.
+        default: as Python writes it.
+        doc: its meaning, from the docstring of the class.
+    """
 
     name: str
     type: str
@@ -25,13 +32,13 @@ def field_docs(cls: type[Any]) -> list[FieldDoc]:
 
 
 def about(cls: type[Any]) -> str:
-    """What the first line of a class's module says it is, without the name before the colon."""
+    """The first line of the docstring of a class's module, without the name before the colon."""
     line = (inspect.getdoc(inspect.getmodule(cls)) or "").partition("\n")[0]
     return line.partition(": ")[2] or line
 
 
 def arguments(cls: type[Any]) -> dict[str, str]:
-    """``{name: text}`` of the ``Args:`` of a docstring in Google's style, each joined to one line, unmarked."""
+    """Parse the ``Args:`` of a docstring in Google's style: ``{name: text}``, each joined to one line, unmarked."""
     _, _, block = (inspect.getdoc(cls) or "").partition("Args:\n")
     found: dict[str, str] = {}
     name = None

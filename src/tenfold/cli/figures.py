@@ -33,11 +33,11 @@ class SplitAccuracy:
 
     @property
     def value(self) -> float:
-        """What a guard compares, higher is better."""
+        """The validation accuracy, which a guard compares."""
         return self.validation.accuracy
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; a loss that is not finite becomes null."""
+        """The figures as plain values, for JSON; a loss that is not finite becomes null."""
         return {"stage": self.name, "validation": _plain(self.validation), "test": _plain(self.test)}
 
 
@@ -54,7 +54,7 @@ class OwnScore:
     value: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The score as plain values, for JSON."""
         return {"stage": self.name, "score": self.value}
 
 
@@ -89,11 +89,11 @@ class ByOwnScore:
     reference: str
 
     def stage(self, name: str, model: nn.Module) -> OwnScore:
-        """The score, as `value`."""
+        """The score of ``model`` at the stage ``name``."""
         return OwnScore(name, self.value(model))
 
     def value(self, model: nn.Module) -> float:
-        """The score.
+        """The score of ``model``, by the user's function.
 
         Raises:
             ArgumentError: the function fails, or returns no finite number.
@@ -123,12 +123,12 @@ def stages(title: str, rows: Sequence[Stage]) -> list[Group]:
 
 
 def probes(tried: Sequence[Probe], least: float, points: float, *, own: bool) -> Group:
-    """What the guard tried, in the order that it tried it in.
+    """Table of the budgets that a guard tried, in order.
 
     Args:
         tried: the probes.
-        least: what the score had to be.
-        points: that might be lost.
+        least: the lowest score allowed.
+        points: of accuracy that might be lost.
         own: whether the score is the user's, which need not be a share.
     """
     shown = (lambda value: f"{value:.4g}") if own else (lambda value: f"{value:.2%}")

@@ -30,7 +30,7 @@ from tenfold.train.models.own import load_weights_
 
 @dataclass(frozen=True)
 class Opened:
-    """A network in eval mode, and what belongs to it.
+    """An opened network in eval mode, with its data or inputs, plan and score.
 
     Args:
         named: how the user named it.
@@ -77,7 +77,7 @@ class Opened:
 
     @property
     def dense_cost(self) -> Cost:
-        """Of the network before any compression."""
+        """Cost of the network before any compression."""
         if self.plan is None:
             return cost(self.dense, self.example)
         macs = self.plan.dense_macs if self.named.inputs is None else cost(self.dense, self.example).macs
@@ -110,7 +110,7 @@ class Opened:
 
 
 def open_network(source: Source, *, needs: Sequence[str] = (), reason: str = "") -> Opened:
-    """The network that the user named. What is missing is said before any code of the user's runs.
+    """Open the network that the user named. What is missing is said before any code of the user's runs.
 
     Args:
         source: a run folder, or a factory.

@@ -82,7 +82,7 @@ Exclude = Annotated[
 
 
 def check_file(out: Path, *, force: bool) -> None:
-    """Refuse a file that cannot be written, or one that nobody said to replace, before any work.
+    """Raise `ArgumentError` for a file that cannot be written, or that exists without ``force``, before any work.
 
     Raises:
         ArgumentError: with the remedy.

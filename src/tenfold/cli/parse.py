@@ -17,7 +17,13 @@ _REGEX = re.compile(r"[][*+?(){}|^$\\]")
 
 
 def budget(texts: Sequence[str]) -> Budget | None:
-    """``["params=0.25", "macs=0.5"]`` as one `Budget`; None for none. With a point a fraction, without one a number."""
+    """Parse ``["params=0.25", "macs=0.5"]`` to one `Budget`; None for none.
+
+    With a point it is a fraction, without one a number.
+
+    Raises:
+        ArgumentError: no such limit, or a value out of its range.
+    """
     limits: dict[str, Any] = {}
     known = [f.name for f in fields(Budget)]
     for text in texts:
@@ -44,7 +50,7 @@ def _limit(text: str) -> float | int | str:
 
 
 def method(name: str, settings: Sequence[str]) -> Method:
-    """The method called ``name``, or a user's own, with its fields from ``["measure=fro", ...]``.
+    """Make the method called ``name``, or a user's own, with its fields from ``["measure=fro", ...]``.
 
     Raises:
         ArgumentError: no such method or field, or a value that is not of the field's type or out of its range.
@@ -65,13 +71,17 @@ def method(name: str, settings: Sequence[str]) -> Method:
 
 
 def require_budget(made: Method, limits: Budget | None) -> None:
-    """Refuse a method that needs a budget and has none, before any work."""
+    """Raise `ArgumentError` for a method that needs a budget and has none, before any work."""
     if limits is None and made.needs_budget:
         raise ArgumentError(f"`--budget` must be given for {made.name}: e.g. --budget params=0.25.")
 
 
 def recorded_method(record: dict[str, Any]) -> Method:
-    """The method of a `record` that went through JSON. A user's own is imported: ask for the user's word before."""
+    """Make the method of a `record` that went through JSON. A user's own is imported: ask the user before.
+
+    Raises:
+        TenfoldError: fields that the method refuses, or no such method.
+    """
     fields_ = {key: value for key, value in record.items() if key != "method"}
     try:
         return get_method(str(record.get("method")), **fields_)
@@ -80,7 +90,7 @@ def recorded_method(record: dict[str, Any]) -> Method:
 
 
 def selection(values: Sequence[str]) -> str | list[str] | None:
-    """What ``--target`` and ``--exclude`` mean: names or endings of names; regular expressions where one looks so."""
+    """Parse ``--target`` or ``--exclude``: names or endings of names, or a regular expression where one looks so."""
     if not any(_REGEX.search(value) for value in values):
         return list(values) or None
     patterns = [v if _REGEX.search(v) else rf"(?:.*\.)?{re.escape(v)}" for v in values]
@@ -88,7 +98,7 @@ def selection(values: Sequence[str]) -> str | list[str] | None:
 
 
 def convert(text: str, hint: Any) -> Any:
-    """``text`` as a value of the type ``hint``: None, bool, int, float, str, literals, and sequences "a,b,c".
+    """Parse text to a value of the type ``hint``: None, bool, int, float, str, literals, and sequences "a,b,c".
 
     Raises:
         ValueError: it is none.

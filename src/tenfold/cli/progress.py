@@ -31,7 +31,7 @@ class Steps:
 
     @contextlib.contextmanager
     def step(self, title: str, *, shows_itself: bool = False) -> Iterator[None]:
-        """The next step; one that ``shows_itself`` has a bar of its own."""
+        """Advance the bar to the next step; one that ``shows_itself`` has a bar of its own."""
         self._bar.update(self._task, description=title)
         if shows_itself:
             yield
@@ -41,5 +41,5 @@ class Steps:
         self._bar.advance(self._task)
 
     def say(self, text: str) -> None:
-        """How far the step is."""
+        """Show how far the step is."""
         self._bar.update(self._task, description=text)

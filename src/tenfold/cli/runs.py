@@ -40,7 +40,7 @@ RUN, RESULTS, MODEL, CHECKPOINT = "run.json", "results.json", "model", "checkpoi
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes a run, as JSON holds it.
+    """The settings of a run, as ``run.json`` holds them.
 
     Args:
         command: "train" or "compress".
@@ -60,6 +60,8 @@ class Settings:
         score: reference to the user's function of a model; None without one.
         weights: of a network that came without a run: ``file`` (None: as the factory made it) and ``checksum``,
             SHA-256 over the names, types and bytes of its state before it was compressed.
+        tenfold: version of tenfold.
+        torch: version of torch.
     """
 
     command: str
@@ -96,7 +98,7 @@ class _DataRecord:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings of the run in ``folder``, complete or not.
+    """Read the settings of the run in ``folder``, complete or not.
 
     Raises:
         CheckpointError: no run there, or a ``run.json`` that is damaged or of another format.
@@ -123,7 +125,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def network(settings: Settings, data: Data | None) -> nn.Module:
-    """The run's network for ``data``, with fresh weights from torch's global generator; without data, a user's."""
+    """Make the run's network for ``data``, with weights from torch's global generator; without data, a user's."""
     with renamed(name="--model"):
         if data is None:
             return own_network(settings.network)
@@ -137,7 +139,7 @@ def is_own_network(name: str) -> bool:
 
 
 def own_code(settings: Settings) -> dict[str, str]:
-    """What a run names that is no part of tenfold: references to code, by the option that names such."""
+    """The references of a run to a user's own code, by the option that names them."""
     method, data = str(settings.method.get("method", "")), str(settings.data.get("name", ""))
     files = {known.partition(":")[0] for known in data_names() if ":" in known}
     own = {
@@ -151,13 +153,17 @@ def own_code(settings: Settings) -> dict[str, str]:
 
 
 def read_data(name: str, root: Path | str | None) -> Data:
-    """A data set by name."""
+    """Load a data set by name."""
     with renamed(name="--data"):
         return load_data(name, root)
 
 
 def recipe_of(settings: Settings) -> Recipe:
-    """The recipe that a run records."""
+    """The recipe that a run records.
+
+    Raises:
+        CheckpointError: a recipe of another version, or a damaged one.
+    """
     try:
         return construct(Recipe, settings.recipe, "its 'recipe'", CheckpointError)
     except TenfoldError as error:
@@ -165,12 +171,12 @@ def recipe_of(settings: Settings) -> Recipe:
 
 
 def device() -> torch.device:
-    """Where models run: the GPU if there is one, as in training."""
+    """The device of models: the GPU if there is one, as in training."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_out(out: Path, *, force: bool, source: Path | None = None) -> None:
-    """Refuse a folder that cannot be written, or that holds something that nobody said to replace.
+    """Raise `ArgumentError` for a folder that cannot be written, or that holds something, without ``force``.
 
     Raises:
         ArgumentError: with the remedy.
@@ -238,7 +244,15 @@ def _settle(out: Path) -> None:
 def write_training(
     out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]
 ) -> dict[str, Any]:
-    """Add the trained model and its results to the folder of a training: the figures, and where they were made."""
+    """Add the trained model and its results to the folder of a training.
+
+    Args:
+        out: the folder.
+        settings: of the run.
+        model: the trained model.
+        plan: that it is built to.
+        figures: for ``results.json``; where they were made is added.
+    """
     results = figures | {"place": asdict(place())}
     save(model, out / MODEL, plan)
     settings.write(out)
@@ -247,6 +261,6 @@ def write_training(
 
 
 def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]) -> dict[str, Any]:
-    """Write a whole run folder, atomically; as `write_training`."""
+    """Write a whole run folder, atomically; arguments as in `write_training`."""
     with only_writer(out), atomic_folder(out) as new:
         return write_training(new, settings, model, plan, figures)

@@ -14,7 +14,7 @@ from tenfold.train import Recipe
 
 @dataclass(frozen=True)
 class Named:
-    """What the user named; paths of files of code are absolute.
+    """The options by which the user named a run or a network; paths of files of code are absolute.
 
     Args:
         run: a run folder.
@@ -42,7 +42,7 @@ class Named:
 
     @property
     def words(self) -> str:
-        """How to name it again on a command line."""
+        """The options as they are typed on a command line."""
         if self.run is not None:
             return f"{self.run}" + (" --trust" if self.trust else "")
         given = {"model": self.model, "weights": self.weights, "inputs": self.inputs, "score": self.score}
@@ -70,7 +70,7 @@ class Source:
 
 
 def source_of(named: Named) -> Source:
-    """What the user named, with what is known of it: recorded by its run, and named anew.
+    """Read what is known of the run or network that the user named, before any of its code runs.
 
     Raises:
         ArgumentError: neither or both of a run and a network were named, or a network of tenfold's without its data.
@@ -111,7 +111,7 @@ def source_of(named: Named) -> Source:
 
 
 def require_word(settings: runs.Settings, folder: Path, typed: Mapping[str, str | None], *, trust: bool) -> None:
-    """Refuse code that only the run folder names: who opens a folder has not said that it may run.
+    """Raise `CheckpointError` for code that only the run folder names: the user has not said that it may run.
 
     A file that the user names is vouched for as a whole.
 

@@ -14,7 +14,7 @@ from tenfold.plans.rendering import cost_sheet, draw, plan_sheet, table, titled
 
 
 def described(method: str, rows: Sequence[dict[str, Any]]) -> list[Group]:
-    """What a method does to which tensor while training; nothing where it has nothing to say."""
+    """Table of what a method does to which tensor in training; nothing where `Method.describe` is empty."""
     if not rows:
         return []
     made = table([name.capitalize() for name in rows[0]], left=2)
@@ -25,12 +25,12 @@ def described(method: str, rows: Sequence[dict[str, Any]]) -> list[Group]:
 
 
 def costs(dense: Cost, small: Cost) -> Group:
-    """Parameters and MACs, dense and kept."""
+    """Table of parameters and MACs, dense and kept."""
     return draw(cost_sheet(dense, small))
 
 
 def plan(made: Plan) -> Group:
-    """What each layer becomes; under the table, why some stay dense."""
+    """Table of what each layer becomes; under it, why some stay dense."""
     return draw(plan_sheet(made))
 
 

@@ -249,7 +249,7 @@ class Experiment:
         return replace(self.recipe, **{} if entry is None else entry.recipe, seed=seed, distill=0.0)
 
     def shortened(self, seed: int) -> Recipe:
-        """The recipe of the dense training before a compression: the whole schedule, milestones too, in fewer epochs."""
+        """The recipe of the dense training before a compression: the whole schedule in fewer epochs."""
         epochs = self.recipe.epochs - self.recovery
         milestones = tuple(m * epochs / self.recipe.epochs for m in self.recipe.milestones)
         return replace(self.whole(seed), epochs=epochs, milestones=milestones)
