@@ -22,6 +22,15 @@ from torch import Tensor
 from tenfold.linalg.svd import gram_basis, working
 
 
+def column_basis(w: Float[Tensor, "b m n"]) -> Float64[Tensor, "b m n"]:
+    """An orthonormal basis Q of a space with the columns of a tall W: ``W = Q (Q^T W)``, ``m >= n``.
+
+    All that is said above holds for ``z = Q^T y``, with ``Q^T S Q``, ``Q^T G Q`` and ``Q^T W`` for S, G and W: the best
+    ``W_hat`` has its columns among those of W.
+    """
+    return torch.linalg.qr(working(w)).Q.cpu()
+
+
 def damped(moment: Float[Tensor, "b m m"], w: Float[Tensor, "b m n"], damping: float) -> Float64[Tensor, "b m m"]:
     """Add the moment of white inputs to an output moment: ``S + damping tr(S) / tr(W W^T) W W^T``.
 

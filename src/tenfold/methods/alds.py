@@ -14,18 +14,18 @@ from typing import ClassVar, Literal
 
 from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
-from tenfold.methods.contract.method import Method
+from tenfold.methods.contract.sparing import Sparing
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import as_plan, candidates
+from tenfold.plans.candidates import candidates
+from tenfold.plans.minmax_plan import minmax_plan
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.minmax import allocate
 
 
 @dataclass(frozen=True)
-class ALDS(Method):
+class ALDS(Sparing):
     """Automatic layer-wise decomposition selector: slices and ranks of all layers with the smallest largest error.
 
     ``minimise max_l err_l(k_l, j_l)  subject to  sum_l cost_l(k_l, j_l) <= budget`` over the slices ``k`` and ranks
@@ -35,6 +35,9 @@ class ALDS(Method):
         measure: the error of a layer; see `tenfold.ranks.measures`. ``"max"`` is what the authors' code minimises.
         slices: candidate numbers of slices, a tuple; None: every divisor of a layer's input channels (per group).
         folds: candidate folds, a tuple; see `tenfold.linalg.fold`. The paper's default is the channel fold.
+        negligible: in [0, 1): the smallest layers that together hold at most this share of every limited cost stay
+            dense; 0: as published. See `Sparing`.
+        ends: any of "first" and "last": these layers stay dense. See `Sparing`.
 
     Raises:
         ArgumentError: an unknown measure or fold, or a number of slices below 1.
@@ -50,6 +53,7 @@ class ALDS(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         check(self.measure in tuple(MEASURES), "measure", f"one of {', '.join(MEASURES)}", self.measure)
         some = isinstance(self.folds, tuple) and len(self.folds) > 0 and all(fold in NAMES for fold in self.folds)
         check(some, "folds", f"a tuple of one or more of {', '.join(NAMES)}", self.folds)
@@ -65,6 +69,5 @@ class ALDS(Method):
         """Choose the min-max optimal slices and ranks within ``budget``; see `tenfold.ranks.minmax`."""
         assert budget is not None
         tables = self.candidates(problem)
-        found = allocate(tables, problem.limits(budget))
-        choice, level = (None, None) if found is None else (found.choice, found.level)
-        return as_plan(problem, self.name, tables, choice, budget, measure=self.measure, level=level)
+        left = self.spared(problem, budget, tables)
+        return minmax_plan(problem, self.name, tables, budget, left, measure=self.measure)

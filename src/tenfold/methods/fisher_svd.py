@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from torch import Tensor
+
 from tenfold.errors import check, is_count, is_share
 from tenfold.linalg.output_aware import damped, output_basis
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan
 from tenfold.plans.loss_gradients import find_loss, loss_name, require_loss
-from tenfold.plans.output_candidates import OutputBasis, factors_of, kept_product, output_candidates
+from tenfold.plans.output_candidates import OutputBasis, kept_product, outputs_of
+from tenfold.plans.output_moments import Moments
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.lagrange import allocate
@@ -81,23 +84,23 @@ class FisherSVD(Method):
         assert budget is not None
         loss = require_loss(self.loss)
         seen = problem.moments(samples=self.samples, gradients=True, seed=self.seed, loss=loss)
-        bases = {}
-        for site in problem.sites:
-            moments, w = seen[site.name], site.matrices()[:, 0].cpu()
-            metric = moments.fisher * (moments.positions / moments.samples)  # a sample's loss sums over its positions
-            mean = metric.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)  # what the loss never sees: its outputs
-            metric = metric.clone()
-            metric.diagonal(dim1=-2, dim2=-1).add_(self.isotropic * mean[:, None])
-            spread = damped(moments.covariance, w, self.damping)
-            bases[site.name] = OutputBasis(*output_basis(spread, metric), moments.mean)
-        tables = output_candidates(problem, bases)
+        outputs = outputs_of(problem, self, seen, self._basis)
+        tables = outputs.tables
         if self.rule == "sum":
-            losses = [t.error**2 * bases[t.name].lost()[0] / 2 for t in tables]
+            losses = [t.error**2 * outputs.bases[t.name].lost()[0] / 2 for t in tables]
         else:
             losses = kept_product(tables)
-        choice, multiplier = allocate(tables, losses, problem.limits(budget)) or (None, None)
-        factors = factors_of(problem, bases, tables, choice)
-        return as_plan(problem, self.name, tables, choice, budget, measure="loss", level=multiplier, factors=factors)
+        choice, level = allocate(tables, losses, problem.limits(budget)) or (None, None)
+        made = outputs.made(choice)
+        return as_plan(problem, self.name, tables, choice, budget, measure="loss", level=level, **made)
+
+    def _basis(self, moments: Moments, w: Tensor) -> OutputBasis:
+        each = moments.positions / moments.samples  # a sample's loss sums over its positions
+        mean = (moments.fisher_mean * each).clamp(min=1e-30)  # what the loss never sees: its outputs
+        metric = moments.fisher * each
+        metric.diagonal(dim1=-2, dim2=-1).add_(self.isotropic * mean[:, None])
+        spread = damped(moments.covariance, w, self.damping)
+        return OutputBasis(*output_basis(spread, metric), moments.mean)
 
     def to_dict(self) -> dict[str, Any]:
         """The name and the fields, for JSON; a loss as ``"module:function"``.

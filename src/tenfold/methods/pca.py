@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenfold.errors import check, is_count
-from tenfold.linalg.output_aware import output_basis
+from torch import Tensor
+
+from tenfold.errors import check, is_count, is_share
+from tenfold.linalg.output_aware import damped, output_basis
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan
-from tenfold.plans.output_candidates import OutputBasis, factors_of, kept_product, output_candidates
+from tenfold.plans.output_candidates import OutputBasis, kept_product, outputs_of
+from tenfold.plans.output_moments import Moments
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.lagrange import allocate
@@ -29,15 +32,18 @@ class PCA(Method):
 
     Args:
         samples: calibration examples used, >= 1.
+        damping: share of white inputs mixed into the covariance, >= 0: without them, what calibration never excites
+            would be cut as if nothing were lost, all of it where there are fewer output vectors than outputs.
 
     Raises:
         ArgumentError: a value out of range.
 
     Source: arXiv 1505.06798, equations 2 to 4 and section 3.3 (rank selection). The greedy rule there is followed along
-    the lower convex hull of each layer, so that what cannot save is passed over.
+    the lower convex hull of each layer, so that what cannot save is passed over; the damping is ours (0: as published).
     """
 
     samples: int = 1024
+    damping: float = 1e-3
 
     name: ClassVar[str] = "pca"
     needs_data: ClassVar[bool] = True
@@ -45,15 +51,16 @@ class PCA(Method):
     def __post_init__(self) -> None:
         """Check the ranges."""
         check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
+        check(is_share(self.damping), "damping", "a number >= 0", self.damping)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """Choose the ranks of most kept energy within ``budget``, and their factors."""
         assert budget is not None
-        bases = {}
-        for name, moments in problem.moments(samples=self.samples).items():
-            left, right, energy = output_basis(moments.covariance)
-            bases[name] = OutputBasis(left, right, energy, moments.mean)
-        tables = output_candidates(problem, bases)
-        choice, multiplier = allocate(tables, kept_product(tables), problem.limits(budget)) or (None, None)
-        factors = factors_of(problem, bases, tables, choice)
-        return as_plan(problem, self.name, tables, choice, budget, measure="output", level=multiplier, factors=factors)
+        outputs = outputs_of(problem, self, problem.moments(samples=self.samples), self._basis)
+        tables = outputs.tables
+        choice, level = allocate(tables, kept_product(tables), problem.limits(budget)) or (None, None)
+        made = outputs.made(choice)
+        return as_plan(problem, self.name, tables, choice, budget, measure="output", level=level, **made)
+
+    def _basis(self, moments: Moments, w: Tensor) -> OutputBasis:
+        return OutputBasis(*output_basis(damped(moments.covariance, w, self.damping)), moments.mean)

@@ -7,17 +7,17 @@ from typing import ClassVar
 
 from tenfold.errors import check
 from tenfold.linalg.fold import NAMES
-from tenfold.methods.contract.method import Method
+from tenfold.methods.contract.sparing import Sparing
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import as_plan, candidates
+from tenfold.plans.candidates import candidates
+from tenfold.plans.minmax_plan import minmax_plan
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.minmax import allocate
 
 
 @dataclass(frozen=True)
-class SVDEnergy(Method):
+class SVDEnergy(Sparing):
     """Truncated SVD at one share ``e`` of lost energy: ``sum_{m>j} s_m^2 <= e sum_m s_m^2`` in every layer.
 
     ``e`` is the least that the budget allows.
@@ -27,6 +27,9 @@ class SVDEnergy(Method):
 
     Args:
         fold: see `tenfold.linalg.fold`.
+        negligible: in [0, 1): the smallest layers that together hold at most this share of every limited cost stay
+            dense; 0: as published. See `Sparing`.
+        ends: any of "first" and "last": these layers stay dense. See `Sparing`.
 
     Raises:
         ArgumentError: an unknown fold.
@@ -40,12 +43,12 @@ class SVDEnergy(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """Choose the least common share of lost energy within ``budget``."""
         assert budget is not None
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
-        found = allocate(tables, problem.limits(budget), spend=False)
-        choice, level = (None, None) if found is None else (found.choice, found.level)
-        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level)
+        left = self.spared(problem, budget, tables)
+        return minmax_plan(problem, self.name, tables, budget, left, measure="fro", spend=False)

@@ -6,7 +6,7 @@ are known: with example inputs, no plan makes a layer slower to make it smaller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ def as_plan(
     budget: Budget | None,
     *,
     why: str = ALLOWED,
+    left: Mapping[str, str] | None = None,
     **about: Any,
 ) -> Plan:
     """The plan that a choice of candidates makes, one index into each table.
@@ -81,6 +82,7 @@ def as_plan(
         budget: what it was chosen for.
         why: the reason for layers that are dense and could be something else. Where all of them are, within a budget,
             it is the budget that allows it.
+        left: the reasons of layers that were to stay dense, by name.
         about: what `Problem.plan` takes besides.
 
     Raises:
@@ -91,7 +93,11 @@ def as_plan(
         raise refuse(problem, budget, smallest(tables, list(budget.limits)))
     if budget is not None and not any(choice):
         why = ALLOWED
-    chosen = [layer_plan(table, i, why) for table, i in zip(tables, choice, strict=True)]
+    reasons = left or {}
+    chosen = [
+        LayerPlan("dense", reason=reasons[table.name]) if table.name in reasons else layer_plan(table, i, why)
+        for table, i in zip(tables, choice, strict=True)
+    ]
     return problem.plan(method, chosen, budget=budget, **about)
 
 

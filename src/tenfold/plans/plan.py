@@ -90,7 +90,8 @@ class Plan(Printed):
         level: the objective reached; None where the rule has none, or the plan was edited.
         budget: the limits that it was made for.
         from_data: whether the factors depend on calibration data, not on the weights alone.
-        calibration_bytes: memory that the moments of that data took, in bytes; 0 where there was none.
+        calibration_bytes: the most memory that calibration took at a time, beyond the model and a batch's own pass
+            through it; 0 where there was none.
         factors: then, the factors by layer name. They do not travel in JSON: build the plan where it was made, and
             save the model.
         fingerprints: of the weights that the factors were made of, by layer name; they stay where the factors stay.

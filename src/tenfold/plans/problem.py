@@ -158,6 +158,7 @@ class Problem:
         measure: str | None = None,
         level: float | None = None,
         factors: Mapping[str, Factors] | None = None,
+        calibration_bytes: int = 0,
     ) -> Plan:
         """The plan of chosen layer plans, one per site (None: dense), with reasons, ties and costs filled in.
 
@@ -168,6 +169,7 @@ class Problem:
             measure: what errors and level mean.
             level: the objective reached.
             factors: of a method that makes them from data, by site.
+            calibration_bytes: the memory that it took for that.
         """
         choice = {site.name: c for site, c in zip(self.sites, chosen, strict=True) if c is not None}
         held: dict[str, list[FoundLayer]] = {}  # several where a module shares some of its matrices
@@ -181,7 +183,6 @@ class Problem:
                 one = choice.get(held[name][0].name)
                 one = None if one is None else replace(one, bias=one.bias and name in bare)
                 layers[name] = self._layer(name, held[name], one)
-        gathered = sum(moments.bytes for one in self._moments.values() for moments in one.values())
         weights = {name: cast("Tensor", self.model.get_submodule(name).weight) for name in factors or {}}
         return Plan(
             method,
@@ -192,7 +193,7 @@ class Problem:
             level,
             {} if budget is None else budget.limits,
             from_data=factors is not None,
-            calibration_bytes=0 if factors is None else gathered,
+            calibration_bytes=calibration_bytes,
             factors=dict(factors or {}),
             fingerprints={name: fingerprint(weight) for name, weight in weights.items()},
         )

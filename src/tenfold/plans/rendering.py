@@ -101,7 +101,7 @@ def plan_sheet(made: Plan, *, most: int | None = None) -> Sheet:
     left = {name: layer.reason for name, layer in made.layers.items() if layer.reason}
     notes = _reasons(left, None if most is None else _REASONS)
     if made.calibration_bytes:
-        notes.append(f"Calibration: its moments took {made.calibration_bytes / 1e6:.1f} MB of memory.")
+        notes.append(f"Calibration took up to {made.calibration_bytes / 1e6:.1f} MB of memory.")
     whole = Sheet(title, columns, rows, total, notes)
     return whole if most is None else _narrowed(whole)
 

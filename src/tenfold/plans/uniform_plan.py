@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,13 @@ from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan, candidates, shapes
 from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
+from tenfold.plans.spared import Spared, allotted
 from tenfold.plans.tucker_candidates import pointwise, tucker_line
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
 from tenfold.ranks.uniform import allocate, at_share
 
+Spare = Callable[[Problem, Budget, Sequence[Candidates]], Spared]
 NO_BUDGET = "no budget was given; `finish`, `tenfold.compress` and `tenfold.sweep` take any, again and again"
 
 
@@ -60,7 +62,9 @@ def lines(problem: Problem, fold: str, *, tucker: bool, ends: Mapping[str, Any],
     return found
 
 
-def uniform_plan(problem: Problem, method: str, budget: Budget | None, fold: str = "channel") -> Plan:
+def uniform_plan(
+    problem: Problem, method: str, budget: Budget | None, fold: str = "channel", left: Spare | None = None
+) -> Plan:
     """Uniform ranks ``j_l = max(1, round(a r_l))`` within a budget: the largest ``a``, the plan's level, that fits.
 
     ``r_l`` are the full ranks.
@@ -70,6 +74,7 @@ def uniform_plan(problem: Problem, method: str, budget: Budget | None, fold: str
         method: the name for the plan.
         budget: what may be kept; None leaves every layer dense.
         fold: see `tenfold.linalg.fold`.
+        left: tells which layers to leave dense; None: none.
 
     Raises:
         BudgetError: even rank 1 everywhere does not fit.
@@ -77,9 +82,12 @@ def uniform_plan(problem: Problem, method: str, budget: Budget | None, fold: str
     if budget is None:
         return problem.plan(method, [LayerPlan("dense", reason=NO_BUDGET) for _ in problem.sites])
     tables = candidates(problem, MEASURES["max"], folds=(fold,), slices=(1,))
-    full = full_ranks(problem, fold)
-    choice, fraction = allocate(tables, full, full, problem.limits(budget)) or (None, None)
-    return as_plan(problem, method, tables, choice, budget, why=RANK_SAVES_NOTHING, measure="max", level=fraction)
+    full, limits = full_ranks(problem, fold), problem.limits(budget)
+    spared = Spared() if left is None else left(problem, budget, tables)
+    found, kept, reasons = allotted(method, spared, tables, lambda each: allocate(each, full, full, limits))
+    choice, level = found or (None, None)
+    why = RANK_SAVES_NOTHING
+    return as_plan(problem, method, kept, choice, budget, why=why, left=reasons, measure="max", level=level)
 
 
 def fraction_plan(problem: Problem, method: str, fraction: float, fold: str = "channel") -> Plan:

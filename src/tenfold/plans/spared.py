@@ -1,0 +1,101 @@
+"""Layers that a rule leaves dense because cutting them gains nothing: the smallest ones, and the ends of a network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from tenfold.errors import TenfoldWarning
+from tenfold.plans.budget import Budget
+from tenfold.plans.problem import Problem
+from tenfold.ranks.candidates import Candidates
+from tenfold.ranks.negligible import smallest_within
+
+End = Literal["first", "last"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spared:
+    """Layers to leave dense, by name, and why.
+
+    Args:
+        small: given up where the budget cannot be reached with them.
+        ends: never given up.
+    """
+
+    small: Mapping[str, str] = field(default_factory=dict)
+    ends: Mapping[str, str] = field(default_factory=dict)
+
+
+def spared(problem: Problem, budget: Budget, tables: Sequence[Candidates], share: float, ends: Sequence[End]) -> Spared:
+    """The smallest layers that together hold at most ``share`` of every limited cost of the model, and its ends.
+
+    A rule that treats the errors or the ranks of all layers alike cuts a small layer as hard as the others: a
+    classifier of 0.16 % of the MACs to rank 2 of 97, say, and nothing is recognised any more. Layers for which nothing
+    saves anything are dense anyway and do not count; of layers that the user selects none is left.
+
+    Args:
+        problem: the layers.
+        budget: its limits are the costs that count.
+        tables: what each site can become.
+        share: of each limited cost of the whole model, in [0, 1); 0 leaves no layer for its size.
+        ends: which end of the layers that could be decomposed is left: "first", "last".
+
+    Raises:
+        ArgumentError: a limit on MACs without example inputs.
+    """
+    problem.limits(budget)
+    if problem.selected or not problem.sites:
+        return Spared()
+    at = {"first": problem.sites[0].name, "last": problem.sites[-1].name}
+    kept = {at[end]: f"the {end} layer, as `ends` asks" for end in ends}
+    open_ = [t for t in tables if len(t.rank) > 1 and t.name not in kept]
+    whole = [max(getattr(problem.dense, name), 1) for name in budget.limits]
+    shares = np.array([[t.costs[name][0] for name in budget.limits] for t in open_]).reshape(-1, len(whole)) / whole
+    found = smallest_within(shares, share)
+    sums = zip(budget.limits, shares[found].sum(0), strict=True)
+    held = " and ".join(f"{100 * part:.2g} % of the {name}" for name, part in sums)
+    which = "the smallest layer, with" if len(found) == 1 else f"one of the {len(found)} smallest layers, together"
+    return Spared({open_[i].name: f"{which} {held}: too little to be worth an error" for i in found}, kept)
+
+
+def allotted(
+    method: str, left: Spared, tables: Sequence[Candidates], rule: Callable[[list[Candidates]], T | None]
+) -> tuple[T | None, list[Candidates], Mapping[str, str]]:
+    """What ``rule`` makes of the tables with the layers in ``left`` at dense; its tables and reasons beside it.
+
+    Args:
+        method: its name, for the warning.
+        left: what is to be left dense.
+        tables: what each site can become.
+        rule: a choice, one index per table, or whatever holds one; None where the limits cannot be kept.
+
+    Warns:
+        TenfoldWarning: the limits can only be kept by cutting the smallest layers too.
+    """
+    kept = [dense_alone(t) if t.name in left.ends else t for t in tables]
+    if left.small:
+        found = rule([dense_alone(t) if t.name in left.small else t for t in kept])
+        if found is not None:
+            return found, kept, {**left.small, **left.ends}
+    found = rule(kept)
+    if found is not None and left.small:
+        warnings.warn(
+            f"`budget` can be kept only if {method} cuts the smallest layers too, whose errors show most for what they "
+            f"save: {', '.join(list(left.small)[:3])}{', ...' if len(left.small) > 3 else ''}.",
+            TenfoldWarning,
+            stacklevel=4,
+        )
+    return found, kept, left.ends
+
+
+def dense_alone(table: Candidates) -> Candidates:
+    """A layer that cannot become anything else."""
+    costs = {name: values[:1] for name, values in table.costs.items()}
+    first = {name: getattr(table, name)[:1] for name in ("fold", "slices", "rank", "error")}
+    return replace(table, **first, costs=costs)
