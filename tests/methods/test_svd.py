@@ -90,14 +90,17 @@ def test_no_layer_is_kept_at_a_rank_that_saves_nothing():
 
 def test_a_dense_layer_says_whether_nothing_saves_its_rank_does_not_or_the_budget_allows_it():
     model = nn.Sequential(nn.Linear(1, 10), nn.Linear(10, 10), nn.Linear(10, 200), nn.Linear(200, 200))
-    reasons = {n: x.reason for n, x in tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=0.92)).layers.items()}
+    reasons = {
+        n: x.reason
+        for n, x in tenfold.plan(model, tenfold.SVD(negligible=0.0), tenfold.Budget(params=0.92)).layers.items()
+    }
     assert reasons == {
         "0": "no decomposition of it saves anything",
         "1": "at the rank that the method gives it nothing would be saved",  # 5 x 20 of 100
         "2": None,
         "3": None,
     }
-    whole = tenfold.plan(model, tenfold.SVD(), tenfold.Budget(params=1.0)).layers
+    whole = tenfold.plan(model, tenfold.SVD(negligible=0.0), tenfold.Budget(params=1.0)).layers
     assert [x.reason for x in whole.values()] == [reasons["0"], *["the budget allows it"] * 3]
     for method in (tenfold.LRank(), tenfold.ALDS(), tenfold.SVDEnergy()):
         layers = tenfold.plan(model, method, tenfold.Budget(params=0.98)).layers
@@ -111,10 +114,13 @@ def test_an_impossible_budget_names_the_smallest_which_then_succeeds(kind):
     for name in ("params", "macs"):
         with pytest.raises(tenfold.BudgetError) as caught:
             tenfold.plan(
-                model, tenfold.SVD(), tenfold.Budget(**{name: kind(2) if kind is int else 1e-6}), example_inputs=x
+                model,
+                tenfold.SVD(negligible=0.0),
+                tenfold.Budget(**{name: kind(2) if kind is int else 1e-6}),
+                example_inputs=x,
             )
         smallest = caught.value.smallest[name]
-        plan = tenfold.plan(model, tenfold.SVD(), tenfold.Budget(**{name: smallest}), example_inputs=x)
+        plan = tenfold.plan(model, tenfold.SVD(negligible=0.0), tenfold.Budget(**{name: smallest}), example_inputs=x)
         assert all(layer.rank in (1, None) for layer in plan.layers.values())
 
 
