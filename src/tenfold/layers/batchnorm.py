@@ -61,10 +61,18 @@ def reestimate_(model: nn.Module, data: Iterable[Any], device: torch.device | st
         DataError: no batch at all, or one that the model does not run on. Whatever is raised, by ``data`` or the model,
             the statistics stay as they were.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not norms:
-        return
-    read = calibration_batches(model, data)  # before there are hooks: it may try the model
+    if running_norms(model):
+        reestimate_from_(model, calibration_batches(model, data), device)
+
+
+def running_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms that have running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+def reestimate_from_(model: nn.Module, read: Iterable[Batch], device: torch.device | str | None = None) -> None:
+    """`reestimate_` from batches that have been read; there is a batch norm with statistics."""
+    norms = running_norms(model)
     modes = {module: module.training for module in model.modules()}
     kept = {norm: [b.clone() for b in norm.buffers(recurse=False)] for norm in norms}
     seen = {norm: _Moments() for norm in norms}

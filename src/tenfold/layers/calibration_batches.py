@@ -69,17 +69,24 @@ class Batch:
 
     def first(self, examples: int) -> Batch:
         """The first so many examples; the whole batch where not every tensor has an axis of examples."""
+        return self.split(examples)[0]
+
+    def split(self, examples: int) -> tuple[Batch, Batch | None]:
+        """The first so many examples of it, and the others; the whole batch and None where it cannot be divided."""
         count = len(self)
         values = [*self.args, *self.kwargs.values()]
         nested = any(isinstance(v, (tuple, list, Mapping)) for v in values)
         if examples >= count or nested or any(len(t) != count for t in values if _has_axis(t)):
-            return self
+            return self, None
 
-        def cut(value: Any) -> Any:
-            return value[:examples] if _has_axis(value) and len(value) == count else value
+        def part(which: slice) -> Batch:
+            def cut(value: Any) -> Any:
+                return value[which] if _has_axis(value) and len(value) == count else value
 
-        kwargs = {key: cut(value) for key, value in self.kwargs.items()}
-        return replace(self, args=tuple(map(cut, self.args)), kwargs=kwargs, target=_mapped(cut, self.target))
+            kwargs = {key: cut(value) for key, value in self.kwargs.items()}
+            return replace(self, args=tuple(map(cut, self.args)), kwargs=kwargs, target=_mapped(cut, self.target))
+
+        return part(slice(examples)), part(slice(examples, None))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""

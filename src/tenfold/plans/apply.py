@@ -17,6 +17,7 @@ from tenfold.layers.cost import Cost, cost, layer_cost
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import FoundLayer
 from tenfold.layers.folded_weight import FoldedWeight
+from tenfold.layers.norm_choice import NormChoice
 from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.tucker_training import TrainedTucker
 from tenfold.layers.usable import refuse_unusable
@@ -38,12 +39,14 @@ class Report(Printed):
         small: cost after.
         seconds: wall time of each stage, by name.
         left: layers left dense, with the reason.
+        norms: what became of batch-norm statistics; None where nothing was asked or there are none.
     """
 
     dense: Cost
     small: Cost
     seconds: dict[str, float] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    norms: NormChoice | None = None
 
     @property
     def kept(self) -> dict[str, float]:

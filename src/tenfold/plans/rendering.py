@@ -115,7 +115,9 @@ def cost_sheet(dense: Cost, small: Cost, notes: Sequence[str] = ()) -> Sheet:
 
 def _report(made: Report, notes: Sequence[str] = ()) -> list[Sheet]:
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in made.seconds.items())
-    return [cost_sheet(made.dense, made.small, [*([f"Seconds: {seconds}."] if seconds else []), *notes])]
+    said = [f"Seconds: {seconds}."] if seconds else []
+    said += [] if made.norms is None else [made.norms.sentence]
+    return [cost_sheet(made.dense, made.small, [*said, *notes])]
 
 
 def _cells(layer: LayerPlan) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from tenfold.layers.norm_choice import Norms
 from tenfold.layers.select import Selection
 from tenfold.layers.usable import refuse_unusable
-from tenfold.methods.contract.method import Method, Norms, check_budget, check_method
+from tenfold.methods.contract.method import Method, check_budget, check_method
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
@@ -84,12 +85,15 @@ def compress(
         method: see `plan`.
         budget: see `plan`. The model that is built is measured, and one that exceeds it raises.
         example_inputs: see `plan`.
-        data: see `plan`; batch norm is re-estimated from it, too. A method that needs data goes through it twice: give
-            it a list or a loader, no generator.
+        data: see `plan`; batch norm takes it, too. A method that needs data goes through it twice: give it a list or a
+            loader, no generator.
         target_modules: see `plan`.
         exclude_modules: see `plan`.
-        norms: batch-norm statistics: "keep" them, "reestimate" them from ``data``, or "auto": re-estimate where there
-            is data and a layer was compressed.
+        norms: what becomes of batch-norm statistics where there is ``data`` and a layer was compressed: "keep" them,
+            "reestimate" them, or "auto": estimate them from three examples in four, and keep what is nearer to the
+            dense network's outputs on the others; ``report.norms`` has both figures. The first 1,024 examples of
+            ``data`` count, which should be a fair sample: from few, or from the first of sorted ones, statistics may
+            become worse. For more call `tenfold.reestimate_`.
 
     Returns:
         the compressed model, its plan and its report; unpacks as above.

@@ -18,24 +18,21 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, BudgetError, TenfoldWarning, check, is_count, shortened
-from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.copy_model import duplicate
 from tenfold.layers.cost import Cost
+from tenfold.layers.norm_choice import Norms, settle_norms_
 from tenfold.layers.select import Selection
 from tenfold.plans.apply import Result, build
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
-
-Norms = Literal["auto", "keep", "reestimate"]
-"""What becomes of batch-norm statistics after a compression; see `tenfold.compress`."""
 
 
 @dataclass(frozen=True)
@@ -223,10 +220,11 @@ class Method(ABC):
         result = build(problem, made, budget)
         seconds |= result.report.seconds
         clock = time.perf_counter()
-        if norms != "keep" and data is not None and made.compresses:
-            reestimate_(result.model, data)
+        settled = None
+        if data is not None and made.compresses:
+            settled = settle_norms_(result.model, problem.model, data, norms)
         seconds["reestimate"] = time.perf_counter() - clock
-        return replace(result, report=replace(result.report, seconds=seconds))
+        return replace(result, report=replace(result.report, seconds=seconds, norms=settled))
 
     def to_dict(self) -> dict[str, Any]:
         """The name and the fields, for JSON."""

@@ -10,9 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, shortened
+from tenfold.layers.norm_choice import Norms
 from tenfold.layers.select import Selection
 from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
-from tenfold.methods.contract.method import Goal, Method, Norms, check_budget, check_method
+from tenfold.methods.contract.method import Goal, Method, check_budget, check_method
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
 
