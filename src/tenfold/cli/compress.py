@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import torch
 import typer
@@ -17,6 +17,7 @@ from tenfold.cli.opening import Opened, open_network
 from tenfold.cli.options import Exclude, Fields, Force, Limits, MaybeMethod, Out, Target, recipe_options
 from tenfold.cli.source import Source
 from tenfold.errors import ArgumentError, check
+from tenfold.layers.norm_choice import Norms
 from tenfold.train import Recipe
 from tenfold.train.engine import engine
 
@@ -37,7 +38,7 @@ Guard = Annotated[
     typer.Option(
         metavar="POINTS",
         help="In place of --budget: -1.0 finds, by bisection, the smallest share of the parameters at which the "
-        "validation accuracy, batch norm re-estimated and before any recovery, is at most one point below the "
+        "validation accuracy, batch norm as --norms says and before any recovery, is at most one point below the "
         "run's; of a --score, a point is 0.01. Accuracy may go up and down with the budget: the smallest probe that is "
         "enough is taken.",
         rich_help_panel="Compression",
@@ -65,6 +66,16 @@ Finetune = Annotated[
         rich_help_panel="Recovery",
     ),
 ]
+NormsOption = Annotated[
+    str,
+    typer.Option(
+        "--norms",
+        metavar="auto|keep|reestimate",
+        help="Batch-norm statistics after a compression: auto estimates them from three in four of 1,024 training "
+        "examples or --inputs, and keeps what is nearer to the network before on the others.",
+        rich_help_panel="Compression",
+    ),
+]
 _TEACHING = ("distill", "temperature")
 _FIXED = ("epochs", "total", "schedule", "warmup", "milestones", "gamma")
 _RECOVERY = [f for f in Recipe.__dataclass_fields__ if f not in _FIXED]
@@ -85,6 +96,7 @@ def command(
     plan: PlanFile = None,
     target: Target = None,
     exclude: Exclude = None,
+    norms: NormsOption = "auto",
     finetune: Finetune = 0,
     force: Force = False,
     recipe: dict[str, Any],
@@ -92,8 +104,10 @@ def command(
     """Compress a run, or a network of your own: within a --budget, as far as a --guard allows, or by a --plan.
 
     Accuracy, or the --score, is shown right after compression, after batch norm is re-estimated on training data or
-    --inputs, and after the recovery that --finetune asks for. With --distill the run itself teaches the recovery.
+    --inputs where that helps (see --norms), and after the recovery that --finetune asks for. With --distill the run
+    itself teaches the recovery.
     """
+    check(norms in get_args(Norms), "--norms", f"one of {', '.join(get_args(Norms))}", norms)
     way = way_to(
         method=method,
         fields=fields or (),
@@ -123,7 +137,7 @@ def command(
         guard=guard,
         plan=None if plan is None else str(plan),
     )
-    done = work(opened, way, settings, recovery)
+    done = work(opened, way, settings, recovery, cast("Norms", norms))
     figures = _results(out, settings, way, done)
     body = runs.write_run(out, settings, done.model, done.result.plan, figures)
     return Outcome(body, _shown(out, opened, way, done))
@@ -169,6 +183,7 @@ def _results(out: Path, settings: runs.Settings, way: PlanSource, done: Compress
         "plan_file": settings.plan,
         "finetune": settings.finetune,
         "recovery": settings.recovery,
+        "norms": None if report.norms is None else asdict(report.norms),
         "stages": [stage.to_dict() for stage in done.stages],
         "cost": tables.cost_dict(report.dense, report.small),
         "plan": tables.plan_dict(done.result.plan),
@@ -186,6 +201,8 @@ def _shown(out: Path, opened: Opened, way: PlanSource, done: CompressionOutcome)
     shown.append(tables.costs(report.dense, report.small))
     if not done.stages:
         shown.append("How good it is was not measured: --score FILE.py:FUNCTION says.")
+    if report.norms is not None:
+        shown.append(report.norms.sentence)
     if done.kept_norms:
         shown.append("Batch norm keeps the statistics of the dense network: --inputs FILE.py:NAME re-estimates them.")
     trust = " --trust" if set(runs.own_code(opened.settings)) - {"method"} else ""

@@ -19,7 +19,7 @@ from tenfold.cli.option_names import renamed
 from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.files import read_text
-from tenfold.layers.batchnorm import reestimate_
+from tenfold.layers.norm_choice import NormChoice, Norms, settle_norms_
 from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
@@ -140,19 +140,22 @@ def needed(way: PlanSource) -> tuple[list[str], str]:
     return (["inputs"], f"for a budget on {costs[0]}") if costs else ([], "")
 
 
-def work(source: Opened, way: PlanSource, settings: runs.Settings, recovery: Recipe) -> CompressionOutcome:
-    """Compress an opened network: plan, build, re-estimate batch norm, recover; measured after each stage.
+def work(
+    source: Opened, way: PlanSource, settings: runs.Settings, recovery: Recipe, norms: Norms = "auto"
+) -> CompressionOutcome:
+    """Compress an opened network: plan, build, settle batch norm, recover; measured after each stage.
 
     Args:
         source: the network, with its data or inputs.
         way: where the plan comes from.
         settings: of the run that is written.
         recovery: the recipe of the recovery.
+        norms: what becomes of batch-norm statistics.
     """
     epochs, batches = settings.finetune, source.calibration(recovery)
     has_norms = any(isinstance(module, _BatchNorm) for module in source.model.modules())
-    norms = has_norms and batches is not None
-    steps, stages = Steps(3 + 2 * norms + 2 * bool(epochs)), []
+    settles = has_norms and batches is not None and norms != "keep"
+    steps, stages = Steps(3 + 2 * settles + 2 * bool(epochs)), []
 
     def measure(name: str, model: nn.Module) -> None:
         with steps.step("evaluating"):
@@ -172,7 +175,7 @@ def work(source: Opened, way: PlanSource, settings: runs.Settings, recovery: Rec
         )
         if way.guard is not None:
             least = stages[0].value + way.guard / 100
-            plan, probes = _search(source, problem, way, batches, least, steps)
+            plan, probes = _search(source, problem, way, batches, norms, least, steps)
         else:
             plan = way.plan or _chosen(problem, way)
         seconds = {"plan": time.perf_counter() - clock}
@@ -180,17 +183,19 @@ def work(source: Opened, way: PlanSource, settings: runs.Settings, recovery: Rec
         result = replace(result, report=replace(result.report, seconds=seconds | result.report.seconds))
     model, history, recovering = result.model, [], 0.0
     measure("right after compression", model)
-    if norms:
+    if settles:
         with steps.step("re-estimating batch norm"):
-            _renew(model, batches, source)
-        measure("batch norm re-estimated", model)
+            settled = _settle(model, source, batches, norms)
+        result = replace(result, report=replace(result.report, norms=settled))
+        if settled is not None and settled.reestimated:
+            measure("batch norm re-estimated", model)
     if epochs:
         assert source.data is not None
         with steps.step("recovering", shows_itself=True):
             fitted = fit(model, Dense(), source.data, recovery, teacher=source.model if recovery.distill else None)
         model, history, recovering = fitted.model, fitted.history, fitted.seconds
         measure(f"recovered ({epochs} epoch{'s' * (epochs > 1)})", model)
-    return CompressionOutcome(stages, result, model, history, recovering, probes, least, has_norms and not norms)
+    return CompressionOutcome(stages, result, model, history, recovering, probes, least, has_norms and batches is None)
 
 
 def _calibrates(way: PlanSource) -> bool:
@@ -203,15 +208,21 @@ def _chosen(problem: Problem, way: PlanSource) -> Plan:
 
 
 def _search(
-    source: Opened, problem: Problem, way: PlanSource, batches: Iterable[Any] | None, least: float, steps: Steps
+    source: Opened,
+    problem: Problem,
+    way: PlanSource,
+    batches: Iterable[Any] | None,
+    norms: Norms,
+    least: float,
+    steps: Steps,
 ) -> tuple[Plan, Sequence[Probe]]:
-    """The guard: every probe is measured on the validation set, never the test set, its batch norm re-estimated."""
+    """The guard: every probe is measured on the validation set, never the test set, its batch norm settled first."""
     assert way.method is not None
     assert source.score is not None
     score = source.score
 
     def value(model: nn.Module) -> float:
-        _renew(model, batches, source)
+        _settle(model, source, batches, norms)
         return score.value(model)
 
     def report(probe: Probe) -> None:
@@ -224,8 +235,9 @@ def _search(
     return found.plan, found.probes
 
 
-def _renew(model: nn.Module, batches: Iterable[Any] | None, source: Opened) -> None:
-    """Re-estimate batch norm, where there is something to do it from."""
-    if batches is not None:
-        with renamed(data="--inputs" if source.inputs is not None else "--data"):
-            reestimate_(model, batches)
+def _settle(model: nn.Module, source: Opened, batches: Iterable[Any] | None, norms: Norms) -> NormChoice | None:
+    """Batch norm as `tenfold.compress` leaves it, where there is something to estimate it from."""
+    if batches is None:
+        return None
+    with renamed(data="--inputs" if source.inputs is not None else "--data"):
+        return settle_norms_(model, source.model, batches, norms)

@@ -137,7 +137,7 @@ def probes(tried: Sequence[Probe], least: float, points: float, *, own: bool) ->
     for probe in tried:
         verdict = "yes" if probe.enough else "no"
         made.add_row(f"{probe.budget:.1%}", f"{probe.kept:.1%}", shown(probe.score), verdict)
-    return tables.titled(f"Guard {points:g} points: {what}, batch norm re-estimated, at least {shown(least)}", made)
+    return tables.titled(f"Guard {points:g} points: {what}, batch norm as in the end, at least {shown(least)}", made)
 
 
 def _cells(row: Stage) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ from tenfold.cli.progress import Steps
 from tenfold.cli.source import require_word
 from tenfold.errors import CheckpointError
 from tenfold.files import only_writer, settle
-from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost
+from tenfold.layers.norm_choice import settle_norms_
 from tenfold.layers.swap import structure_of
 from tenfold.methods.contract.builder import plan as make_plan
 from tenfold.methods.contract.method import Goal, Method
@@ -204,14 +204,15 @@ def _fit(job: _Job, out: Path, *, resume: bool, tensorboard: bool) -> Fit:
 def _finish(job: _Job, trained: Fit) -> tuple[Result, list[Stage]]:
     """What the method makes of the trained network, and the figures.
 
-    Batch norm is re-estimated where layers changed; a dense network keeps its own statistics.
+    Batch norm is re-estimated where layers changed and that helps; a dense network keeps its own statistics.
     """
     example = job.example(next(trained.model.parameters()).device)
-    result = job.method.finish(trained.model, job.budget, example_inputs=example, **job.given())
+    result = job.method.finish(trained.model, job.budget, example_inputs=example, norms="keep", **job.given())
     measured = ByAccuracy(job.data)
     rows: list[Stage] = [measured.stage("trained", trained.model)]
     if structure_of(result.model):
-        reestimate_(result.model, CalibrationBatches(job.data, job.recipe))
+        settled = settle_norms_(result.model, trained.model, CalibrationBatches(job.data, job.recipe), "auto")
+        result = replace(result, report=replace(result.report, norms=settled))
         rows.append(measured.stage("compressed", result.model))
     return result, rows
 
@@ -225,6 +226,7 @@ def _results(out: Path, settings: runs.Settings, trained: Fit, result: Result, r
         "method": settings.method,
         "budget": settings.budget,
         "recipe": settings.recipe,
+        "norms": None if result.report.norms is None else asdict(result.report.norms),
         "stages": [row.to_dict() for row in rows],
         "cost": tables.cost_dict(result.report.dense, result.report.small),
         "plan": tables.plan_dict(result.plan),
@@ -245,4 +247,5 @@ def _shown(out: Path, settings: runs.Settings, trained: Fit, result: Result, row
     else:
         next_verb = f"bench {out}{trust}"
         shown += [tables.plan(result.plan), tables.costs(result.report.dense, small)]
+        shown += [] if result.report.norms is None else [result.report.norms.sentence]
     return [*shown, f"Saved in {out}. Next: tenfold {next_verb}"]

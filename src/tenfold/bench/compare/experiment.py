@@ -15,10 +15,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from tenfold.bench.compare.cuts import Cuts
 from tenfold.errors import ArgumentError, check, is_count
+from tenfold.layers.norm_choice import Norms
 from tenfold.methods import get_method, list_methods
 from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import record
@@ -178,6 +179,8 @@ class Experiment:
         exclude: layers that may not.
         calibration: training examples that batch norm is re-estimated from, and that methods that need data see, >= 1;
             None: all that are trained on.
+        norms: batch norm after a compression: "reestimate" it from all of ``calibration``, "keep" it, or "auto", as
+            `tenfold.compress` does.
         threads: that torch may use on the CPU, >= 1.
         latency: how it is measured.
         cuts: what is removed, without retraining, of the networks that the dense training and the methods that work
@@ -199,6 +202,7 @@ class Experiment:
     target: str | list[str] | None = None
     exclude: str | list[str] | None = None
     calibration: int | None = None
+    norms: Norms = "reestimate"
     threads: int = 1
     latency: LatencyProtocol = field(default_factory=LatencyProtocol)
     cuts: tuple[Cuts, ...] = ()
@@ -209,6 +213,7 @@ class Experiment:
         check(is_count(self.threads), "threads", "an integer >= 1", self.threads)
         few = self.calibration is None or is_count(self.calibration)
         check(few, "calibration", "an integer >= 1, or None", self.calibration)
+        check(self.norms in get_args(Norms), "norms", f"one of {', '.join(get_args(Norms))}", self.norms)
         check(is_count(self.recovery, 0), "recovery", "an integer >= 0", self.recovery)
         epochs = self.recipe.epochs
         check(self.recovery < epochs, "recovery", f"below the {epochs} epochs of the recipe", self.recovery)

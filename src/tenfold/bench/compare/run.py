@@ -24,6 +24,7 @@ from tenfold.bench.compare.results import Failure, Place, RunResult
 from tenfold.bench.environment import forget_peak, peak_memory
 from tenfold.errors import CheckpointError, TenfoldWarning
 from tenfold.layers.batchnorm import reestimate_
+from tenfold.layers.norm_choice import settle_norms_
 from tenfold.methods.contract.builder import compress
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.methods.dense import Dense
@@ -231,12 +232,15 @@ def _cut(setting: Setting, row: Row, trained: nn.Module) -> list[CutCurve]:
 def _mended(
     setting: Setting, row: Row, trained: nn.Module, result: Result, found: dict[str, Any], tell: Tell
 ) -> nn.Module:
-    """The compressed network with its batch norm re-estimated and, after a compression, its epochs of recovery."""
+    """The compressed network, its batch norm as the experiment wants it and, after a compression, its recovery."""
     experiment, small, held = setting.experiment, result.model, setting.data.validation
     found["accuracy"] = replace(found["accuracy"], right_after=setting.score(small, held).accuracy)
-    if result.plan.compresses:
+    if result.plan.compresses and experiment.norms != "keep":
         clock = time.perf_counter()
-        reestimate_(small, setting.calibration(row.seed))
+        if experiment.norms == "auto":
+            settle_norms_(small, trained, setting.calibration(row.seed), "auto")
+        else:
+            reestimate_(small, setting.calibration(row.seed))
         found["seconds"] |= {"reestimate": time.perf_counter() - clock}
     found["accuracy"] = replace(found["accuracy"], reestimated=setting.score(small, held).accuracy)
     if row.entry.kind != AFTER or not experiment.recovery:
