@@ -396,3 +396,17 @@ def test_a_trained_model_and_its_optimizer_go_through_files_and_finish_alike() -
     again.load_state_dict(saved["model"])
     assert method.finish(again).plan == method.finish(model).plan
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
+
+
+def test_the_smallest_layers_stay_dense_unless_they_are_named() -> None:
+    """A head of ten classes at rank four could neither be learned nor grow, and there is nothing to save on it."""
+    net = nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 256), nn.Linear(256, 10, bias=False), nn.Linear(10, 10))
+    assert set(factorised(tenfold.TDLRT().begin(net))) == {"0", "1", "2"}  # the last: nothing would be saved
+    assert set(factorised(tenfold.TDLRT(negligible=0.04).begin(net))) == {"0", "1"}
+    assert set(factorised(tenfold.TDLRT(negligible=0.04).begin(net, goal=tenfold.Goal(target_modules=["1", "2"])))) == {
+        "1",
+        "2",
+    }
+    assert set(factorised(tenfold.TDLRT(negligible=0.04, ranks={"1": 8, "2": 4}).begin(net))) == {"1", "2"}
+    alone = nn.Sequential(nn.Linear(64, 64))
+    assert set(factorised(tenfold.TDLRT(negligible=0.9).begin(alone))) == {"0"}

@@ -108,6 +108,7 @@ def to_tucker(
     start: float = 0.25,
     floor: int = 4,
     spatial: bool = False,
+    spared: Mapping[str, str] | None = None,
     tau: float | None = None,
     generator: torch.Generator | None = None,
     target_modules: Selection = None,
@@ -126,6 +127,7 @@ def to_tucker(
         start: the first rank of a mode, as a share of its size n, in (0, 1].
         floor: the lowest, >= 1; it goes before ``start``.
         spatial: whether the spatial modes of kernels of 5 or more get a basis too.
+        spared: layers to leave dense, by name, with the reason.
         tau: from weights: lower the first ranks as far as a relative error of tau allows, in [0, 1), but not below
             ``floor``; None: do not.
         generator: from scratch, with its random numbers; None: from the weights.
@@ -151,7 +153,7 @@ def to_tucker(
     left: dict[str, str] = {}
     structures: dict[str, _Start] = {}
     for target in targets:
-        reason, first = target.reason, None
+        reason, first = target.reason or (spared or {}).get(target.name), None
         if reason is None and target.spec is not None:
             weight = cast("Tensor", model.get_submodule(target.name).weight)
             reason = _why_dense(target.name, target.spec, weight, ranks)

@@ -49,7 +49,7 @@ class Factors(Method):
         format: "matrix": each layer becomes two; "tucker": kernels with spatial axes become three convolutions, with a
             rank for their outputs and one for their inputs.
         fold: how "matrix" folds a kernel, see `tenfold.linalg.fold`; "channel" for "tucker".
-        share: ``a`` in (0, 1] where no budget is given.
+        share: ``a``, the share of the full ranks that is kept, in (0, 1], where no budget is given.
         scratch: start from random factors of the norm that the weights have, in place of the best ones for the weights.
 
     Raises:

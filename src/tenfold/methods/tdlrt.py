@@ -32,6 +32,7 @@ from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
+from tenfold.plans.spared import smallest_layers
 from tenfold.plans.tucker_candidates import tucker_candidates
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.minmax import allocate
@@ -70,6 +71,8 @@ class TDLRT(Method):
         floor: the smallest rank, >= 1; goes before ``start`` and ``cap``.
         multiple: ranks are rounded up to a multiple of it, >= 1; 8 suits many kernels of hardware.
         columns: directions by which a basis grows at most, as a share of its rank, in (0, 1].
+        negligible: in [0, 1): the smallest layers that together hold at most this share of the parameters stay dense,
+            where neither ``ranks`` nor a selection names them.
         freeze: the last share of the steps in which the ranks stay, in [0, 1); needs ``goal.steps``. Above 0 where
             there is a budget too: the ranks freeze at those that it allows, and are trained there.
         scratch: start from random orthonormal bases, in place of those of the given weights.
@@ -96,6 +99,7 @@ class TDLRT(Method):
     multiple: int = 1
     columns: float = 1.0
     freeze: float = 0.2
+    negligible: float = 0.01
     scratch: bool = False
     spatial: bool = False
     static: bool = False
@@ -105,7 +109,7 @@ class TDLRT(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("tau", "freeze"):
+        for name in ("tau", "freeze", "negligible"):
             value = getattr(self, name)
             check(is_share(value) and value < 1, name, "in [0, 1)", value)
         for name in ("start", "cap", "columns"):
@@ -253,6 +257,9 @@ class TDLRT(Method):
             start=min(self.start, self.cap),
             floor=self.floor,
             spatial=self.spatial,
+            spared=None
+            if ranks
+            else smallest_layers(model, goal.target_modules, goal.exclude_modules, self.negligible),
             generator=None if seed is None else torch.Generator().manual_seed(seed),
             target_modules=goal.target_modules,
             exclude_modules=goal.exclude_modules,

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
+from torch import nn
 
 from tenfold.errors import TenfoldWarning
+from tenfold.layers.cost import count_params
+from tenfold.layers.find import find
+from tenfold.layers.select import Selection
 from tenfold.plans.budget import Budget
 from tenfold.plans.problem import Problem
 from tenfold.ranks.candidates import Candidates
@@ -30,6 +34,29 @@ class Spared:
 
     small: Mapping[str, str] = field(default_factory=dict)
     ends: Mapping[str, str] = field(default_factory=dict)
+
+
+def smallest_layers(model: nn.Module, selection: Selection, exclude: Selection, share: float) -> dict[str, str]:
+    """The smallest layers that together hold at most ``share`` of the model's parameters, by name, with the reason.
+
+    Args:
+        model: any module.
+        selection: layers that the user selects, of which none is left.
+        exclude: layers that the user excludes, which do not count.
+        share: in [0, 1); 0 leaves no layer.
+    """
+    if selection is not None or share <= 0:
+        return {}
+    able = [layer for layer in find(model, None, exclude) if layer.reason is None]
+    shares = np.array([layer.params for layer in able]).reshape(-1, 1) / max(count_params(model), 1)
+    found = smallest_within(shares, share)
+    why = _why(len(found), f"{100 * shares[found].sum():.2g} % of the params")
+    return {able[i].name: why for i in found}
+
+
+def _why(count: int, held: str) -> str:
+    which = "the smallest layer, with" if count == 1 else f"one of the {count} smallest layers, together"
+    return f"{which} {held}: too little to be worth an error"
 
 
 def spared(problem: Problem, budget: Budget, tables: Sequence[Candidates], share: float, ends: Sequence[End]) -> Spared:
@@ -60,8 +87,7 @@ def spared(problem: Problem, budget: Budget, tables: Sequence[Candidates], share
     found = smallest_within(shares, share)
     sums = zip(budget.limits, shares[found].sum(0), strict=True)
     held = " and ".join(f"{100 * part:.2g} % of the {name}" for name, part in sums)
-    which = "the smallest layer, with" if len(found) == 1 else f"one of the {len(found)} smallest layers, together"
-    return Spared({open_[i].name: f"{which} {held}: too little to be worth an error" for i in found}, kept)
+    return Spared({open_[i].name: _why(len(found), held) for i in found}, kept)
 
 
 def allotted(
