@@ -59,7 +59,7 @@ AUTHORS = {  # seconds of the authors' code, one CPU thread of another machine: 
 }
 GOALS = {"authors": 20, "reference": 5, "second_ms": 50, "peak_over_model": 3}
 SETTINGS = {
-    "method": tenfold.ALDS().to_dict(),
+    "method": tenfold.ALDS(negligible=0.0).to_dict(),
     "budget": {"params": BUDGET},
     "second_budget": {"params": SECOND},
     "seed": nets.SEED,
@@ -106,7 +106,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "below_reference": round(middle["reference"] / middle["tenfold"], 2),
         "below_authors": round(AUTHORS[name] / middle["tenfold"], 2),
         "second_ms": round(second(model), 2),
-        "level": {"tenfold": tenfold.plan(model, tenfold.ALDS(), budget).level, "reference": reached[0]},
+        "level": {"tenfold": tenfold.plan(model, tenfold.ALDS(negligible=0.0), budget).level, "reference": reached[0]},
         "spectra_error": accuracy(model),
         "memory": in_fresh_process(name),
     }
@@ -114,7 +114,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 
 def ours(model: Any, budget: tenfold.Budget) -> Any:
     """What is measured."""
-    return tenfold.apply(model, tenfold.plan(model, tenfold.ALDS(), budget))
+    return tenfold.apply(model, tenfold.plan(model, tenfold.ALDS(negligible=0.0), budget))
 
 
 def stages(model: Any, budget: tenfold.Budget) -> dict[str, float]:
@@ -122,7 +122,7 @@ def stages(model: Any, budget: tenfold.Budget) -> dict[str, float]:
     marks = [time.process_time()]
     problem = tenfold.survey(model)
     marks.append(time.process_time())
-    plan = tenfold.ALDS().plan(problem, budget)
+    plan = tenfold.ALDS(negligible=0.0).plan(problem, budget)
     marks.append(time.process_time())
     tenfold.apply(model, plan)
     marks.append(time.process_time())
@@ -133,9 +133,9 @@ def stages(model: Any, budget: tenfold.Budget) -> dict[str, float]:
 def second(model: Any) -> float:
     """Median milliseconds of further budgets on a problem that has been asked once."""
     problem = tenfold.survey(model)
-    tenfold.ALDS().plan(problem, tenfold.Budget(params=BUDGET))
+    tenfold.ALDS(negligible=0.0).plan(problem, tenfold.Budget(params=BUDGET))
     budgets = [tenfold.Budget(params=SECOND + 0.005 * i) for i in range(7)]
-    runs = {str(b): partial(tenfold.ALDS().plan, problem, b) for b in budgets}
+    runs = {str(b): partial(tenfold.ALDS(negligible=0.0).plan, problem, b) for b in budgets}
     return 1e3 * statistics.median(s for times in interleaved(runs, 1).values() for s in times)
 
 

@@ -32,7 +32,11 @@ class ALDS(Sparing):
     ``j`` of every layer.
 
     Args:
-        measure: the error of a layer; see `tenfold.ranks.measures`. ``"max"`` is what the authors' code minimises.
+        measure: what a layer's error, in the plan and in its level, is, all relative to the whole layer, unfolded:
+            ``"spectral"`` is the true one, ``||W - W_hat||_2 / ||W||_2``, comparable over all numbers of slices, for
+            more work; ``"max"``, the largest ``s_{i,j+1} / s_1`` of a slice, is what the authors' code minimises: the
+            true one for one slice, and as much as ``sqrt(k)`` times too small for k; ``"rss"`` and ``"bound"`` are
+            upper bounds of it, ``"fro"`` is the error in the Frobenius norm. See `tenfold.ranks.measures`.
         slices: candidate numbers of slices, a tuple; None: every divisor of a layer's input channels (per group).
         folds: candidate folds, a tuple; see `tenfold.linalg.fold`. The paper's default is the channel fold.
         negligible: in [0, 1): the smallest layers that together hold at most this share of every limited cost stay
