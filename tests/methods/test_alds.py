@@ -238,6 +238,25 @@ def test_the_plans_error_is_the_error_of_the_weights_that_are_built(measure):
             assert layer.error >= float(norms[2]) - 1e-7
 
 
+@pytest.mark.parametrize("k", [1, 4, 16])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_spectral_measure_is_the_true_error_of_the_unfolded_layer_and_max_is_too_small_by_up_to_sqrt_k(k, groups):
+    """Planned at many slices, against the weights that are built."""
+    model = nn.Sequential(nn.Conv2d(16 * groups, 24 * groups, 3, groups=groups)).double()
+    true, planned = {}, {}
+    for measure in ("spectral", "max"):
+        method = tenfold.ALDS(measure=measure, slices=(k,))
+        small, plan, _ = tenfold.compress(model, method, tenfold.Budget(params=0.7))
+        assert plan.layers["0"].slices == k
+        w, w_hat = (m[0].weight.detach().flatten(1).unflatten(0, (groups, -1)) for m in (model, small))
+        norm = torch.linalg.matrix_norm(w, 2).max()
+        true[measure] = float(torch.linalg.matrix_norm(w - w_hat, 2).max() / norm)
+        planned[measure] = plan.layers["0"].error
+    assert planned["spectral"] == pytest.approx(true["spectral"], abs=1e-7)
+    assert planned["max"] <= true["max"] + 1e-7 <= math.sqrt(k) * planned["max"] + 2e-7
+    assert (true["max"] / planned["max"] > 1.2) is (k > 1)
+
+
 def test_slices_and_folds_restrict_the_candidates():
     model, budget = chain(), tenfold.Budget(params=0.5)
     plan = tenfold.plan(model, tenfold.ALDS(slices=(1,)), budget)
