@@ -61,7 +61,15 @@ def shortened(value: object, most: int = 80) -> str:
 
 
 def check(condition: bool, argument: str, rule: str, value: object, remedy: str = "") -> None:
-    """Raise `ArgumentError` unless ``condition``: "`rank` must be >= 1; got 0. Pass ..."."""
+    """Raise `ArgumentError` unless ``condition``: "`rank` must be >= 1; got 0. Pass ...".
+
+    Args:
+        condition: what must hold.
+        argument: its name in the user's call.
+        rule: what it must be, ">= 1".
+        value: received.
+        remedy: a sentence on what to do; empty for none.
+    """
     if not condition:
         raise ArgumentError(
             f"`{argument}` must be {rule}; got {shortened(value, 200)}." + (f" {remedy}" if remedy else "")

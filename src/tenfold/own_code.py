@@ -75,6 +75,13 @@ def load_own(reference: str, argument: str) -> Any:
 def call_own(function: Any, argument: str, reference: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call a user's function; whatever it raises becomes an `ArgumentError` that names the argument.
 
+    Args:
+        function: the user's.
+        argument: its name in the user's call, for errors.
+        reference: that led to it, for errors.
+        args: for the function.
+        kwargs: for the function.
+
     Raises:
         ArgumentError: the function raised an exception.
     """

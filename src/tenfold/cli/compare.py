@@ -218,7 +218,7 @@ def _plain(run: Any) -> dict[str, Any]:
 
 
 def table(results: Results) -> Any:
-    """What people see of a comparison: by budget one line per method, means over the seeds."""
+    """Table of a comparison: by budget one line per method, means over the seeds."""
     made = tables.table(("", "Params", "MACs", "Right\nafter", "Re-\nestimated", "Test", "Time", "Seeds"))
     found = entries(results)
     for group in ([entry for entry in found if entry.dense], *by_budget(found).values()):

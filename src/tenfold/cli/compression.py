@@ -131,7 +131,7 @@ def _read(file: Path) -> Plan:
 
 
 def needed(way: PlanSource) -> tuple[list[str], str]:
-    """What a user's own network needs for this way, of "inputs" and "score", and why."""
+    """The needs of this way that a user's own network must bring, of "inputs" and "score", and the reason."""
     if way.guard is not None:
         return (["inputs"] if _calibrates(way) else []) + ["score"], "for --guard"
     if _calibrates(way):

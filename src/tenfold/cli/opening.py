@@ -61,7 +61,7 @@ class Opened:
 
     @property
     def counted_for(self) -> str:
-        """What MACs are counted for, in words."""
+        """The inputs that MACs are counted for, in words."""
         return "one image" if self.inputs is None else "the first batch of inputs"
 
     @property

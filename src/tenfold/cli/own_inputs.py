@@ -62,7 +62,7 @@ def own_batches(reference: str) -> OwnBatches:
 
 
 def first_inputs(batches: OwnBatches, model: nn.Module) -> Any:
-    """What the model is called with on the first batch: a tensor, a tuple of positional or a dict of keyword arguments.
+    """The inputs of the first batch: a tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises:
         DataError: no batch, or one that `tenfold.layers.calibration_batches` cannot read.

@@ -89,7 +89,7 @@ class Batch:
         return part(slice(examples)), part(slice(examples, None))
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
+        """A copy of the batch on a device."""
 
         def move(t: Tensor) -> Tensor:
             return t.to(device)

@@ -208,7 +208,7 @@ def fault(model: nn.Module, graph: ChannelGraph, inputs: Any, gone: Mapping[str,
 
 
 def require_same(model: nn.Module, small: nn.Module, inputs: Any, gone: Mapping[str, Sequence[int]]) -> None:
-    """Raise `UnsupportedLayer` unless ``small`` computes what ``model`` does with these channels silenced."""
+    """Raise `UnsupportedLayer` unless ``small`` computes what ``model`` does with channels silenced; see `fault`."""
     graph = ChannelGraph(duplicate(model), inputs)
     expected = outputs(silenced(model, graph, gone), inputs)
     difference = _difference(expected, outputs(duplicate(small), inputs))

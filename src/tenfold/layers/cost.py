@@ -45,7 +45,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass of a model does.
+    """The record of one forward pass of a model: MACs, and how each layer was used.
 
     Args:
         macs: multiply-adds of the whole pass.

@@ -116,7 +116,7 @@ class Decomposed(nn.Module, ABC):
         self._refuse_write(f"assigning a {type(value).__name__}")
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As in `torch.nn.Module`, which calls it for ``layer.weight = parameter`` too: that one is refused."""
+        """Register a parameter, as in `torch.nn.Module`; ``layer.weight = parameter``, which calls it, is refused."""
         if name == "weight":
             self._refuse_write("assigning a Parameter")
         super().register_parameter(name, param)

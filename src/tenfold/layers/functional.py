@@ -39,7 +39,14 @@ def compute(
 
 
 def pointwise(axes: int, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Pointwise convolution with ``matrix (out, in)`` of ``x (N, in, *spatial)``, with so many spatial axes."""
+    """Pointwise convolution.
+
+    Args:
+        axes: the number of spatial axes.
+        x: the input ``(N, in, *spatial)``.
+        matrix: the weight ``(out, in)``.
+        bias: ``(out,)``; None for none.
+    """
     return _CONVS[axes - 1](x, matrix.reshape(*matrix.shape, *[1] * axes), bias)
 
 

@@ -22,7 +22,7 @@ from tenfold.linalg.svd import low_rank_factors
 
 
 class LowRank(PlainParts):
-    """What the two low-rank layers share: a pair of factors for each matrix of a fold. Abstract.
+    """Base class of low-rank layers: a pair of factors for each matrix of a fold. Abstract.
 
     Args:
         spec: the options of the layer this one stands for.
@@ -70,7 +70,7 @@ class LowRank(PlainParts):
 
     @classmethod
     def like(cls, layer: nn.Module, spec: LayerSpec, rank: int, slices: int = 1, fold: str = "channel") -> Self:
-        """The same structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
+        """A layer of this structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
 
         Args:
             layer: the dense layer; untouched.

@@ -97,7 +97,7 @@ class TuckerConv(PlainParts):
 
     @classmethod
     def like(cls, layer: nn.Module, spec: LayerSpec, rank: Sequence[int]) -> Self:
-        """The same structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
+        """A layer of this structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
 
         Args:
             layer: the dense layer; untouched.

@@ -68,7 +68,7 @@ class TrainedTucker(Decomposed):
 
     @classmethod
     def like(cls, layer: nn.Module, spec: LayerSpec, ranks: Sequence[int]) -> Self:
-        """The same structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
+        """A layer of this structure with uninitialised factors; bias, device, dtype and mode as in ``layer``.
 
         Raises:
             ArgumentError: see the class.

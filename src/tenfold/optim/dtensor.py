@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor is sharded, and over which processes; tensors of one layout can share messages.
+    """The sharding of a tensor over processes; tensors of one layout can share messages.
 
     Args:
         mesh: of processes; None for tensors that are no DTensors.

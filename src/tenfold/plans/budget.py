@@ -12,7 +12,7 @@ from tenfold.layers.cost import Cost
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be kept of the whole model, as a fraction in (0, 1] (or text, "25%") or as a number, an int >= 2.
+    """A limit on what is kept of the whole model: a fraction in (0, 1] (or text, "25%"), or a number, an int >= 2.
 
     Args:
         params: parameters, everything counted (biases, norms, layers left dense; tied ones once; no buffers).
@@ -39,7 +39,12 @@ class Budget:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     def exceeded(self, dense: Cost, small: Cost) -> str | None:
-        """A sentence on the limits that ``small`` exceeds, with both numbers; None where it is within all of them."""
+        """A sentence on the limits that ``small`` exceeds, with both numbers; None where it is within all of them.
+
+        Args:
+            dense: cost of the dense model.
+            small: cost of the compressed one.
+        """
         words = []
         for name in self.limits:
             kept, whole = getattr(small, name), getattr(dense, name)
@@ -48,7 +53,12 @@ class Budget:
         return ", ".join(words) or None
 
     def allowed(self, name: str, dense: int) -> int:
-        """The limit ``name`` as a number, given what the dense model costs. Rounded down: budgets are one-sided."""
+        """One limit as a number, rounded down: budgets are one-sided.
+
+        Args:
+            name: "params" or "macs".
+            dense: that cost of the dense model.
+        """
         value = self.limits[name]
         return value if isinstance(value, int) else int(value * dense)
 

@@ -69,7 +69,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
 
 
 def load_planned(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
-    """As `load`, with the plan."""
+    """Load a model and its plan; see `load`."""
     plan = read_plan(folder)
     check_fits(model, plan)
     small = swap.skeleton(model, plan.layers)

@@ -28,7 +28,9 @@ def price(report: Report, small: nn.Module, example: Tensor) -> Price:
 
 
 def speed(small: nn.Module, example: Tensor, *, batch: int, rounds: int) -> Latency:
-    """A forward pass of ``small`` against its dense equivalent, in turns; with as many threads as torch has now.
+    """Measure the latency of ``small`` against its dense equivalent, in turns; arguments as in `compare`.
+
+    Torch's present number of threads is used.
 
     With one thread on the CPU its own time counts: other runs of the comparison may take turns with it.
     """

@@ -13,7 +13,7 @@ from tenfold.bench.report.summary import ReportEntry, by_budget
 
 
 def rank_map(found: Sequence[ReportEntry]) -> Panel | None:
-    """What each method kept of each layer, a map per budget: the share of the weights in colour, the ranks as text."""
+    """Maps of the kept share of each layer's weights by method, one per budget: shares in colour, ranks as text."""
     groups = {where: shown for where, group in by_budget(found).items() if (shown := [e for e in group if _layers(e)])}
     if not groups:
         return None

@@ -81,7 +81,7 @@ class ReportEntry:
 
     @property
     def seeds(self) -> str:
-        """How many runs came through: "3" where all did, else "1 of 3"."""
+        """The number of runs that came through: "3" where all did, else "1 of 3"."""
         count, done = max(self.planned, len(self.runs)), len(self.done)
         return str(count) if done == count else f"{done} of {count}"
 

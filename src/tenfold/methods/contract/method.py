@@ -131,7 +131,12 @@ class Method(ABC):
         return optimizer
 
     def describe(self, model: nn.Module, goal: Goal | None = None) -> list[dict[str, Any]]:
-        """A table, one row per tensor, of what the method does to it in training; empty where all are treated alike."""
+        """A table, one row per tensor, of what the method does to it in training; empty where all are treated alike.
+
+        Args:
+            model: from `begin`.
+            goal: as in `optimizer`.
+        """
         return []
 
     @abstractmethod

@@ -39,7 +39,7 @@ class Split:
         return len(self.y)
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split with its tensors on ``device``; images on the disk stay there."""
+        """A copy of the split with its tensors on ``device``; images on the disk stay there."""
         x = self.x if isinstance(self.x, Images) else self.x.to(device)
         return replace(self, x=x, y=self.y.to(device))
 
@@ -84,7 +84,7 @@ class Data:
     checksum: str
 
     def part(self, train: int | None = None, validation: int | None = None) -> Data:
-        """The same data set with fewer examples to train and to validate on; the checksum stays that of the whole.
+        """A copy of the data set with fewer examples to train and to validate on; the checksum is that of the whole.
 
         Args:
             train: how many, see `Split.part`; None: all.

@@ -23,6 +23,12 @@ class InvertedResidual(nn.Module):
     """1x1 to ``expansion inputs`` channels, depthwise 3x3, 1x1 to ``outputs`` without activation.
 
     Added to ``x`` where shapes agree. With expansion 1 the first 1x1 is left out.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        stride: of the depthwise convolution.
+        expansion: factor of the channels inside, >= 1.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:

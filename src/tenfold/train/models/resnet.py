@@ -39,7 +39,14 @@ def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """A basic block ``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``; identity shortcut where shapes agree."""
+    """A basic block ``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``; identity shortcut where shapes agree.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        stride: of the first convolution.
+        shortcut: makes the shortcut where the shape changes, as in `ResNet`.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
