@@ -53,8 +53,8 @@ def prune_filters(
 
     Convolutions lose output channels, and norms, residual sums and following layers shrink along. Each layer keeps one
     filter at least. On ``example_inputs`` the new model computes what the old one does with those channels silenced;
-    layers for which that does not hold stay as they are, and are named. Save the model whole, or prune again: a plan
-    has no word for it.
+    layers for which that does not hold stay as they are, and are named. A plan cannot describe the result: save the
+    model whole, or prune again.
 
     Args:
         model: any module that runs on ``example_inputs``.
@@ -62,7 +62,7 @@ def prune_filters(
         keep: a budget for the whole model: the fewest filters are removed that fit it. Or the share of the filters that
             stays, in (0, 1], as a float. This or ``remove``.
         remove: the share of the filters that goes, in [0, 1); never more is removed, of each layer or of all
-            together. A budget says what is kept, and is none.
+            together. A `Budget` is refused here: it says what is kept.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Needed.
         norm: 1 or 2: which norm of a filter's weights is its score.
         together: choose among the filters of all layers, by scores relative to the root mean square of a layer's own;

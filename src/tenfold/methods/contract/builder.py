@@ -35,7 +35,7 @@ def plan(
     Args:
         model: any module with finite weights.
         method: e.g. ``tenfold.ALDS()``.
-        budget: what may be kept; None where the method chooses ranks itself.
+        budget: what is kept of the whole model; None where the method chooses ranks itself.
         example_inputs: needed for a budget on MACs, and for MACs in the plan: a tensor, a tuple of positional or a
             dict of keyword arguments.
         data: calibration batches, for methods that need them: each what ``example_inputs`` may be, or a pair ``(inputs,
@@ -45,8 +45,8 @@ def plan(
 
     Raises:
         BudgetError: the budget cannot be reached; the message names the smallest that can.
-        ArgumentError: what is no model, method or budget; a selection that matches nothing; or no inputs for a budget
-            on MACs.
+        ArgumentError: a model, method or budget of the wrong type; a selection that matches nothing; no inputs for a
+            budget on MACs.
         UnsupportedLayer: the model has no layer to decompose.
         TenfoldError: a weight with NaN or infinite entries.
     """
@@ -74,21 +74,22 @@ def compress(
     exclude_modules: Selection = None,
     norms: Norms = "auto",
 ) -> Result:
-    """Compress a model: choose ranks, build the smaller model, measure it, and re-estimate batch norm.
+    """Compress a model: choose ranks, build the smaller model, measure it, and choose its batch-norm statistics.
 
     ::
 
         small, plan, report = tenfold.compress(model, tenfold.ALDS(), tenfold.Budget(params=0.25))
 
     Args:
-        model: see `plan`; it is untouched.
-        method: see `plan`.
-        budget: see `plan`. The model that is built is measured, and one that exceeds it raises.
-        example_inputs: see `plan`.
-        data: see `plan`; batch norm takes it, too. A method that needs data goes through it twice: give it a list or a
-            loader, no generator.
-        target_modules: see `plan`.
-        exclude_modules: see `plan`.
+        model: any module with finite weights; untouched.
+        method: e.g. ``tenfold.ALDS()``; see `tenfold.list_methods`.
+        budget: what is kept of the whole model, never exceeded; None where the method chooses ranks itself.
+        example_inputs: needed for a budget on MACs: a tensor, a tuple of positional or a dict of keyword arguments.
+        data: batches for batch norm (see ``norms``), and to calibrate a method that needs them: each what
+            ``example_inputs`` may be, or a pair ``(inputs, target)``. A method that needs data goes through it twice:
+            give it a list or a loader, no generator.
+        target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
+        exclude_modules: never these.
         norms: what becomes of batch-norm statistics where there is ``data`` and a layer was compressed: "keep" them,
             "reestimate" them, or "auto": estimate them from three examples in four, and keep what is nearer to the
             dense network's outputs on the others; ``report.norms`` has both figures. The first 1,024 examples of
@@ -99,10 +100,10 @@ def compress(
         the compressed model, its plan and its report; unpacks as above.
 
     Raises:
-        BudgetError: see `plan`; or the built model exceeds the budget, with both numbers.
-        ArgumentError: see `plan`.
-        UnsupportedLayer: see `plan`.
-        TenfoldError: see `plan`.
+        BudgetError: the budget cannot be reached, with the smallest that can; or the built model exceeds it.
+        ArgumentError: a model, method or budget of the wrong type, and whatever else `plan` refuses.
+        UnsupportedLayer: the model has no layer to decompose.
+        TenfoldError: a weight with NaN or infinite entries.
     """
     check_method(method)
     refuse_unusable(model)

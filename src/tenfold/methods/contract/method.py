@@ -185,7 +185,7 @@ class Method(ABC):
         exclude_modules: Selection = None,
         norms: Norms = "auto",
     ) -> Result:
-        """Compress a trained model: plan, build, measure, and re-estimate batch norm; see `tenfold.compress`.
+        """Compress a trained model: plan, build, measure, and choose batch-norm statistics; see `tenfold.compress`.
 
         Args:
             model: trained; untouched.

@@ -131,7 +131,7 @@ def begin(
         steps: of the whole run, >= 1; for methods that act in a part of it only.
 
     Raises:
-        ArgumentError: what is no model, method or budget; a number below 1; a selection that matches nothing.
+        ArgumentError: a model, method or budget of the wrong type; a number below 1; a selection that matches nothing.
         BudgetError: a budget that the method knows from the start to be out of reach.
         UnsupportedLayer: no layer that the method could train.
     """
