@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pkgutil
 import re
 import sys
 import textwrap
@@ -136,3 +137,23 @@ def test_first_lines_are_sentences_about_the_thing():
     """Not a fragment that hangs on the name: "of the layer", "what it does", "as it was"."""
     firsts = {place: doc.partition("\n")[0] for place, _, _, doc in PUBLIC}
     assert {place: line for place, line in firsts.items() if re.search(VAGUE, line)} == {}
+
+
+def resolves(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
+def test_what_docstrings_refer_to_exists():
+    docs = [
+        (path.name, ast.get_docstring(node) or "")
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Definition | ast.Module)
+    ]
+    names = {(place, name) for place, doc in docs for name in re.findall(r"(?<!`)`(tenfold[.][\w.]+)`", doc)}
+    assert len(names) > 50
+    assert {(place, name) for place, name in names if not resolves(name)} == set()

@@ -38,7 +38,7 @@ def tucker_lost(
 ) -> Float64[Tensor, "ranks f_and_1"]:
     """Mean squared errors in Tucker format at each input rank in ``ranks`` and every output rank 0, 1, ..., f.
 
-    Summed over groups, which share their ranks. The best decoder for each pair is that of `tucker_decoder`.
+    Summed over groups, which share their ranks. The best decoder for each pair is ``U U^T H``, U from `outer_basis`.
 
     Args:
         form: the layer, in the input fold.
