@@ -10,7 +10,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.testing import assert_close
 
 from helpers import random_batches, relative, same_state, state
-from nets import Residual, Tied
+from nets import Residual, Tied, TiedLinears
 from tenfold.errors import ArgumentError, DataError
 from tenfold.layers.refit import RefitReport, refit_
 from tenfold.layers.spec import spec_of
@@ -236,18 +236,17 @@ def test_a_bias_that_another_layer_uses_as_well_stays():
 @torch.no_grad()
 def test_layers_that_share_a_weight_are_fitted_together_each_with_its_own_bias():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)).double()
-    net[2].weight = net[0].weight
+    net = TiedLinears().double()
     small = apply(net, low_rank(net, 3))
     start, x = copy.deepcopy(small), vectors()
     report = refit_(small, net, [x], ridge=0.0)
-    assert list(report.layers) == ["0"]
-    assert small[0].decoder.weight is small[2].decoder.weight
-    z = [start[0].encoder(x), start[2].encoder(start[:2](x))]
-    y = [net[0](x), net(x)]
+    assert list(report.layers) == ["a"]
+    assert small.a.decoder.weight is small.b.decoder.weight
+    z = [start.a.encoder(x), start.b.encoder(torch.tanh(start.a(x)))]
+    y = [net.a(x), net(x)]
     weight, _ = regression(*(torch.cat([t - t.mean(0) for t in pair]) for pair in (z, y)))
-    assert_close(small[0].decoder.weight, weight, rtol=1e-5, atol=1e-6)
-    for layer, inputs, outputs in zip((small[0], small[2]), z, y, strict=True):
+    assert_close(small.a.decoder.weight, weight, rtol=1e-5, atol=1e-6)
+    for layer, inputs, outputs in zip((small.a, small.b), z, y, strict=True):
         assert_close(layer.bias, outputs.mean(0) - weight @ inputs.mean(0), rtol=1e-5, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
+from nets import linear_chain
 from tenfold.layers.tucker_protocol import factorised
 from tenfold.optim.tucker.integrator import Integrator
 
@@ -223,7 +224,7 @@ def test_a_budget_for_ranks_that_never_freeze_is_refused_before_any_work() -> No
 
 def perceptron() -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Flatten(), nn.Linear(192, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10))
+    return nn.Sequential(nn.Flatten(), *linear_chain(192, 48, 32, 10))
 
 
 def deep() -> nn.Module:
