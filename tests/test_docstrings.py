@@ -19,7 +19,7 @@ FOREIGN = {"OSError", "ValueError", "TypeError"}
 USERS = {name for names in SURFACE.values() for name in names.split()}
 FEW = {True: 1, False: 3}  # so many parameters may go without a list: those of what users call, and of all else
 ELSEWHERE = r"(?i)\b(see|as|as in) `"  # where else they are listed
-VAGUE = r"(?i)^(of|for|from|what|its?|how|as(?! `))\b|\b(fares?|fared|settles?|hungr\w+)\b"
+VAGUE = r"(?i)^(of|for|from|what|its?|how|as(?! `))\b|\b(fares?|fared|hungr\w+)\b"
 VERBS = {"command"}  # their docstrings are help texts, and each option has its own
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from tenfold.errors import ArgumentError
-from tenfold.files import atomic_file, atomic_folder, disk_errors, only_writer, settle
+from tenfold.files import atomic_file, atomic_folder, disk_errors, finish_exchange, only_writer
 
 
 class Killed(BaseException):
@@ -42,7 +42,7 @@ def test_after_a_kill_at_any_rename_the_reader_finds_the_old_or_the_new_and_noth
         (first / "text").write_text("old")
     killed = replaced_until(path, step, monkeypatch)
     assert killed == (step < 3)
-    settle(path)
+    finish_exchange(path)
     assert (path / "text").read_text() == ("old" if step == 0 else "new")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 

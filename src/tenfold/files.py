@@ -45,7 +45,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Write a folder atomically: yields a temporary one, put in the place of ``path`` on success, removed on failure.
 
     A folder that stands at ``path`` already is replaced as a whole, after the new one is complete and on the disk. A
-    process that is killed in between leaves what `settle` finishes: at no moment is neither of both found by it.
+    process that is killed in between leaves what `finish_exchange` finishes: it finds one of both at any moment.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             _sync(part)
         _sync(temporary)
         with _locked(path):
-            _finish_exchange(path)
+            _exchange(path)
             temporary.replace(_beside(path, "next"))  # from here on the new one counts
             _sync(path.parent)
-            _finish_exchange(path)
+            _exchange(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -84,7 +84,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 _FULL = ("No space left", "os error 28", "PytorchStreamWriter failed writing")
 
 
-def settle(path: Path | str) -> None:
+def finish_exchange(path: Path | str) -> None:
     """Complete the replacement of the folder ``path`` where a process was killed in the middle; readers call it first.
 
     Raises:
@@ -93,10 +93,10 @@ def settle(path: Path | str) -> None:
     path = Path(path)
     if _beside(path, "next").exists() or _beside(path, "old").exists():
         with _locked(path):
-            _finish_exchange(path)
+            _exchange(path)
 
 
-def _finish_exchange(path: Path) -> None:
+def _exchange(path: Path) -> None:
     """Three renames, each of which a kill may follow: ``next`` counts once it is there, ``old`` until it is not."""
     new, old = _beside(path, "next"), _beside(path, "old")
     if new.exists():

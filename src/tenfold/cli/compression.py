@@ -143,7 +143,7 @@ def needed(way: PlanSource) -> tuple[list[str], str]:
 def work(
     source: Opened, way: PlanSource, settings: runs.Settings, recovery: Recipe, norms: Norms = "auto"
 ) -> CompressionOutcome:
-    """Compress an opened network: plan, build, settle batch norm, recover; measured after each stage.
+    """Compress an opened network: plan, build, choose batch-norm statistics, recover; measured after each stage.
 
     Args:
         source: the network, with its data or inputs.

@@ -25,7 +25,7 @@ from torch import nn
 from tenfold.bench.environment import place
 from tenfold.cli.option_names import renamed
 from tenfold.errors import ArgumentError, CheckpointError, TenfoldError, shortened
-from tenfold.files import atomic_folder, only_writer, read_json, settle, write_json
+from tenfold.files import atomic_folder, finish_exchange, only_writer, read_json, write_json
 from tenfold.plans.plan import Plan
 from tenfold.plans.serialization import save
 from tenfold.train import Data, Recipe, build_model, load_data
@@ -103,7 +103,7 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         CheckpointError: no run there, or a ``run.json`` that is damaged or of another format.
     """
-    _settle(folder)
+    _finish_exchange(folder)
     file = folder / RUN
     if not file.is_file():
         what = "it has no run.json" if folder.is_dir() else "there is no such folder"
@@ -188,7 +188,7 @@ def check_out(out: Path, *, force: bool, source: Path | None = None) -> None:
     if not writable or (out.exists() and not out.is_dir()):
         blocked = out if writable else standing
         raise ArgumentError(f"`--out` must be a folder that can be written; got '{out}', and '{blocked}' is none.")
-    _settle(out)
+    _finish_exchange(out)
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / RUN).is_file():
@@ -205,7 +205,7 @@ def training_folder(out: Path, settings: Settings) -> Iterator[None]:
     """Claim ``out`` for a training. Left by an error before the first checkpoint, all is as it was before."""
     old = _replaced(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _settle(out)
+    _finish_exchange(out)
     if old.exists():  # of a training that was killed before its first checkpoint: what it replaced is still the old run
         shutil.rmtree(out, ignore_errors=True)
     elif out.exists():
@@ -217,20 +217,20 @@ def training_folder(out: Path, settings: Settings) -> Iterator[None]:
     finally:
         if not (out / CHECKPOINT).exists():
             shutil.rmtree(out, ignore_errors=True)
-        _settle(out)
+        _finish_exchange(out)
 
 
 def _replaced(out: Path) -> Path:
     return out.with_name(f".{out.name}.replaced")
 
 
-def _settle(out: Path) -> None:
+def _finish_exchange(out: Path) -> None:
     """Finish what a killed process left of ``out``: the run that a training replaces stays until its first checkpoint.
 
     A new training that was killed before it stays beside the old run; it may be gone on with.
     """
-    settle(out)
-    settle(out / CHECKPOINT)
+    finish_exchange(out)
+    finish_exchange(out / CHECKPOINT)
     old = _replaced(out)
     if not old.exists():
         return

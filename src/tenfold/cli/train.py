@@ -30,7 +30,7 @@ from tenfold.cli.options import (
 from tenfold.cli.progress import Steps
 from tenfold.cli.source import require_word
 from tenfold.errors import CheckpointError
-from tenfold.files import only_writer, settle
+from tenfold.files import finish_exchange, only_writer
 from tenfold.layers.cost import Cost
 from tenfold.layers.norm_choice import settle_norms_
 from tenfold.layers.swap import structure_of
@@ -182,7 +182,7 @@ def _prepare(settings: runs.Settings) -> _Job:
 
 def _fit(job: _Job, out: Path, *, resume: bool, tensorboard: bool) -> Fit:
     checkpoint = out / runs.CHECKPOINT
-    settle(checkpoint)
+    finish_exchange(checkpoint)
     resume = resume and checkpoint.exists()  # a run that was stopped before its first epoch was whole starts anew
     try:
         return fit(

@@ -71,7 +71,11 @@ def running_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def reestimate_from_(model: nn.Module, read: Iterable[Batch], device: torch.device | str | None = None) -> None:
-    """`reestimate_` from batches that have been read; there is a batch norm with statistics."""
+    """Re-estimate batch norm from batches that have been read; see `reestimate_`.
+
+    Raises:
+        DataError: no batch at all.
+    """
     norms = running_norms(model)
     modes = {module: module.training for module in model.modules()}
     kept = {norm: [b.clone() for b in norm.buffers(recurse=False)] for norm in norms}

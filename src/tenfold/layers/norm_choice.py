@@ -28,7 +28,7 @@ _SHARE = 4
 
 @dataclass(frozen=True)
 class NormChoice:
-    """What became of batch-norm statistics, and why.
+    """The choice between kept and re-estimated batch-norm statistics, and the distances that decided it.
 
     Args:
         reestimated: whether they were estimated again; otherwise they are those of the dense network.

@@ -60,7 +60,7 @@ class OutputBasis:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a method knows of all sites' outputs; made once, for any number of budgets.
+    """Output moments, bases and candidates of all sites; made once, for any number of budgets.
 
     Args:
         problem: the layers.
@@ -77,7 +77,7 @@ class Outputs:
     bytes: int
 
     def made(self, choice: Sequence[int] | None) -> dict[str, Any]:
-        """What the plan of a choice has besides: the factors of the chosen ranks, by site, and what they took."""
+        """The factors of the chosen ranks by site, and the memory they took, as fields of a `Plan`."""
         made: dict[str, Factors] = {}
         for site, table, i in zip(self.problem.sites, self.tables, choice or (), strict=choice is not None):
             if i > 0:

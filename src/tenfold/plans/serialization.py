@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tenfold.errors import CheckpointError, PlanError, TenfoldWarning, shortened
-from tenfold.files import atomic_file, atomic_folder, disk_errors, parse_json, read_text, settle
+from tenfold.files import atomic_file, atomic_folder, disk_errors, finish_exchange, parse_json, read_text
 from tenfold.layers import swap
 from tenfold.layers.usable import refuse_unusable
 from tenfold.plans.apply import check_fits, matches, plan_of
@@ -84,7 +84,7 @@ def read_plan(folder: Path | str) -> Plan:
         CheckpointError: no such folder, or a file that is no text.
         PlanError: text that is no plan.
     """
-    settle(Path(folder).resolve())
+    finish_exchange(Path(folder).resolve())
     file = Path(folder) / PLAN
     if not file.is_file():
         raise CheckpointError(f"no saved model at '{folder}': it has no {PLAN}. Pass a folder written by tenfold.save.")

@@ -93,7 +93,7 @@ def spared(problem: Problem, budget: Budget, tables: Sequence[Candidates], share
 def allotted(
     method: str, left: Spared, tables: Sequence[Candidates], rule: Callable[[list[Candidates]], T | None]
 ) -> tuple[T | None, list[Candidates], Mapping[str, str]]:
-    """What ``rule`` makes of the tables with the layers in ``left`` at dense; its tables and reasons beside it.
+    """Apply a rank rule with the layers in ``left`` dense: the choice, its tables, and the reasons.
 
     Args:
         method: its name, for the warning.

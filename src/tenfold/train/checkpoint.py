@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tenfold.errors import CheckpointError, shortened
-from tenfold.files import atomic_file, atomic_folder, disk_errors, read_json, settle, write_json
+from tenfold.files import atomic_file, atomic_folder, disk_errors, finish_exchange, read_json, write_json
 from tenfold.validation import construct
 
 FORMAT = 1
@@ -72,7 +72,7 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         CheckpointError: nothing there, something else there, or a file that is truncated or changed.
     """
     folder = Path(folder)
-    settle(folder)
+    finish_exchange(folder)
     if not (folder / RUN).is_file():
         raise CheckpointError(f"There is no checkpoint in {folder}: train there without `resume` first.")
     try:

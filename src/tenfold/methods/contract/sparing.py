@@ -16,7 +16,7 @@ from tenfold.ranks.candidates import Candidates
 
 @dataclass(frozen=True)
 class Sparing(Method):
-    """A method with one level for all layers. Abstract; these fields are common to all, and given by name.
+    """Base class of methods with one level for all layers, which leave the smallest dense. Abstract; fields by name.
 
     Args:
         negligible: in [0, 1): the smallest layers that together hold at most this share of every limited cost of the
@@ -25,6 +25,9 @@ class Sparing(Method):
             with a warning. 0 cuts every layer alike, as published.
         ends: ``("first",)``, ``("last",)`` or both: that layer of those that could be decomposed stays dense, unless
             the user selects it.
+
+    Raises:
+        ArgumentError: a value out of range.
     """
 
     negligible: float = field(default=0.01, kw_only=True)
