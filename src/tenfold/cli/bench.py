@@ -15,7 +15,7 @@ from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.options import with_default
 from tenfold.cli.progress import Steps
-from tenfold.cli.source import Source
+from tenfold.cli.source import NetworkSource
 from tenfold.errors import ArgumentError
 from tenfold.layers.cost import cost
 from tenfold.layers.swap import structure_of, to_dense
@@ -33,7 +33,7 @@ _SHORT = 0.8
 @takes_network
 def command(
     *,
-    source: Source,
+    source: NetworkSource,
     batch_size: Annotated[
         list[int] | None,
         typer.Option(min=1, help=with_default("Inputs in a batch; repeatable.", "1 and 32; the first of --inputs")),

@@ -15,7 +15,7 @@ from tenfold.cli.compression import CompressionOutcome, PlanSource, needed, way_
 from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import Opened, open_network
 from tenfold.cli.options import Exclude, Fields, Force, Limits, MaybeMethod, Out, Target, recipe_options
-from tenfold.cli.source import Source
+from tenfold.cli.source import NetworkSource
 from tenfold.errors import ArgumentError, check
 from tenfold.layers.norm_choice import Norms
 from tenfold.train import Recipe
@@ -86,7 +86,7 @@ _RECOVERY = [f for f in Recipe.__dataclass_fields__ if f not in _FIXED]
 @recipe_options(_RECOVERY, panel="Recovery", shown="as in training", plain=_TEACHING)
 def command(
     *,
-    source: Source,
+    source: NetworkSource,
     out: Out,
     method: MaybeMethod = None,
     fields: Fields = None,

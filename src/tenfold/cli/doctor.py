@@ -17,7 +17,7 @@ from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.options import Exclude, Target, with_default
 from tenfold.cli.progress import Steps
-from tenfold.cli.source import Source
+from tenfold.cli.source import NetworkSource
 
 NAME = "doctor"
 EXAMPLES = (
@@ -32,7 +32,7 @@ EXAMPLES = (
 @takes_network
 def command(
     *,
-    source: Source,
+    source: NetworkSource,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help=with_default("Inputs in the batch.", "1; the first of --inputs")),

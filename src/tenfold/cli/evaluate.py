@@ -7,7 +7,7 @@ from tenfold.cli.command import Outcome, verb
 from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.progress import Steps
-from tenfold.cli.source import Source
+from tenfold.cli.source import NetworkSource
 from tenfold.layers.cost import cost
 
 NAME = "eval"
@@ -19,7 +19,7 @@ EXAMPLES = (
 
 @verb
 @takes_network
-def command(*, source: Source) -> Outcome:
+def command(*, source: NetworkSource) -> Outcome:
     """Evaluate a run, on the validation and test sets or by its score, and count its parameters and MACs."""
     opened = open_network(source, needs=["score"])
     assert opened.score is not None

@@ -16,7 +16,7 @@ from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.options import Force, check_file, with_default
 from tenfold.cli.progress import Steps
-from tenfold.cli.source import Source
+from tenfold.cli.source import NetworkSource
 from tenfold.layers.cost import count_params
 from tenfold.layers.fold_batchnorm import NormFold, fold_batchnorm, norm_folds
 from tenfold.plans.rendering import short
@@ -35,7 +35,7 @@ Opset = Annotated[int | None, typer.Option(min=1, help=with_default("Of the ONNX
 @takes_network
 def command(
     *,
-    source: Source,
+    source: NetworkSource,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the file goes.", show_default=False)],
     format: Annotated[
         str, typer.Option(help="onnx, or torch-export: an archive for torch.export.load and AOTInductor.")

@@ -79,7 +79,7 @@ _KINDS: dict[str, Any] = {
 
 
 def takes_network(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Give a verb ``RUN``, ``--model`` and what goes with them; it receives them as ``source``, a `Source`."""
+    """Give a verb ``RUN``, ``--model`` and what goes with them; it receives them as ``source``, a `NetworkSource`."""
     own = [p for p in inspect.signature(work, eval_str=True).parameters.values() if p.name != "source"]
 
     @functools.wraps(work)

@@ -15,7 +15,7 @@ from tenfold.cli import runs
 from tenfold.cli.figures import ByAccuracy, ByOwnScore
 from tenfold.cli.option_names import renamed
 from tenfold.cli.own_inputs import OwnBatches, first_inputs, own_batches
-from tenfold.cli.source import Named, Source
+from tenfold.cli.source import Named, NetworkSource
 from tenfold.errors import ArgumentError, DataError
 from tenfold.layers.cost import Cost, cost
 from tenfold.layers.swap import multiplied_back
@@ -109,7 +109,7 @@ class Opened:
         return fill(count, self.data.channels, self.data.size, self.data.size)
 
 
-def open_network(source: Source, *, needs: Sequence[str] = (), reason: str = "") -> Opened:
+def open_network(source: NetworkSource, *, needs: Sequence[str] = (), reason: str = "") -> Opened:
     """Open the network that the user named. What is missing is said before any code of the user's runs.
 
     Args:

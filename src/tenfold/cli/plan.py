@@ -14,7 +14,7 @@ from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
 from tenfold.cli.options import Exclude, Fields, Force, Limits, MethodName, Target, check_file
 from tenfold.cli.progress import Steps
-from tenfold.cli.source import Source
+from tenfold.cli.source import NetworkSource
 from tenfold.errors import ArgumentError
 from tenfold.files import atomic_file
 from tenfold.layers.cost import Cost
@@ -39,7 +39,7 @@ OutFile = Annotated[
 @takes_network
 def command(
     *,
-    source: Source,
+    source: NetworkSource,
     method: MethodName = "alds",
     fields: Fields = None,
     budget: Limits = None,

@@ -51,7 +51,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Source:
+class NetworkSource:
     """A run or a network that a verb was given.
 
     Args:
@@ -69,7 +69,7 @@ class Source:
         return str(self.named)
 
 
-def source_of(named: Named) -> Source:
+def source_of(named: Named) -> NetworkSource:
     """Read what is known of the run or network that the user named, before any of its code runs.
 
     Raises:
@@ -95,7 +95,7 @@ def source_of(named: Named) -> Source:
             command="compress", data={} if named.data is None else data, network=named.model, method={}, budget={},
             recipe={},
         )  # fmt: skip
-        return Source(named, replace(base, **given), Recipe())
+        return NetworkSource(named, replace(base, **given), Recipe())
     if named.weights is not None:
         raise ArgumentError(f"`--weights` must be left out for the run '{named.run}', which has its own.")
     settings = runs.read_settings(named.run)
@@ -107,7 +107,7 @@ def source_of(named: Named) -> Source:
     if named.data is not None:
         recorded = settings.data.get("checksum")
         settings = replace(settings, data=data | {"checksum": recorded})
-    return Source(named, replace(settings, **given), runs.recipe_of(settings))
+    return NetworkSource(named, replace(settings, **given), runs.recipe_of(settings))
 
 
 def require_word(settings: runs.Settings, folder: Path, typed: Mapping[str, str | None], *, trust: bool) -> None:
