@@ -2,170 +2,38 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import nn
 
 from helpers import same_state, state
 from tenfold import Plan
-from tenfold.bench.compare.results import RUN_FORMAT, RunResult
-from tenfold.cli.runs import FORMAT as RUN_FOLDER
-from tenfold.cli.runs import RUN, read_settings, recipe_of, training_folder
+from tenfold.cli.runs import RUN, read_settings, training_folder
 from tenfold.errors import TenfoldError, TenfoldWarning
 from tenfold.files import parse_json
 from tenfold.plans.serialization import read_weights, write_weights
 from tenfold.train import Parts, load_checkpoint, save_checkpoint
+from tools.stress.strangers import PLAN, READERS, RECORD, Reader, feed, garbled
 
-FEW = settings(max_examples=40, deadline=None, derandomize=True)
-ODD = [-507, -1, 0, 2**31, 10**40, 1e308, -0.5, True, None, "", "x" * 500, "\ud800", [], {}, [[]], {"a": {}}]
-values = st.recursive(
-    st.sampled_from(ODD) | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-PLAN: dict[str, Any] = {
-    "format": "tenfold-plan/1",
-    "method": "svd",
-    "dense_params": 500,
-    "budget": {"params": 0.5},
-    "layers": {
-        "0": {
-            "decomposition": "low-rank",
-            "rank": 2,
-            "slices": 1,
-            "fold": "channel",
-            "params": 70,
-            "layer": {"shape": [8, 3, 3, 3], "calls": [[1, [8, 8], [8, 8]]]},
-        },
-        "1": {"decomposition": "dense", "params": 5},
-    },
-}
-RECORD: dict[str, Any] = {
-    "format": RUN_FOLDER,
-    "command": "train",
-    "data": {"name": "digits", "root": None, "checksum": "0"},
-    "network": "cnn",
-    "method": {"method": "dense"},
-    "budget": {},
-    "recipe": {"epochs": 2, "milestones": [1, 2], "schedule": "multistep"},
-}
-RESULT: dict[str, Any] = {
-    "format": RUN_FORMAT,
-    "id": "a",
-    "label": "a",
-    "method": "svd",
-    "fields": {},
-    "kind": "post-training",
-    "budget": {"params": 0.5},
-    "seed": 0,
-    "model": "cnn",
-    "data": {},
-    "recipe": {},
-    "epochs": {"training": 1},
-    "place": {
-        "versions": {}, "commit": None, "dirty": None, "cpu": "a", "cores": 1, "threads": 1, "gpu": None,
-        "device": "cpu",
-    },
-    "price": {"dense_params": 5, "params": 3, "dense_macs": 5, "macs": 3},
-    "spectra": [{"layer": "a", "before": {"index": [1], "value": [1.0]}, "after": {"index": [1], "value": [1.0]}}],
-}  # fmt: skip
+FEW = 40
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where a value can be exchanged: every key and index, at every depth."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(deeper for key, item in items for deeper in places(item, (*path, key)))]
+@pytest.mark.parametrize("reader", READERS, ids=[reader.name for reader in READERS])
+def test_a_file_is_read_or_refused(reader, tmp_path):
+    assert reader.try_(reader.whole, tmp_path / "whole")
+    assert feed(reader, tmp_path / "files", FEW, seed=0)["failures"] == []
 
 
-def exchanged(body: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    copy = dict(body) if isinstance(body, dict) else list(body)
-    copy[path[0]] = exchanged(body[path[0]], path[1:], new)
-    return copy
+def test_the_law_sees_a_reader_that_breaks(tmp_path):
+    def breaks(content: bytes, _: Path) -> None:
+        if len(content) > 10:
+            raise IndexError("raw")
 
-
-def damaged(body: Any) -> st.SearchStrategy[str]:
-    """Texts like ``body``'s with one value exchanged, one key added, or cut off somewhere."""
-    other = st.builds(lambda path, new: json.dumps(exchanged(body, path, new)), st.sampled_from(places(body)), values)
-    whole = json.dumps(body)
-    return other | st.integers(0, len(whole)).map(lambda end: whole[:end]) | values.map(json.dumps)
-
-
-def one_sentence(refused: TenfoldError) -> None:
-    assert len(str(refused)) < 1500
-    str(refused).encode()
-
-
-@FEW
-@given(damaged(PLAN))
-def test_a_plan_is_read_or_refused(text):
-    try:
-        plan = Plan.from_json(text)
-    except TenfoldError as refused:
-        one_sentence(refused)
-    else:
-        assert 0 <= plan.dense_params < 2**63
-        assert Plan.from_json(plan.to_json()) == plan
-
-
-@FEW
-@given(text=damaged(RECORD))
-def test_a_run_record_is_read_or_refused(tmp_path_factory, text):
-    folder = tmp_path_factory.getbasetemp() / "record"
-    folder.mkdir(exist_ok=True)
-    (folder / RUN).write_text(text)
-    try:
-        recipe_of(read_settings(folder))
-    except TenfoldError as refused:
-        one_sentence(refused)
-
-
-@FEW
-@given(text=damaged(RESULT))
-def test_a_result_is_read_or_refused(tmp_path_factory, text):
-    file = tmp_path_factory.getbasetemp() / "result.json"
-    file.write_text(text)
-    try:
-        found = RunResult.read(file)
-    except TenfoldError as refused:
-        one_sentence(refused)
-    else:
-        assert found.price is None or found.price.kept["params"] >= 0
-
-
-@FEW
-@given(aliases=damaged({"b": "a"}))
-def test_weights_are_read_whole_or_refused_and_leave_the_model(tmp_path_factory, aliases):
-    file, model = tmp_path_factory.getbasetemp() / "a.safetensors", nn.Linear(2, 2)
-    before = state(model)
-    save_file({"weight": torch.ones(2, 2)}, file, metadata={"aliases": aliases})
-    with pytest.raises(TenfoldError) as refused:  # there is no bias, and no alias makes one of its shape
-        read_weights(model, file)
-    one_sentence(refused.value)
-    assert same_state(model, before)
-
-
-@FEW
-@given(st.data())
-def test_a_checkpoint_is_read_whole_or_leaves_everything(tmp_path_factory, data):
-    folder = tmp_path_factory.getbasetemp() / "checkpoint"
-    parts = _parts()
-    save_checkpoint(folder, parts, {"epoch": 1})
-    text = (folder / RUN).read_text()
-    (folder / RUN).write_text(data.draw(damaged(json.loads(text))))
-    nn.init.constant_(next(parts.model.parameters()), 3.0)
-    before = state(parts.model)
-    try:
-        load_checkpoint(folder, parts)
-    except TenfoldError as refused:
-        one_sentence(refused)
-        assert same_state(parts.model, before)
+    reader = Reader("breaks", b"", garbled(b"0123456789"), breaks)
+    assert "IndexError: raw" in feed(reader, tmp_path, FEW, seed=0)["failures"][0]
+    silent = Reader("silent", b"", garbled(b"0"), lambda *_: None)
+    assert feed(silent, tmp_path, FEW, seed=0)["read"] == FEW
 
 
 def _parts() -> Parts:

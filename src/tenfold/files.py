@@ -23,8 +23,12 @@ from tenfold.errors import ArgumentError, shortened
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Write a file atomically: yields a temporary path, renamed to ``path`` on success, removed on failure."""
-    path = Path(path)
+    """Write a file atomically: yields a temporary path, renamed to ``path`` on success, removed on failure.
+
+    Raises:
+        OSError: a folder, a device or a pipe is there, in whose place no file is put.
+    """
+    path = regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_TEMPORARY, dir=path.parent)
@@ -47,7 +51,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     A folder that stands at ``path`` already is replaced as a whole, after the new one is complete and on the disk. A
     process that is killed in between leaves what `finish_exchange` finishes: it finds one of both at any moment.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_TEMPORARY, dir=path.parent))
@@ -59,7 +63,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         _sync(temporary)
         with _locked(path):
             _exchange(path)
-            temporary.replace(_beside(path, "next"))  # from here on the new one counts
+            temporary.replace(beside(path, "next"))  # from here on the new one counts
             _sync(path.parent)
             _exchange(path)
     finally:
@@ -91,14 +95,14 @@ def finish_exchange(path: Path | str) -> None:
         OSError: the folder cannot be put where it belongs, for want of a permission, say.
     """
     path = Path(path)
-    if _beside(path, "next").exists() or _beside(path, "old").exists():
+    if beside(path, "next").exists() or beside(path, "old").exists():
         with _locked(path):
             _exchange(path)
 
 
 def _exchange(path: Path) -> None:
     """Three renames, each of which a kill may follow: ``next`` counts once it is there, ``old`` until it is not."""
-    new, old = _beside(path, "next"), _beside(path, "old")
+    new, old = beside(path, "next"), beside(path, "old")
     if new.exists():
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)  # of an exchange before this one
@@ -110,8 +114,20 @@ def _exchange(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name}.{what}")
+def beside(path: Path, what: str) -> Path:
+    """The hidden neighbour of a folder that says of it ``what``."""
+    path = Path(os.path.abspath(path))  # "." has no name
+    return path.parent / f".{path.name}.{what}"
+
+
+_LEFT = "__macosx @eadir #recycle #snapshot $recycle.bin lost+found __pycache__ thumbs.db ehthumbs.db desktop.ini"
+_HIDDEN = ".ds_store .directory .localized .trashes .fseventsd .spotlight-v100"
+_LITTER = frozenset([*_LEFT.split(), *_HIDDEN.split(), "system volume information", "icon\r"])
+
+
+def is_litter(name: str) -> bool:
+    """Whether a name in a folder is of what systems and tools leave behind unasked: ``.DS_Store``, ``Thumbs.db``."""
+    return name.startswith("._") or name.lower() in _LITTER
 
 
 @contextlib.contextmanager
@@ -211,10 +227,19 @@ def read_text(path: Path | str) -> str:
         OSError: no regular file (pipes and devices may have no end), or one that cannot be read.
         ValueError: other bytes than UTF-8.
     """
+    return regular(path).read_text(encoding="utf-8")
+
+
+def regular(path: Path | str) -> Path:
+    """``path``, which is none of what can be read for ever: a pipe, a device; that there is such a file is not asked.
+
+    Raises:
+        OSError: something else is there.
+    """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise OSError(f"'{path}' is no regular file")
-    return path.read_text(encoding="utf-8")
+    return path
 
 
 def parse_json(text: str) -> Any:

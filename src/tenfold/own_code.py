@@ -99,6 +99,10 @@ def _module(path: str, reference: str, argument: str) -> ModuleType:
         if not file.is_file():
             raise ArgumentError(f"`{argument}` must name a file that there is; got {reference!r}: no file '{file}'.")
         return call_own(_from_file, argument, reference, file)
+    if path.startswith("."):
+        raise ArgumentError(
+            f"`{argument}` must name a module by its whole name; got {reference!r}, which begins with a dot. {_FORM}"
+        )
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:

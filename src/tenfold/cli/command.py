@@ -87,11 +87,16 @@ def _say(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(outcome.body, indent=2, allow_nan=False))
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = UNSEEN
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = UNSEEN
     for part in outcome.shown:
-        console.print(part)
+        screen.print(part)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where all verbs print: names stand as they are, whatever rich would read in their brackets and colons."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tenfold.bench.compare.experiment import ALL, DataChoice, Entry, Experiment
@@ -19,7 +18,7 @@ from tenfold.bench.compare.scheduler import EXPERIMENT, MERGED, Watch, compare
 from tenfold.bench.report import summary, write_report
 from tenfold.bench.report.summary import Mean, by_budget, entries, percent
 from tenfold.cli import parse, runs, tables
-from tenfold.cli.command import Outcome, verb
+from tenfold.cli.command import Outcome, console, verb
 from tenfold.cli.option_names import renamed
 from tenfold.cli.options import DataRoot, Exclude, Target, recipe_options, with_default
 from tenfold.errors import ArgumentError, DataError, TenfoldError
@@ -263,14 +262,15 @@ def _in_options() -> Iterator[None]:
 @contextlib.contextmanager
 def _bar(chosen: Experiment) -> Iterator[Watch]:
     """A bar over the epochs of all runs, on standard error; where that is no terminal, nothing is shown."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total} epochs"))
+    screen = console(stderr=True)
+    said = TextColumn("{task.description}", markup=False)
+    columns = (said, BarColumn(), TextColumn("{task.completed:.1f}/{task.total} epochs"))
     bar = Progress(
         *columns,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=screen,
+        disable=not screen.is_terminal,
         transient=True,
     )
     task = bar.add_task(chosen.name, total=chosen.epochs)

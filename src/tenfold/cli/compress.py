@@ -17,6 +17,7 @@ from tenfold.cli.opening import Opened, open_network
 from tenfold.cli.options import Exclude, Fields, Force, Limits, MaybeMethod, Out, Target, recipe_options
 from tenfold.cli.source import NetworkSource
 from tenfold.errors import ArgumentError, check
+from tenfold.files import only_writer
 from tenfold.layers.norm_choice import Norms
 from tenfold.train import Recipe
 from tenfold.train.engine import engine
@@ -117,30 +118,31 @@ def command(
         plan=plan,
         selecting=bool(target or exclude),
     )
-    runs.check_out(out, force=force, source=source.named.run)
-    if not source.settings.data:
-        _refuse_training(finetune, recipe)
-    recovery = _recovery(source.recipe, finetune, recipe)
-    needs, reason = needed(way)
-    torch.manual_seed(recovery.seed)
-    opened = open_network(source, needs=needs, reason=reason)
-    settings = replace(
-        opened.settings,
-        command=NAME,
-        method=way.record,
-        budget={} if way.budget is None else way.budget.limits,
-        target=parse.selection(target or ()),
-        exclude=parse.selection(exclude or ()),
-        source=None if source.named.run is None else str(source.named.run),
-        finetune=finetune,
-        recovery=asdict(recovery) if finetune else {},
-        guard=guard,
-        plan=None if plan is None else str(plan),
-    )
-    done = work(opened, way, settings, recovery, cast("Norms", norms))
-    figures = _results(out, settings, way, done)
-    body = runs.write_run(out, settings, done.model, done.result.plan, figures)
-    return Outcome(body, _shown(out, opened, way, done))
+    with only_writer(out):
+        runs.check_out(out, force=force, source=source.named.run)
+        if not source.settings.data:
+            _refuse_training(finetune, recipe)
+        recovery = _recovery(source.recipe, finetune, recipe)
+        needs, reason = needed(way)
+        torch.manual_seed(recovery.seed)
+        opened = open_network(source, needs=needs, reason=reason)
+        settings = replace(
+            opened.settings,
+            command=NAME,
+            method=way.record,
+            budget={} if way.budget is None else way.budget.limits,
+            target=parse.selection(target or ()),
+            exclude=parse.selection(exclude or ()),
+            source=None if source.named.run is None else str(source.named.run),
+            finetune=finetune,
+            recovery=asdict(recovery) if finetune else {},
+            guard=guard,
+            plan=None if plan is None else str(plan),
+        )
+        done = work(opened, way, settings, recovery, cast("Norms", norms))
+        figures = _results(out, settings, way, done)
+        body = runs.write_run(out, settings, done.model, done.result.plan, figures)
+        return Outcome(body, _shown(out, opened, way, done))
 
 
 def _refuse_training(finetune: int, recipe: dict[str, Any]) -> None:

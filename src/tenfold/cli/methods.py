@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from rich.markup import escape
-
 from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
 from tenfold.cli.docs import about, field_docs
@@ -28,7 +26,7 @@ def command() -> Outcome:
         }
         made = tables.table(("Field", "Type", "Default", "Meaning"), left=4)
         for field in fields:
-            made.add_row(field.name, escape(field.type), escape(field.default), escape(field.doc))
+            made.add_row(field.name, field.type, field.default, field.doc)
         if not fields:
             made.add_row("none", "", "", "")
         shown.append(tables.titled(f"{name}: {about(kind)}", made))

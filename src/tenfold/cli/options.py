@@ -87,9 +87,10 @@ def check_file(out: Path, *, force: bool) -> None:
     Raises:
         ArgumentError: with the remedy.
     """
-    standing = next(p for p in out.absolute().parents if p.exists())
-    if out.is_dir() or not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
-        blocked = out if out.is_dir() else standing
+    standing = next((p for p in out.absolute().parents if p.exists()), out.absolute())  # the root has no parents
+    taken = out.exists() and not out.is_file()
+    if taken or not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
+        blocked = out if taken else standing
         raise ArgumentError(f"`--out` must be a file that can be written; got '{out}', and '{blocked}' is in the way.")
     if out.exists() and not force:
         raise ArgumentError(f"`--out` must be a new file; got '{out}', which exists. Replace it with --force.")

@@ -25,7 +25,7 @@ from torch import nn
 from tenfold.bench.environment import place
 from tenfold.cli.option_names import renamed
 from tenfold.errors import ArgumentError, CheckpointError, TenfoldError, shortened
-from tenfold.files import atomic_folder, finish_exchange, only_writer, read_json, write_json
+from tenfold.files import atomic_folder, beside, finish_exchange, is_litter, read_json, write_json
 from tenfold.plans.plan import Plan
 from tenfold.plans.serialization import save
 from tenfold.train import Data, Recipe, build_model, load_data
@@ -183,13 +183,15 @@ def check_out(out: Path, *, force: bool, source: Path | None = None) -> None:
     """
     if source is not None and (out.resolve() == source.resolve() or out.resolve() in source.resolve().parents):
         raise ArgumentError(f"`--out` must be another folder than the run that is read; got '{out}'.")
-    standing = next(p for p in out.absolute().parents if p.exists())
+    standing = next((p for p in out.absolute().parents if p.exists()), out.absolute())  # the root has no parents
     writable = standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)
     if not writable or (out.exists() and not out.is_dir()):
         blocked = out if writable else standing
         raise ArgumentError(f"`--out` must be a folder that can be written; got '{out}', and '{blocked}' is none.")
+    if out.resolve() in (here := Path.cwd(), *here.parents):
+        raise ArgumentError(f"`--out` must be another folder than the one at hand, or one it lies in; got '{out}'.")
     _finish_exchange(out)
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(is_litter(p.name) for p in out.iterdir()):
         return
     if not (out / RUN).is_file():
         raise ArgumentError(f"`--out` must be a new or empty folder; got '{out}', which holds files that are no run.")
@@ -220,8 +222,17 @@ def training_folder(out: Path, settings: Settings) -> Iterator[None]:
         _finish_exchange(out)
 
 
+@contextlib.contextmanager
+def resumed_folder(out: Path) -> Iterator[None]:
+    """Go on with the training in ``out``; with its first checkpoint the run that it replaces goes."""
+    try:
+        yield
+    finally:
+        _finish_exchange(out)
+
+
 def _replaced(out: Path) -> Path:
-    return out.with_name(f".{out.name}.replaced")
+    return beside(out, "replaced")
 
 
 def _finish_exchange(out: Path) -> None:
@@ -262,5 +273,5 @@ def write_training(
 
 def write_run(out: Path, settings: Settings, model: nn.Module, plan: Plan, figures: dict[str, Any]) -> dict[str, Any]:
     """Write a whole run folder, atomically; arguments as in `write_training`."""
-    with only_writer(out), atomic_folder(out) as new:
+    with atomic_folder(out) as new:
         return write_training(new, settings, model, plan, figures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,11 +102,11 @@ def command(
         target=parse.selection(target or ()),
         exclude=parse.selection(exclude or ()),
     )
-    if not resume:
-        runs.check_out(out, force=force)
-    job = _prepare(settings)
     with only_writer(out):
-        with contextlib.nullcontext() if resume else runs.training_folder(out, job.settings):
+        if not resume:
+            runs.check_out(out, force=force)
+        job = _prepare(settings)
+        with runs.resumed_folder(out) if resume else runs.training_folder(out, job.settings):
             trained = _fit(job, out, resume=resume, tensorboard=tensorboard)
         with Steps().step("compressing and evaluating"):
             result, rows = _finish(job, trained)

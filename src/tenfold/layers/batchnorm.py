@@ -15,6 +15,7 @@ from tenfold.layers.calibration_batches import Batch, calibration_batches
 from tenfold.layers.copy_model import meta_copy
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of
+from tenfold.layers.usable import refuse_unwritable
 from tenfold.linalg.svd import working
 
 _LAYERS = (*CONVS, *TRANSPOSED, nn.Linear, Decomposed)
@@ -60,8 +61,10 @@ def reestimate_(model: nn.Module, data: Iterable[Any], device: torch.device | st
     Raises:
         DataError: no batch at all, or one that the model does not run on. Whatever is raised, by ``data`` or the model,
             the statistics stay as they were.
+        ArgumentError: a model made under `torch.inference_mode`.
     """
     if running_norms(model):
+        refuse_unwritable(model)
         reestimate_from_(model, calibration_batches(model, data), device)
 
 

@@ -139,9 +139,7 @@ def count_params(model: nn.Module) -> int:
     Raises:
         ArgumentError: a lazy module that has not seen its first batch: nobody knows its size yet.
     """
-    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise ArgumentError(f"`model` must have all its parameters; '{lazy[0]}' is lazy. Run the model once first.")
+    refuse_unusable(model)
     return sum(p.numel() for p in model.parameters())
 
 

@@ -119,6 +119,8 @@ class Decomposed(nn.Module, ABC):
         """Register a parameter, as in `torch.nn.Module`; ``layer.weight = parameter``, which calls it, is refused."""
         if name == "weight":
             self._refuse_write("assigning a Parameter")
+        if name in ("weight_orig", "bias_orig"):
+            self._refuse_write(f"pruning of its {name.removesuffix('_orig')} (torch.nn.utils.prune)")
         super().register_parameter(name, param)
 
     def _refuse_write(self, what: str) -> NoReturn:

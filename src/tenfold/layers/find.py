@@ -96,7 +96,7 @@ def find(
         ArgumentError: a wrapped model; a selection that matches no layer, and the message names near misses.
         UnsupportedLayer: a layer named in full by ``target_modules`` that cannot be decomposed.
     """
-    refuse_unusable(model)
+    refuse_unusable(model, only_read=True)
     modules = dict(model.named_modules(remove_duplicate=False))
     matrices = _by_holders(modules)
     layers = dict.fromkeys(name for names in matrices for name in names)

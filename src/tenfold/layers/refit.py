@@ -23,7 +23,7 @@ from tenfold.layers.find import kind_of
 from tenfold.layers.refit_layer import RefitLayer
 from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import structure_of
-from tenfold.layers.usable import refuse_unusable
+from tenfold.layers.usable import refuse_unusable, refuse_unwritable
 from tenfold.linalg.refit import RIDGE
 
 
@@ -141,6 +141,7 @@ def refit_(
 def _layers(small: nn.Module, dense: nn.Module, factors: str, memory: int) -> list[RefitLayer]:
     """One for all modules that share their factors."""
     refuse_unusable(small)
+    refuse_unwritable(small)
     refuse_unusable(dense)
     there = dict(dense.named_modules(remove_duplicate=False))
     found: dict[int, dict[str, Decomposed]] = {}

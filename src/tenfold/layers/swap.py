@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from tenfold.errors import ArgumentError, PlanError
@@ -78,6 +79,7 @@ def skeleton(model: nn.Module, structures: Mapping[str, Structure]) -> nn.Module
     return rebuild(model, structures, lambda *about, empty: planned(*about, empty=True))
 
 
+@torch.inference_mode(False)
 def to_dense(model: nn.Module) -> nn.Module:
     """A new model in which every factorised layer is one plain dense layer again, its factors multiplied.
 
@@ -118,6 +120,7 @@ def structure_of(model: nn.Module) -> dict[str, Decomposed]:
     return {name: m for name, m in model.named_modules() if isinstance(m, Decomposed)}
 
 
+@torch.inference_mode(False)
 def rebuild(
     model: nn.Module,
     structures: Mapping[str, Structure],

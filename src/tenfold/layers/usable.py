@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from tenfold.errors import ArgumentError, shortened
 
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel")
 
 
-def refuse_unusable(model: Any) -> None:
-    """Raise `ArgumentError` unless ``model`` is a plain module: no class or name, not scripted, compiled or wrapped.
+def refuse_unusable(model: Any, *, only_read: bool = False) -> None:
+    """Raise `ArgumentError` unless ``model`` is a plain module: no class or name, not scripted, wrapped, sharded or lazy.
 
     The copies of the parameters that a wrapper keeps would go stale.
+
+    Args:
+        model: what was given.
+        only_read: what it is made of is looked at, and no layer replaced: parameters may be lazy or sharded.
     """
     if isinstance(model, type):
         raise ArgumentError(
@@ -34,6 +39,41 @@ def refuse_unusable(model: Any) -> None:
                 f"`model` must not be wrapped in {type(module).__name__}. Pass the module inside it "
                 f"(`.module`, or `._orig_mod` after torch.compile) and wrap the result again."
             )
+    for name, p in () if only_read else model.named_parameters():
+        if nn.parameter.is_lazy(p):
+            raise ArgumentError(f"`model` must have all its parameters; '{name}' is lazy. Run the model once first.")
+        if is_sharded(p):
+            raise ArgumentError(
+                f"`model` must not be sharded (fully_shard, tensor parallelism); '{name}' is. Compress the whole model "
+                "before it is sharded; a trained one is put together by torch.distributed.checkpoint.state_dict."
+                "get_model_state_dict with full_state_dict=True."
+            )
+
+
+def refuse_unwritable(model: nn.Module) -> None:
+    """Raise `ArgumentError` for a model that was made under `torch.inference_mode`: it cannot be changed in place."""
+    if torch.is_inference_mode_enabled():
+        return
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_inference():
+            raise ArgumentError(
+                f"`model` must be made outside torch.inference_mode to be changed in place; '{name}' was made inside. "
+                "Take a copy: copy.deepcopy(model)."
+            )
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether a tensor is a DTensor, of which each process may have a part."""
+    return isinstance(x, _sharded_kinds())
+
+
+@cache
+def _sharded_kinds() -> tuple[type, ...]:
+    if not distributed.is_available():
+        return ()
+    from torch.distributed.tensor import DTensor
+
+    return (DTensor,)
 
 
 def refuse_without_numbers(model: nn.Module) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, distributed
+
+from tenfold.layers.usable import is_sharded
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,4 @@ def like(x: Any, p: Any) -> Tensor:
 
 def parted(x: Any) -> bool:
     """Whether a tensor is a DTensor."""
-    return isinstance(x, _kinds())
-
-
-@cache
-def _kinds() -> tuple[type, ...]:
-    if not distributed.is_available():
-        return ()
-    from torch.distributed.tensor import DTensor
-
-    return (DTensor,)
+    return is_sharded(x)

@@ -199,6 +199,7 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
     A wrapped model must have been refused: in it every layer has another name.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    biased: set[int] = set()
     for name, layer in plan.layers.items():
         if layer.decomposition == "dense" or layer.layer is None:
             continue
@@ -211,6 +212,14 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
                 f"the plan is for another model: it expects '{name}' with kernel {expected[0]} in {expected[1]} "
                 f"groups, the model {what}."
             )
+        assert spec is not None
+        if layer.bias and (spec.bias or id(modules[name]) in biased):
+            raise PlanError(
+                f"'{name}': `bias` must be true only where a bias is added, once; the model has that of '{name}' already, "
+                f"and the plan would count it twice. Set it to false."
+            )
+        if layer.bias:
+            biased.add(id(modules[name]))
 
 
 def plan_of(model: nn.Module) -> Plan:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tenfold.bench.compare.experiment import Experiment
 from tenfold.errors import ArgumentError, TenfoldError, shortened
+from tenfold.files import read_text
 from tenfold.own_code import absolute
 
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+")
@@ -24,12 +25,12 @@ def read_experiment(path: Path | str) -> Experiment:
     """
     path = Path(path)
     try:
-        body = _parsed(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        sentence = " ".join(str(error).split())
+        body = _parsed(read_text(path))
+    except (OSError, ValueError) as error:
+        sentence = shortened(str(error), 300)[1:-1]
         raise ArgumentError(f"`experiment` must be a YAML file; '{path}' cannot be read: {sentence}.") from error
     if not isinstance(body, dict):
-        raise ArgumentError(f"`experiment` must be a YAML file of keys and values; '{path}' holds {body!r}.")
+        raise ArgumentError(f"`experiment` must be a YAML file of keys and values; '{path}' holds {shortened(body)}.")
     try:
         return Experiment.from_dict({"name": path.resolve().parent.name} | _beside(body, path.resolve().parent))
     except TenfoldError as error:

@@ -113,6 +113,8 @@ def compare(
         if retry:
             _forget_failures(made)
         _work_off(made, out, watch)
+        for row in experiment.rows:  # a process that was killed right after a result left what it had gone on from
+            shutil.rmtree(setting.work / row.id, ignore_errors=True)
         return merge(experiment, out)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from tenfold.errors import DataError, TenfoldWarning
+from tenfold.files import is_litter
 from tenfold.train.data.decode import look, readable
 from tenfold.train.data.images import Images
 from tenfold.train.data.places import expanded
@@ -19,13 +20,10 @@ from tenfold.train.data.registry import Sets, data_set
 
 _READ = ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .tif .tiff .gif .jp2 .j2k .avif .ppm .pgm .pbm .pnm .tga"
 _NOT_READ = ".heic .heif .jxl .svg .psd .ico .pcx .dds .exr .hdr .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .eps .dcm"
-_LEFT = "__macosx @eadir #recycle #snapshot $recycle.bin lost+found __pycache__ thumbs.db ehthumbs.db desktop.ini"
 READ = frozenset(_READ.split())
 """Suffixes of images that are read where Pillow can."""
 IMAGES = READ | frozenset(_NOT_READ.split())
 """Suffixes of images; those that are not read are refused: left out without a word they would be missed late."""
-LEFT_BEHIND = frozenset(_LEFT.split()) | {"system volume information", "icon\r"}
-"""What systems and tools leave in folders, in lower case; so are all names that begin with a point."""
 LARGEST = 224
 HELP = "Put images into train/CLASS/*.png (or .jpg ...) and test/CLASS/ or val/CLASS/, with the same classes."
 
@@ -128,4 +126,5 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_left_behind(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LEFT_BEHIND
+    """What is hidden, too."""
+    return name.startswith(".") or is_litter(name)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tenfold.errors import ArgumentError, CheckpointError, TenfoldError
+from tenfold.layers.usable import refuse_unwritable
 from tenfold.own_code import call_own, load_own
 
 _INSIDE = ("state_dict", "model")
@@ -58,12 +59,13 @@ def load_weights_(model: nn.Module, file: Path | str) -> None:
             taken off.
 
     Raises:
-        ArgumentError: there is no such file.
+        ArgumentError: there is no such file, or the model was made under `torch.inference_mode`.
         CheckpointError: a file that holds no state dict, or another model's: one sentence names what differs.
     """
     file = Path(file).expanduser()
     if not file.is_file():
         raise ArgumentError(f"`weights` must be a file that there is; got '{file}'.")
+    refuse_unwritable(model)
     own = model.state_dict()
     saved = _without_prefix(_read(file), own)
     shared: dict[int, list[str]] = {}
