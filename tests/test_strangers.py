@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools.stress.strangers import PLAN, READERS, RECORD, Reader, feed, garbled
 from torch import nn
 
 from helpers import same_state, state
@@ -14,7 +15,6 @@ from tenfold.errors import TenfoldError, TenfoldWarning
 from tenfold.files import parse_json
 from tenfold.plans.serialization import read_weights, write_weights
 from tenfold.train import Parts, load_checkpoint, save_checkpoint
-from tools.stress.strangers import PLAN, READERS, RECORD, Reader, feed, garbled
 
 FEW = 40
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tenfold.errors import ArgumentError
+from tenfold.errors import ArgumentError, shortened
 
 _FORM = "Write module.path:NAME or path/to/file.py:NAME."
 
@@ -87,9 +87,9 @@ def call_own(function: Any, argument: str, reference: str, /, *args: Any, **kwar
     """
     try:
         return function(*args, **kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ArgumentError(
-            f"`{argument}` must be code that runs; {reference!r} failed with {type(error).__name__}: {error}."
+            f"`{argument}` must be code that runs; {reference!r} failed with {_said(error)}."
         ) from error
 
 
@@ -112,15 +112,18 @@ def _module(path: str, reference: str, argument: str) -> ModuleType:
                 f"{_FORM}"
             ) from error
         raise _fails(reference, argument, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _fails(reference, argument, error) from error
 
 
-def _fails(reference: str, argument: str, error: Exception) -> ArgumentError:
+def _fails(reference: str, argument: str, error: BaseException) -> ArgumentError:
     return ArgumentError(
-        f"`{argument}` must name a module that can be imported; {reference!r} failed with {type(error).__name__}: "
-        f"{error}."
+        f"`{argument}` must name a module that can be imported; {reference!r} failed with {_said(error)}."
     )
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {shortened(str(error), 300)[1:-1]}"
 
 
 def _from_file(file: Path) -> ModuleType:

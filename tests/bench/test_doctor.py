@@ -1,5 +1,7 @@
 """The doctor's counts are right, its reasons are given, and it leaves everything alone. No test looks at the clock."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -32,7 +34,8 @@ def steady(monkeypatch):
     """A clock by which a module takes its parameters' number of milliseconds, and each odd rank above 8 twice that."""
     asked = []
 
-    def times(models, x, *, threads, rounds):
+    def times(models, x, *, threads, rounds, clock):
+        assert clock is time.thread_time
         asked.append((tuple(x.shape), list(models)))
         slow = {n: 2.0 if n.isdigit() and int(n) % 2 and int(n) > 8 else 1.0 for n in models}
         return {n: tenfold.cost(m).params * slow[n] for n, m in models.items()}
@@ -57,7 +60,7 @@ def test_break_even_ranks_are_the_largest_that_are_cheaper(steady):
     # by that clock a pair takes 320 j + 32 ms, dense 9248, each use: rank 28 is the last that pays, 24 the last aligned
     assert [t.rank for t in twice.timings] == [8, 16, 24]
     assert (twice.even_params, twice.even_ms, twice.ms) == (28, 24, 2 * 9248)
-    assert twice.share == twice.ms / max(found.ms, sum(x.ms or 0 for x in found.layers))
+    assert twice.share == twice.ms / found.ms
     assert [t.predicted for t in twice.timings] == pytest.approx(
         [cost.dense().macs / cost.low_rank(j).macs for j in (8, 16, 24)]
     )
@@ -80,6 +83,33 @@ def test_every_layer_that_cannot_pay_says_why(steady):
     assert "Embedding" in found["table"].reason
     assert found["head"].reason == "in exclude_modules"
     assert list(found) == ["stem", "depth", "twice", "idle", "table", "head"]
+
+
+@pytest.mark.parametrize("whole", [1.0, 10.0**6])
+def test_shares_add_up_to_the_time_of_the_model(monkeypatch, whole):
+    monkeypatch.setattr(
+        doctor, "milliseconds", lambda models, x, **_: {n: whole if n == "model" else 3.0 for n in models}
+    )
+    found = doctor.diagnose(EveryReason(), torch.randn(1, 3, 8, 8))
+    times = [x.ms or 0.0 for x in found.layers]
+    assert found.ms == max(whole, sum(times))
+    assert found.rest == pytest.approx(1 - sum(times) / found.ms)
+    assert found.rest >= -1e-12
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.memory, self.head = nn.LSTM(8, 8, num_layers=2), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.memory(x)[0])
+
+
+def test_a_layer_with_several_matrices_is_listed_once(steady):
+    found = doctor.diagnose(Recurrent(), torch.randn(3, 2, 8))
+    assert [x.name for x in found.layers] == ["memory", "head"]
+    assert "an LSTM" in found.layers[0].reason
 
 
 def test_a_layer_that_is_slower_at_every_rank_says_so(monkeypatch):

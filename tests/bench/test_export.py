@@ -50,6 +50,65 @@ def test_onnx_runs_for_every_batch_in_onnx_runtime(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
 
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.mix = nn.Embedding(20, 8), nn.Linear(8, 8)
+
+    def forward(self, ids, mask):
+        return self.mix(self.table(ids)) * mask[..., None]
+
+
+IMAGES = (
+    nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)),
+    torch.randn(1, 3, 8, 6),
+)
+SEQUENCE = (nn.Conv1d(3, 4, 3), torch.randn(1, 3, 9))
+IDS = (Tokens(), {"ids": torch.arange(10).reshape(2, 5), "mask": torch.ones(2, 5)})
+FREE = [(*IMAGES, ["height", "width"]), (*IMAGES, ["width"]), (*SEQUENCE, ["length"]), (*IDS, ["length"]),
+        (*IDS, ["length=1"]), (*SEQUENCE, ["time=2"])]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["torch-export", "onnx"])
+@pytest.mark.parametrize(("model", "inputs", "dynamic"), FREE)
+def test_further_axes_may_have_any_length(tmp_path, model, inputs, dynamic, format):
+    if format == "onnx":
+        runtime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    found = export(model, inputs, tmp_path / "net", format=format, dynamic=dynamic)
+    assert set(found.difference) == {1, 5}
+    named = isinstance(inputs, dict)
+    longer = {k: torch.cat([v] * 3, -1) for k, v in inputs.items()} if named else torch.cat([inputs] * 3, -1)
+    args, kwargs = ((), longer) if named else ((longer,), {})
+    expected = model(*args, **kwargs)
+    if format == "onnx":
+        session = runtime.InferenceSession(found.path, providers=["CPUExecutionProvider"])
+        values = longer.values() if named else [longer]
+        names = [value.name for value in session.get_inputs()]
+        got = torch.as_tensor(session.run(None, dict(zip(names, (v.numpy() for v in values), strict=True)))[0])
+    else:
+        got = torch.export.load(found.path).module()(*args, **kwargs)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "says"),
+    [(["depth"], "height, width, length, or NAME=AXIS"), (["length"], "axes that the inputs have; got 'length'"),
+     (["a=9"], "axes that the inputs have"), (["a=0"], "NAME=AXIS"), (["height", "height"], "each once"),
+     (["batch=1"], "NAME=AXIS")],
+)  # fmt: skip
+def test_axes_that_there_are_not_are_refused(tmp_path, dynamic, says):
+    with pytest.raises(ArgumentError, match=rf"`dynamic`.*{says}"):
+        export(*IMAGES, tmp_path / "x", format="torch-export", dynamic=dynamic)
+
+
+def test_axes_that_the_model_cannot_take_longer_are_refused(tmp_path):
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 6, 4))
+    with pytest.raises(ArgumentError, match="`dynamic` must be of axes that the model takes at other lengths"):
+        export(fixed, IMAGES[1], tmp_path / "x", format="torch-export", dynamic=["height"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def off():
     net = nn.Linear(2, 2)
     with torch.no_grad():

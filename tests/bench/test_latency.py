@@ -60,6 +60,15 @@ def test_a_model_that_fails_leaves_no_trace():
     assert model.training
 
 
+def test_what_other_programs_take_is_left_out_where_one_thread_computes():
+    x = torch.zeros(1)
+    assert latency.undisturbed_clock(x, 1) is time.thread_time
+    assert latency.undisturbed_clock({"a": x}, 2) is time.perf_counter
+    assert latency.undisturbed_clock(x.to("meta"), 1) is time.perf_counter
+    asleep = latency.milliseconds({"a": Sleeper(0.004)}, x, rounds=3, clock=time.thread_time)
+    assert asleep["a"] < 4
+
+
 @pytest.mark.parametrize(("name", "value"), [("threads", 0), ("rounds", 2)])
 def test_numbers_out_of_range_are_refused(name, value):
     with pytest.raises(ArgumentError, match=name):

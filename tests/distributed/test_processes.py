@@ -52,6 +52,12 @@ def test_so_are_ranks_and_moments_and_what_the_next_step_adds(found, name):
     assert one["ranks"]
 
 
+def test_every_process_has_all_warm_bases_for_its_checkpoint(found):
+    one, two = (each["lrpet warm"] for each in found)
+    assert one["bases"] == two["bases"]
+    assert set(one["bases"]) == set(one["ranks"])
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_layer_has_its_rank_in_both(found, name):
     """The last step ends with a projection."""

@@ -85,6 +85,7 @@ def train(method: tenfold.Method, ddp: bool) -> dict:
         "weights": after,
         "momentum": digest(buffers),
         "pull": digest(state["pull"][n] for n in sorted(state["pull"])),
+        "bases": {n: digest([x]) for n, x in state["bases"].items()},
         "statistics": digest(model[1].running_var[None]),
         "ranks": state["ranks"],
         "measured": {n: max(int((s > 1e-4 * s[0]).sum()) for s in each) for n, each in spectra.items()},

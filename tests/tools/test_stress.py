@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tools.stress.cases import Case
 from tools.stress.kills import trial
 from tools.stress.run import stress

@@ -1,4 +1,4 @@
-"""The trials of each case: at its file operations, and at moments drawn at random; afterwards all is as without them."""
+"""The trials of each case: at its file operations, and at random moments; afterwards all is as without them."""
 
 import random
 import resource

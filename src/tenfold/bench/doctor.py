@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tenfold.bench.latency import batch_size, milliseconds
+from tenfold.bench.latency import batch_size, milliseconds, undisturbed_clock
 from tenfold.errors import TenfoldError, check
 from tenfold.layers.cost import call_arguments
 from tenfold.layers.find import FoundLayer
@@ -65,7 +65,7 @@ class Examined:
         params: of the dense kernel.
         macs: of the dense layer; None where unknown.
         ms: median milliseconds of all its uses in one dense forward pass; None where it was not timed.
-        share: ``ms`` over the time of the whole model, or of all layers together where noise makes that more.
+        share: ``ms`` over the time of the whole model.
         full_rank: the largest rank; None where it was not timed.
         even_params: the largest rank that saves parameters; 0 for none.
         even_macs: the largest rank that saves MACs; 0 for none.
@@ -102,7 +102,7 @@ class Diagnosis:
     """The result of `diagnose`: the whole model, layer by layer.
 
     Args:
-        ms: median milliseconds of a dense forward pass.
+        ms: median milliseconds of a dense forward pass; where noise makes that less than all layers take, their sum.
         batch: inputs in the batch.
         threads: that torch might use.
         fold: of the factor pairs.
@@ -114,6 +114,11 @@ class Diagnosis:
     threads: int
     fold: str
     layers: tuple[Examined, ...]
+
+    @property
+    def rest(self) -> float:
+        """Share of the time that is spent outside the layers timed: in activations, norms, layers left out."""
+        return 1.0 - sum(x.share or 0.0 for x in self.layers)
 
     @property
     def reachable(self) -> float:
@@ -135,6 +140,8 @@ def diagnose(
 ) -> Diagnosis:
     """Time every layer of ``model`` beside factor pairs in its place. The model is untouched.
 
+    On a CPU with one thread that is time of the processor, which other programs do not lengthen; else of the wall.
+
     Args:
         model: any module; a factorised one is multiplied back to dense first.
         x: a batch, on the device of the model: a tensor, a tuple of positional or a dict of keyword arguments.
@@ -155,7 +162,8 @@ def diagnose(
     check(rounds >= 3, "rounds", ">= 3", rounds)
     problem = survey(model, example_inputs=x, target_modules=target_modules, exclude_modules=exclude_modules)
     with torch.random.fork_rng(devices=_gpus(x)):
-        whole = milliseconds({"model": problem.model}, x, threads=threads, rounds=rounds)["model"]
+        clock = undisturbed_clock(x, threads)
+        whole = milliseconds({"model": problem.model}, x, threads=threads, rounds=rounds, clock=clock)["model"]
         uses = _shapes(problem, x)
         sites = {site.name: site for site in problem.sites}
         found = []
@@ -167,8 +175,8 @@ def diagnose(
             else:
                 kernel = None if target.spec is None else target.spec.shape
                 found.append(Examined(target.name, kernel, target.params, reason=target.reason))
-    whole_or_sum = max(whole, sum(layer.ms or 0.0 for layer in found))
-    shared = (layer if layer.ms is None else replace(layer, share=layer.ms / whole_or_sum) for layer in found)
+    whole = max(whole, sum(layer.ms or 0.0 for layer in found))
+    shared = (layer if layer.ms is None else replace(layer, share=layer.ms / whole) for layer in found)
     return Diagnosis(whole, batch_size(x), threads, fold, tuple(shared))
 
 
@@ -273,7 +281,8 @@ def _times(
     total = dict.fromkeys(forms, 0.0)
     for (shape, dtype), times in uses.items():
         x = torch.randn(shape, device=device).to(dtype)
-        found = milliseconds({str(rank): form for rank, form in forms.items()}, x, threads=threads, rounds=rounds)
+        named, clock = {str(rank): form for rank, form in forms.items()}, undisturbed_clock(x, threads)
+        found = milliseconds(named, x, threads=threads, rounds=rounds, clock=clock)
         for rank in forms:
             total[rank] += times * found[str(rank)]
     if min(total.values()) <= 0:

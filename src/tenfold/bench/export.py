@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tenfold.errors import TenfoldError, check
+from tenfold.errors import ArgumentError, TenfoldError, check, shortened
 from tenfold.files import atomic_file
 from tenfold.layers.cost import call_arguments
-from tenfold.layers.usable import refuse_unusable
+from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
 
 FORMATS = ("onnx", "torch-export")
 BATCHES = (1, 5)
@@ -65,10 +65,12 @@ def export(
     opset: int | None = None,
     tolerance: float = 1e-4,
     reference: nn.Module | None = None,
+    dynamic: Sequence[str] = (),
 ) -> Exported:
     """Export a model, in eval mode, as an ONNX file or a `torch.export` archive of any batch size.
 
-    The file is run on random inputs of two batch sizes, in ONNX Runtime or by torch, and compared with the model.
+    The file is run on random inputs of two batch sizes, in ONNX Runtime or by torch, and compared with the model; in
+    the second of them every axis in ``dynamic`` is twice as long.
 
     Args:
         model: any module that `torch.export` can capture; untouched. For ONNX on the CPU.
@@ -79,25 +81,32 @@ def export(
         opset: of ONNX; None: torch's own choice.
         tolerance: largest difference allowed, > 0: absolute, or relative to the largest output where that is above 1.
         reference: what the file is compared with; None: ``model``. The model before its batch norms were folded, say.
+        dynamic: further axes of any length: "height" and "width", the last two of tensors with four axes or more;
+            "length", the last of those with two or three; or NAME=AXIS, e.g. "length=1", of all that have that axis.
 
     Raises:
-        ArgumentError: an unknown format, an opset that torch cannot write, a wrapped model, inputs without a batch.
+        ArgumentError: an unknown format, an opset that torch cannot write, a wrapped model, inputs without a batch, an
+            axis that no input has.
         TenfoldError: a package is missing, the model cannot be captured, or the outputs differ: nothing is written.
     """
     check(format in FORMATS, "format", f"one of {', '.join(FORMATS)}", format)
     check(opset is None or format == "onnx", "opset", "left out for torch-export", opset)
     check(tolerance > 0, "tolerance", "> 0", tolerance)
     refuse_unusable(model)
-    runtime = _runtime() if format == "onnx" else None
+    refuse_without_numbers(model)
+    runtime = onnx_runtime() if format == "onnx" else None
+    free = free_axes(dynamic, example_inputs)
     args, kwargs = call_arguments(resized(example_inputs, _CAPTURED, None))
-    axes = tuple(_axes(value) for value in args), {key: _axes(value) for key, value in kwargs.items()}
+    axes = _axes((args, kwargs), free, named=format == "onnx")
     with _eval(model, reference or model), torch.no_grad(), _silence():
+        if free:  # said before the work
+            _expected(reference or model, _longer(example_inputs, free), free)
         if format == "onnx":
             content, opset = _onnx(model, args, kwargs, axes, opset)
         else:
             content = _archive(model, args, kwargs, axes)
         run = _open(content) if runtime is None else _session(runtime, content)
-        found, magnitude = _check(run, reference or model, example_inputs, tolerance)
+        found, magnitude = _check(run, reference or model, example_inputs, tolerance, free)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
     return Exported(Path(path), format, len(content), opset, magnitude, found)
@@ -147,13 +156,12 @@ def _open(content: bytes) -> _Run:
     return run
 
 
-def _check(run: _Run, model: nn.Module, inputs: Any, tolerance: float) -> tuple[dict[int, float], float]:
-    """The largest differences by batch size, and the largest output."""
+def _check(run: _Run, model: nn.Module, inputs: Any, tolerance: float, free: Free) -> tuple[dict[int, float], float]:
+    """The largest differences by batch size, and the largest output; the free axes are longer in the last batch."""
     generator, found, largest = torch.Generator().manual_seed(0), {}, 0.0
     for n in BATCHES:
-        x = resized(inputs, n, generator)
-        args, kwargs = call_arguments(x)
-        expected = _tensors(model(*args, **kwargs))
+        x = resized(_longer(inputs, free) if n == BATCHES[-1] else inputs, n, generator)
+        expected = _expected(model, x, free)
         with _captured("the file's own run"):
             got = run(x)
         shapes = ([tuple(t.shape) for t in ts] for ts in (got, expected))
@@ -187,9 +195,69 @@ def resized(inputs: Any, n: int, generator: torch.Generator | None) -> Any:
     return tree_map_only(Tensor, resize, inputs)
 
 
-def _axes(value: Any) -> Any:
-    """The dynamic shape of an argument: its first axis, by name."""
-    return tree_map_only(Tensor, lambda _: {0: torch.export.Dim("batch", min=1)}, value)
+Free = dict[str, int | None]
+"""Axes of any length, by name; None: where the name says."""
+_NAMED = {"height": (-2, range(4, 99)), "width": (-1, range(4, 99)), "length": (-1, range(2, 4))}
+"""Which axis a name means, and of tensors with how many."""
+
+
+def free_axes(words: Sequence[str], inputs: Any) -> Free:
+    """What ``dynamic`` of `export` says.
+
+    Raises:
+        ArgumentError: words that say nothing, or an axis that no tensor among the inputs has.
+    """
+    free: Free = {}
+    for word in words:
+        name, equals, axis = word.strip().partition("=")
+        known = name.isidentifier() and name != "batch" and name not in free
+        known = known and (axis.isdecimal() and int(axis) > 0 if equals else name in _NAMED)
+        check(known, "dynamic", f"of {', '.join(_NAMED)}, or NAME=AXIS with an axis from 1, each once", list(words))
+        free[name] = int(axis) if equals else None
+        there = [named_axes(t, free) for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+        check(any(name in axes.values() for axes in there), "dynamic", "of axes that the inputs have", word)
+    return free
+
+
+def _axes(inputs: Any, free: Free, *, named: bool) -> Any:
+    """The dynamic shapes of all arguments. Without names torch finds by itself which lengths are possible."""
+    kinds: dict[str, Any] = {name: torch.export.Dim(name) if named else torch.export.Dim.DYNAMIC for name in free}
+    kinds["batch"] = torch.export.Dim("batch", min=1)
+    return tree_map_only(Tensor, lambda t: {axis: kinds[name] for axis, name in named_axes(t, free).items()}, inputs)
+
+
+def _expected(model: nn.Module, inputs: Any, free: Free) -> list[Tensor]:
+    args, kwargs = call_arguments(inputs)
+    try:
+        return _tensors(model(*args, **kwargs))
+    except Exception as error:
+        if not free:
+            raise
+        raise ArgumentError(
+            f"`dynamic` must be of axes that the model takes at other lengths; with {', '.join(free)} twice as long it "
+            f"fails with {type(error).__name__}: {shortened(str(error), 200)[1:-1]}."
+        ) from error
+
+
+def named_axes(t: Tensor, free: Free) -> dict[int, str]:
+    """The axes of an input that may have any length: the batch, and those that are free."""
+    found = {0: "batch"}
+    for name, axis in free.items():
+        at, sizes = _NAMED[name] if axis is None else (axis, range(axis + 1, 99))
+        if t.ndim in sizes:
+            found.setdefault(at % t.ndim, name)
+    return found
+
+
+def _longer(inputs: Any, free: Free) -> Any:
+    """The same inputs with free axes twice as long."""
+
+    def stretch(t: Tensor) -> Tensor:
+        for axis, name in named_axes(t, free).items():
+            t = t if name == "batch" else torch.cat([t, t], axis)
+        return t
+
+    return tree_map_only(Tensor, stretch, inputs) if free else inputs
 
 
 def _flat(axes: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -201,8 +269,12 @@ def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _runtime() -> Any:
-    """ONNX Runtime, once all three packages are known to be there."""
+def onnx_runtime() -> Any:
+    """ONNX Runtime, once all three packages are known to be there.
+
+    Raises:
+        TenfoldError: one is missing, with the command that installs it.
+    """
     try:
         for name in ("onnx", "onnxscript"):
             importlib.import_module(name)

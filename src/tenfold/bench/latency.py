@@ -78,14 +78,27 @@ def compare(
     return Comparison(batch_size(x), threads, rounds, before, after, middle, (low, high))
 
 
-def milliseconds(models: Mapping[str, nn.Module], x: Any, *, threads: int = 1, rounds: int = 30) -> dict[str, float]:
+def milliseconds(
+    models: Mapping[str, nn.Module],
+    x: Any,
+    *,
+    threads: int = 1,
+    rounds: int = 30,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median milliseconds of a forward pass of each model, all measured in turns; arguments as in `compare`."""
-    turns = zip(*_turns(tuple(models.values()), x, threads, rounds), strict=True)
+    turns = zip(*_turns(tuple(models.values()), x, threads, rounds, clock), strict=True)
     return {name: statistics.median(times) * 1e3 for name, times in zip(models, turns, strict=True)}
 
 
+def undisturbed_clock(x: Any, threads: int) -> Callable[[], float]:
+    """Seconds that leave out what other programs take: of this thread, where it alone computes; else of the wall."""
+    alone = threads == 1 and all(leaf.device.type == "cpu" for leaf in tree_leaves(x) if isinstance(leaf, Tensor))
+    return time.thread_time if alone else time.perf_counter
+
+
 def _turns(
-    models: tuple[nn.Module, ...], x: Any, threads: int, rounds: int, clock: Callable[[], float] = time.perf_counter
+    models: tuple[nn.Module, ...], x: Any, threads: int, rounds: int, clock: Callable[[], float]
 ) -> list[tuple[float, ...]]:
     """Seconds of a forward pass of each model, round by round."""
     check(threads >= 1, "threads", ">= 1", threads)

@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 
 from tenfold.cli.option_names import OPTIONS, options_for
 from tenfold.errors import TenfoldError, TenfoldWarning
+from tenfold.train.engine import refuse_launched
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells expect."""
@@ -63,6 +64,7 @@ def verb(work: Callable[..., Outcome]) -> Callable[..., None]:
         shared = {name: options.pop(name) for name in added}
         torch.manual_seed(shared.get("seed", 0))
         with _in_words(shared["debug"], names), _warnings_in_words():
+            refuse_launched()
             outcome = work(**options)
             _say(outcome, shared["as_json"])
 

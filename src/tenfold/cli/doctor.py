@@ -73,6 +73,7 @@ def command(
         "torch": torch.__version__,
         "block": BLOCK,
         "reachable": found.reachable,
+        "rest": found.rest,
     } | asdict(found)
     return Outcome(body, _shown(found, f"{where}, batch {found.batch}, {threads} thread(s)"))
 
@@ -86,6 +87,9 @@ def _shown(found: Diagnosis, where: str) -> list[Any]:
             reasons.setdefault(layer.reason, []).append(layer.name)
         if layer.ms is not None:
             made.add_row(layer.name, *_row(layer))
+    made.add_section()
+    made.add_row("everything else", "", f"{found.rest * found.ms:.3f}", f"{found.rest:.1%}")
+    made.add_row("all", "", f"{found.ms:.3f}", f"{1:.1%}")
     notes = [
         Text(f"The whole model takes {found.ms:.3f} ms; {found.reachable:.0%} of it in layers that can pay."),
         Text("Even: the largest rank that is still cheaper than dense, by parameters, by MACs, and by the clock here."),

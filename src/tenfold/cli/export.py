@@ -9,7 +9,7 @@ import torch
 import typer
 from torch.utils._pytree import tree_map_only
 
-from tenfold.bench.export import Exported, export
+from tenfold.bench.export import Exported, export, free_axes, named_axes, onnx_runtime
 from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
 from tenfold.cli.network_options import takes_network
@@ -26,7 +26,7 @@ EXAMPLES = (
     "Examples:\n\n"
     "tenfold export runs/b --out model.onnx\n\n"
     "tenfold export runs/b --format onnx --opset 21 --fold-batchnorm --out model.onnx\n\n"
-    "tenfold export runs/b --format torch-export --out model.pt2"
+    "tenfold export runs/b --format torch-export --dynamic height,width --out model.pt2"
 )
 Opset = Annotated[int | None, typer.Option(min=1, help=with_default("Of the ONNX operators.", "torch's choice"))]
 
@@ -49,6 +49,14 @@ def command(
         float,
         typer.Option(help="Largest difference to the run's outputs; relative to the largest where that is above 1."),
     ] = 1e-4,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Axes of any length beside the batch: height and width of images, length of sequences (their last "
+            "axis; length=1: the second).",
+        ),
+    ] = None,
     force: Force = False,
 ) -> Outcome:
     r"""Write a run as ONNX or torch.export, any batch size, checked against the run on random inputs.
@@ -57,18 +65,25 @@ def command(
     (x - mean) / std. A file whose outputs differ is not left behind. ONNX needs: pip install 'tenfold\[export]'.
     """
     check_file(out, force=force)
+    if format == "onnx":
+        onnx_runtime()
+    words = () if dynamic is None else dynamic.split(",")
     opened = open_network(source, needs=["inputs"], reason="to trace the network with")
     model = opened.model.cpu()
     example = opened.example
+    free = free_axes(words, example)
     folds: list[NormFold] = []
     with Steps().step("exporting"):
         shipped = model
         if fold_norms:
             folds = norm_folds(model, example_inputs=example)
             shipped = fold_batchnorm(model, example_inputs=example)
-        made = export(shipped, example, out, format=format, opset=opset, tolerance=tolerance, reference=model)
+        kind = {"format": format, "opset": opset, "tolerance": tolerance, "dynamic": words}
+        made = export(shipped, example, out, reference=model, **kind)
     train = None if opened.data is None else opened.data.train
-    shapes = tree_map_only(torch.Tensor, lambda t: ["batch", *t.shape[1:]], example)
+    shapes = tree_map_only(
+        torch.Tensor, lambda t: [named_axes(t, free).get(i, n) for i, n in enumerate(t.shape)], example
+    )
     body: dict[str, Any] = {
         "command": NAME,
         "run": str(source),

@@ -137,9 +137,17 @@ def count_params(model: nn.Module) -> int:
     """Number of parameters of a model, a tied one once, buffers not counted.
 
     Raises:
-        ArgumentError: a lazy module that has not seen its first batch: nobody knows its size yet.
+        ArgumentError: a lazy module that has not seen its first batch: nobody knows its size yet; a quantized one
+            (`torch.ao.quantization`), whose weights are packed away.
     """
     refuse_unusable(model)
+    for name, module in model.named_modules():
+        where = type(module).__module__.split(".")
+        if "quantized" in where and "reference" not in where:
+            raise ArgumentError(
+                f"`model` must be in floating point to be counted; '{name}' is a quantized {type(module).__name__}, "
+                "whose weights are no parameters. Count the network that it was made of: it has as many, in more bits."
+            )
     return sum(p.numel() for p in model.parameters())
 
 
@@ -151,7 +159,7 @@ def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. None: parameters only.
 
     Raises:
-        ArgumentError: a lazy or wrapped model, or inputs that the model does not run on.
+        ArgumentError: a lazy, wrapped, sharded or quantized model, or inputs that the model does not run on.
     """
     return Cost(count_params(model), None if example_inputs is None else trace(model, example_inputs).macs)
 

@@ -172,7 +172,8 @@ def _options(spec: LayerSpec) -> tuple[Any, ...]:
 def kind_of(module: nn.Module) -> str:
     """The class of a module with its article, for sentences."""
     kind = type(module).__name__
-    return f"an {kind}" if kind[0] in "AEIO" else f"a {kind}"
+    spelled = len(kind) > 1 and kind[:2].isupper() and kind[0] in "FHLMNRSX"  # an LSTM
+    return f"an {kind}" if kind[0] in "AEIO" or spelled else f"a {kind}"
 
 
 def _hooked(module: nn.Module) -> bool:

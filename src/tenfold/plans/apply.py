@@ -215,7 +215,7 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
         assert spec is not None
         if layer.bias and (spec.bias or id(modules[name]) in biased):
             raise PlanError(
-                f"'{name}': `bias` must be true only where a bias is added, once; the model has that of '{name}' already, "
+                f"'{name}': `bias` must be true only where a bias is added, and once; the model has that one already, "
                 f"and the plan would count it twice. Set it to false."
             )
         if layer.bias:

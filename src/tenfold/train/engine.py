@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ def engine(precision: str) -> Iterator[Accelerator]:
     Raises:
         TenfoldError: accelerate is missing, cannot do this precision here, or was launched with several processes.
     """
+    refuse_launched()
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -40,15 +42,26 @@ def engine(precision: str) -> Iterator[Accelerator]:
             raise _unable(precision, str(error)) from error
         if precision == "fp16" and accelerator.scaler is None:  # Accelerate would go on in float32
             raise _unable(precision, f"it needs a GPU, and the device is {accelerator.device.type!r}.")
-        if accelerator.num_processes > 1:
-            raise TenfoldError(
-                f"`fit` runs in one process; this is one of {accelerator.num_processes}. Launch it without torchrun, "
-                "or use the method's optimizer in a distributed loop of your own."
-            )
+        refuse_launched(accelerator.num_processes)
         yield accelerator
     finally:
         shared.clear()
         shared.update(before)
+
+
+def refuse_launched(processes: int = 1) -> None:
+    """Raise `TenfoldError` in one of several processes that a launcher started: all would write the same files.
+
+    Args:
+        processes: that are known of; what torchrun, accelerate and mpirun say of theirs is read here.
+    """
+    counts = [os.environ.get(name, "") for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
+    processes = max([processes, *(int(count) for count in counts if count.isdecimal())])
+    if processes > 1:
+        raise TenfoldError(
+            f"tenfold's own trainings and commands run in one process; this is one of {processes}. Start it without "
+            "torchrun (or unset WORLD_SIZE), or use tenfold.begin in a distributed loop of your own."
+        )
 
 
 def _unable(precision: str, reason: str) -> TenfoldError:

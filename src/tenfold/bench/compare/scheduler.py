@@ -32,6 +32,7 @@ from tenfold.bench.environment import place
 from tenfold.errors import CheckpointError, shortened
 from tenfold.files import atomic_file, read_json, write_json
 from tenfold.train import Data, build_model, load_data
+from tenfold.train.engine import refuse_launched
 from tenfold.validation import construct
 
 EXPERIMENT, RESULTS, WORK, MERGED = "experiment.json", "results", "work", "results.json"
@@ -98,8 +99,9 @@ def compare(
 
     Raises:
         CheckpointError: ``out`` holds another experiment.
-        DataError, TenfoldError: the data or the network cannot be had.
+        DataError, TenfoldError: the data or the network cannot be had; or a launcher started several processes at once.
     """
+    refuse_launched()
     out = Path(out)
     with _threads(experiment.threads):
         choice = experiment.data

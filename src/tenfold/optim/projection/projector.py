@@ -114,7 +114,8 @@ def _project_(
             batch.decompose(None)
         batch.write(chosen, settings, optimizer, bases, outcome)
     if processes > 1:
-        _share(weights, whose, settings, optimizer, outcome)
+        held = {} if bases is None else _whole_bases(weights, chosen, bases)
+        _share(weights, whose, settings, optimizer, outcome, held)
     for folded, rank, ok in zip(weights, chosen, finite, strict=True):
         if not ok:
             outcome.broken.append(folded.name)
@@ -271,12 +272,23 @@ def _buffers(folded: FoldedWeight, optimizer: Optimizer | None) -> list[Tensor]:
     return [x for key in ("momentum_buffer", "exp_avg") if isinstance(x := state.get(key), Tensor)]
 
 
+def _whole_bases(weights: Sequence[FoldedWeight], ranks: Sequence[int], bases: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``bases`` with room for those that other processes make: any of them may write, or read, the checkpoint."""
+    for folded, rank in zip(weights, ranks, strict=True):
+        if 0 < rank <= folded.most:
+            shape = (folded.fold.batch, min(folded.fold.rows, folded.fold.columns), rank)
+            empty = torch.zeros(shape, dtype=torch.float64, device=folded.weight.device)
+            bases[folded.name] = bases.get(folded.name, empty).double().reshape(shape)
+    return bases
+
+
 def _share(
     weights: Sequence[FoldedWeight],
     whose: Sequence[int],
     settings: ProjectionSettings,
     optimizer: Optimizer | None,
     outcome: ProjectionResult,
+    bases: dict[str, Tensor],
 ) -> None:
     """Send what each process has made to the others, in one message per process."""
     if settings.pull:
@@ -289,6 +301,7 @@ def _share(
                 tensors.append(folded.weight.data)
                 tensors += _buffers(folded, optimizer if settings.momentum == "project" else None)
                 tensors += [outcome.pull[folded.name]] if settings.pull else []
+                tensors += [bases[folded.name]] if folded.name in bases else []
         flat = torch.cat([x.reshape(-1) for x in tensors])
         distributed.broadcast(flat, owner)
         for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):

@@ -1,5 +1,4 @@
-"""Reading ``.npz`` files: no pickles, no array that is larger than its file can hold, and errors that say what was looked
-for."""
+"""Reading ``.npz`` files: no pickles, no array larger than its file can hold, and errors that say what was missed."""
 
 from __future__ import annotations
 
