@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs dist clean
+.PHONY: help demo test lint format bench stress docs dist clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ format: .venv/.dev ## rewrite the code in the project's style
 
 bench: .venv/.dev ## speed and memory; writes JSON to benchmarks/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+stress: .venv/.dev ## kill what writes, feed what reads; ten minutes; writes benchmarks/results/stress.json
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tools.stress
 
 docs: .venv/.dev ## rewrite what is made from results: tables, pictures; reports, which are not committed
 	$(BIN)/python -m tools.pages

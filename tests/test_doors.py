@@ -91,6 +91,26 @@ def test_sfw_trains_sharded_models_and_begins_with_whole_ones(one_process):
     assert tenfold.SFW().assignments(sharded(one_process))
 
 
+@pytest.mark.parametrize("name", tenfold.list_methods())
+def test_an_optimizer_made_before_sharding_is_refused_at_its_first_step(name, one_process):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    method = tenfold.get_method(name)
+    budget = HALF if method.needs_budget else None
+    run = tenfold.begin(net(), method, budget, target_modules=["0", "2"], steps=9, steps_per_epoch=3)
+    optimizer = run.optimizer(lr=0.1)
+    fully_shard(run.model, mesh=init_device_mesh("cpu", (1,)))
+
+    def closure():
+        loss = run.model(INPUTS).square().mean()
+        loss.backward()
+        return loss
+
+    with pytest.raises(tenfold.ArgumentError, match=r"`model` must have the parameters|`model` must not be sharded"):
+        optimizer.step(closure)
+
+
 @pytest.fixture
 def inference():
     torch.manual_seed(1)

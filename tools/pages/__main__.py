@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from tools.pages import accuracy, comparison, timing, trained
+from tools.pages import accuracy, comparison, stress, timing, trained
 from tools.pages.cells import ROOT
 
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
@@ -38,6 +38,8 @@ TABLES: dict[str, Callable[..., str]] = {
         timing.sfw_step,
         timing.tucker_step,
         timing.tucker_memory,
+        stress.kills,
+        stress.strangers,
     )
 }
 

@@ -14,10 +14,10 @@ def results(experiment: str) -> list[dict]:
     return [json.loads(p.read_text()) for p in sorted((ROOT / "experiments" / experiment / "results").glob("*.json"))]
 
 
-def benchmark(name: str) -> list[dict]:
-    """The results of a benchmark; none where it has not been run."""
+def benchmark(name: str, part: str = "results") -> list[dict]:
+    """The results of a benchmark, or another part of its file; none where it has not been run."""
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    return json.loads(path.read_text())["results"] if path.exists() else []
+    return json.loads(path.read_text())[part] if path.exists() else []
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -29,7 +29,15 @@ _SHARED: dict[str, Any] = {
         bool,
         typer.Option("--json", help="One JSON object on standard output, nothing else.", rich_help_panel="General"),
     ],
-    "seed": Annotated[int, typer.Option("--seed", min=0, help="Of all random numbers.", rich_help_panel="General")],
+    "seed": Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            min=0,
+            help="Of all random numbers; another number of threads, another result.",
+            rich_help_panel="General",
+        ),
+    ],
     "debug": Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="General")
     ],

@@ -14,7 +14,7 @@ _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "Full
 
 
 def refuse_unusable(model: Any, *, only_read: bool = False) -> None:
-    """Raise `ArgumentError` unless ``model`` is a plain module: no class or name, not scripted, wrapped, sharded or lazy.
+    """Raise `ArgumentError` unless ``model`` is a plain module, not scripted, wrapped, sharded or lazy.
 
     The copies of the parameters that a wrapper keeps would go stale.
 

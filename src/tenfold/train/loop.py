@@ -66,7 +66,8 @@ def fit(
 ) -> Fit:
     """Train ``model`` by ``method`` on ``data`` as ``recipe`` says, on the device that Accelerate finds.
 
-    The same seed gives the same run on a CPU, and a run that was stopped and resumed ends with the same bits.
+    The same seed gives the same run on a CPU with the same number of threads, and a run that was stopped and resumed
+    ends with the same bits.
 
     Args:
         model: the network to start from; it is not changed.

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from tenfold.errors import ArgumentError, shortened
 from tenfold.layers.norm_choice import Norms
 from tenfold.layers.select import Selection
-from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
+from tenfold.layers.usable import is_sharded, refuse_unusable, refuse_without_numbers
 from tenfold.methods.contract.method import Goal, Method, check_budget, check_method
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
@@ -50,6 +50,7 @@ class TrainingRun:
             )
         self._refuse_second()
         self._optimizer = self.method.optimizer(self.model, base=base, goal=self.goal, **hyper)
+        _refuse_replaced_later(self.model, self._optimizer)
         return self._optimizer
 
     def attach(self, optimizer: Optimizer) -> Optimizer:
@@ -65,6 +66,7 @@ class TrainingRun:
             raise ArgumentError(f"`optimizer` must be a torch optimizer; got {shortened(optimizer)}.")
         self._refuse_second()
         self._optimizer = self.method.attach(self.model, optimizer, goal=self.goal)
+        _refuse_replaced_later(self.model, self._optimizer)
         return self._optimizer
 
     def finish(self, data: Iterable[Any] | None = None, *, norms: Norms = "auto") -> Result:
@@ -98,6 +100,28 @@ class TrainingRun:
                 f"this run has its optimizer, a {type(self._optimizer).__name__}: with a second one {self.method.name} "
                 "would do its work twice. Begin another run for another training."
             )
+
+
+def _refuse_replaced_later(model: nn.Module, optimizer: Optimizer) -> None:
+    """Have the first step raise `ArgumentError` where parameters that the optimizer holds are the model's no more.
+
+    It would train what nobody uses, and say nothing.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    names = {name: p for name, p in model.named_parameters() if id(p) in held}
+
+    def look(*_: Any) -> None:
+        handle.remove()
+        now = dict(model.named_parameters())
+        other = next((name for name, p in names.items() if now.get(name) is not p), None)
+        if other is not None:
+            why = "sharded (fully_shard)" if is_sharded(now.get(other)) else "replaced"
+            raise ArgumentError(
+                f"`model` must have the parameters that its optimizer was made of; '{other}' was {why} since. Begin "
+                "another run, and make its optimizer after that."
+            )
+
+    handle = optimizer.register_step_pre_hook(look)
 
 
 def begin(
