@@ -41,7 +41,7 @@ format: .venv/.dev ## rewrite the code in the project's style
 bench: .venv/.dev ## speed and memory; writes JSON to benchmarks/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-stress: .venv/.dev ## kill what writes, feed what reads; ten minutes; writes benchmarks/results/stress.json
+stress: .venv/.dev ## kill what writes, feed what reads; some ten minutes; writes benchmarks/results/stress.json
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tools.stress
 
 docs: .venv/.dev ## rewrite what is made from results: tables, pictures; reports, which are not committed

@@ -1,4 +1,4 @@
-"""The short form of ``make stress``: a few kills at file operations; and that it sees windows and what is left."""
+"""The short form of ``make stress``: a few kills; and that it sees windows and what is left."""
 
 import json
 import os
@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_killed_trainings_and_saves_go_on_to_the_same_end(tmp_path):
-    words = ["--seconds", "0", "--most", "3", "--examples", "0", "--only", "train --force", "save"]
+    words = ["--seconds", "999", "--most", "2", "--examples", "0", "--only", "train --force", "save"]
     command = [sys.executable, "-m", "tools.stress", *words, "--out", str(tmp_path / "stress.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "stress.json").read_text())["results"]
     assert {row["case"] for row in rows} == {"train --force", "save"}
     for row in rows:
-        assert row["kills"]["at"] == 3
+        assert row["kills"]["at"] == row["kills"]["moment"] == 2
         assert row["operations"] > 15
         assert row["failures"] == []
 
@@ -49,7 +49,7 @@ def test_a_window_and_a_leftover_are_seen(tmp_path, careful, after):
             Path("a.tmp").unlink(missing_ok=True)
 
     case = Case("a", lambda: write("old", careful=True), lambda: write("new", careful=careful), mend, reads)
-    found = stress(case, tmp_path, seconds=0, most=9, seed=0)
+    found = stress(case, tmp_path, seconds=999, most=2, seed=0)
     assert found.counts["at"] == found.operations == 2
     assert bool(found.failures) == (not (careful and after))
 

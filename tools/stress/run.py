@@ -42,14 +42,14 @@ def cpu() -> float:
 
 
 def stress(case: Case, folder: Path, *, seconds: float, most: int, seed: int) -> Found:
-    """Kill a case as often as ``seconds`` of CPU time allow, ``most`` times at operations, spread evenly over them.
+    """Kill a case as often as ``seconds`` of CPU time allow, by turns at an operation and at a moment.
 
     Args:
         case: what is killed.
         folder: to work in.
-        seconds: of CPU time; kills at operations come first, moments fill the rest.
-        most: kills at operations.
-        seed: of the moments.
+        seconds: of CPU time.
+        most: kills of either kind; of operations, each is met once, in a random order.
+        seed: of order and moments.
     """
     found, draw = Found(case.name), random.Random(seed)  # noqa: S311 - no secret
     before, here = folder / "before", folder / "here"
@@ -59,7 +59,7 @@ def stress(case: Case, folder: Path, *, seconds: float, most: int, seed: int) ->
     found.operations, expected = whole.operations, left(here)
     end = cpu() + seconds
     for kind, how in _kills(whole.operations, whole.seconds, most, draw):
-        if kind == "moment" and cpu() > end:
+        if cpu() > end:
             break
         try:
             _one(case, fresh(here, before), how, kind == "moment", draw, found)
@@ -73,10 +73,11 @@ def stress(case: Case, folder: Path, *, seconds: float, most: int, seed: int) ->
 
 
 def _kills(operations: int, seconds: float, most: int, draw: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Operations, then moments without end."""
-    for at in sorted({i * operations // min(most, operations) for i in range(min(most, operations))}):
-        yield "at", {"at": at}
-    while True:
+    """Operations and moments by turns."""
+    order = draw.sample(range(operations), operations)
+    for number in range(most):
+        if number < operations:
+            yield "at", {"at": order[number]}
         yield "moment", {"after": draw.uniform(0, 1.1 * seconds)}
 
 

@@ -34,7 +34,7 @@ _SHARED: dict[str, Any] = {
         typer.Option(
             "--seed",
             min=0,
-            help="Of all random numbers; another number of threads, another result.",
+            help="Of all random numbers. Another number of threads gives other results.",
             rich_help_panel="General",
         ),
     ],
