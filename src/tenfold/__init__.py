@@ -54,6 +54,8 @@ from tenfold.methods.tdlrt import TDLRT as TDLRT
 from tenfold.methods.trp import TRP as TRP
 from tenfold.methods.tucker import Tucker as Tucker
 from tenfold.methods.vbmf import VBMF as VBMF
+from tenfold.optim.label_free import DistillReport as DistillReport
+from tenfold.optim.label_free import distill as distill
 from tenfold.plans.apply import Report as Report
 from tenfold.plans.apply import Result as Result
 from tenfold.plans.apply import apply as apply

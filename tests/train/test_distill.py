@@ -9,8 +9,8 @@ from train_stubs import Plain, Recorder
 from helpers import blobs, same_state, state
 from nets import norm_dropout
 from tenfold.errors import ArgumentError, CheckpointError
+from tenfold.layers.output_loss import distillation
 from tenfold.train import Recipe, batches, fit
-from tenfold.train.distill import distillation
 from tenfold.train.run import stream
 
 QUIET = {"progress": False}

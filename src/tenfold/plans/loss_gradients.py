@@ -12,13 +12,11 @@ from torch import Tensor
 
 from tenfold.errors import ArgumentError, DataError, check
 from tenfold.layers.calibration_batches import Batch
+from tenfold.layers.logits import IGNORED, are_probabilities, class_axes
 from tenfold.layers.model_outputs import logits_of
 
 Loss = Callable[[Any, Any], Tensor]
 """``(output, target) -> scalar``: the mean over the examples of a batch."""
-
-IGNORED = -100
-"""The label that torch's losses leave out."""
 
 
 def total_loss(output: Any, batch: Batch, loss: Loss | None, generator: torch.Generator) -> Tensor:
@@ -47,39 +45,24 @@ def total_loss(output: Any, batch: Batch, loss: Loss | None, generator: torch.Ge
 def class_axis(logits: Tensor, batch: Batch) -> int:
     """The class axis of ``logits``, found from the labels or the tokens of the batch.
 
-    With labels ``(n, ...)`` the logits are ``(n, classes, ...)``, torch's convention, or ``(n, ..., classes)``, that of
-    language models. Without any, ``(n, classes)`` is taken at its word, and for integer inputs ``(n, tokens)`` so is
-    ``(n, tokens, classes)``; all else is refused.
+    See `tenfold.layers.logits`; what is not certain is refused.
 
     Raises:
         DataError: it is not certain.
     """
+    axes = class_axes(logits, batch)
+    if len(axes) == 1:
+        return axes[0]
     shape, labels = tuple(logits.shape), batch.target
     if isinstance(labels, Tensor):
-        if len(shape) == 2 and labels.shape == (shape[0], 1):
-            labels = labels[:, 0]
-        axes = {1: shape[:1] + shape[2:], len(shape) - 1: shape[:-1]}
-        fitting = [
-            axis for axis, rest in axes.items() if tuple(labels.shape) == rest and _are_classes(labels, shape[axis])
-        ]
-        if len(fitting) == 1:
-            return fitting[0]
-        how = "in one way only" if fitting else "that they number from 0"
+        how = "in one way only" if axes else "that they number from 0"
         raise DataError(
             f"labels {tuple(labels.shape)}, {labels.dtype}, do not make outputs {shape} the logits of classes {how}: "
-            f"pass "
-            "FisherSVD(loss=...), the loss that the network was trained by."
+            f"pass FisherSVD(loss=...), the loss that the network was trained by."
         )
-    if len(shape) == 2:
-        return 1
-    ids = next((v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor)), None)
-    tokens = ids is not None and not ids.is_floating_point() and tuple(ids.shape) == shape[:-1]
-    if tokens and shape[1] != shape[-1]:
-        return len(shape) - 1
     raise DataError(
         f"outputs {shape} may be the logits of classes along axis 1 or {len(shape) - 1}, or no logits: pass batches "
-        f"(x, y) "
-        "with integer labels, or FisherSVD(loss=...)."
+        f"(x, y) with integer labels, or FisherSVD(loss=...)."
     )
 
 
@@ -137,14 +120,6 @@ def _well_formed(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *path.split(".")))
 
 
-def _are_classes(labels: Tensor, classes: int) -> bool:
-    if labels.dtype == torch.bool or labels.is_complex():
-        return False
-    counted = labels[labels != IGNORED]
-    whole = not counted.is_floating_point() or bool((counted == counted.round()).all())
-    return whole and bool(((counted >= 0) & (counted < classes)).all())
-
-
 def _drawn(output: Any, batch: Batch, generator: torch.Generator) -> Tensor:
     logits = logits_of(output)
     if logits is None or logits.ndim < 2 or not logits.requires_grad or not logits.is_floating_point():
@@ -161,7 +136,7 @@ def _drawn(output: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         )
     flat = logits.movedim(axis, -1).flatten(0, -2).float()
     probabilities = flat.detach().softmax(1)
-    if bool((flat >= 0).all()) and torch.allclose(flat.sum(1), torch.ones_like(flat[:, 0]), atol=1e-4):
+    if are_probabilities(logits, axis):
         raise DataError(
             "the model's outputs are probabilities, each row >= 0 with sum 1, and no logits: pass "
             "FisherSVD(loss=...), or "

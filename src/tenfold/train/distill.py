@@ -15,29 +15,9 @@ from __future__ import annotations
 import hashlib
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.errors import check
 from tenfold.layers.copy_model import duplicate
-
-
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Distillation loss ``T^2 KL(softmax(t / T) || softmax(z / T))``, the mean over the batch, in nats.
-
-    Args:
-        student: logits ``z (n, classes)``.
-        teacher: logits ``t (n, classes)``.
-        temperature: ``T > 0``.
-
-    Raises:
-        ArgumentError: logits of different shapes.
-    """
-    same = teacher.shape == student.shape
-    check(same, "teacher", f"a model with outputs {tuple(student.shape)}, as the student's", tuple(teacher.shape))
-    kind = torch.promote_types(student.dtype, torch.float32)
-    soft, wanted = (F.log_softmax(z / temperature, 1, dtype=kind) for z in (student, teacher))
-    return temperature**2 * F.kl_div(soft, wanted, reduction="batchmean", log_target=True)
 
 
 def frozen(teacher: nn.Module, device: torch.device | str) -> nn.Module:

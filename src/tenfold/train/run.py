@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from tenfold.errors import TenfoldError
+from tenfold.layers.output_loss import distillation
 from tenfold.train.checkpoint import Parts
-from tenfold.train.distill import distillation
 from tenfold.train.recipe import Recipe
 
 if TYPE_CHECKING:
