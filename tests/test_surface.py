@@ -24,7 +24,7 @@ HEAVY = (
 )
 PUBLIC = {
     "tenfold": "Budget plan begin apply to_dense compress cost Cost save load reestimate_"
-    " refit_ RefitReport distill DistillReport survey Problem Plan LayerPlan"
+    " Calibrated refit_ RefitReport distill DistillReport survey Problem Plan LayerPlan"
     " Report Result build_model list_methods get_method Method Goal sweep RankCut FilterCut SweepRow prune_filters"
     " deploy fold_batchnorm ALDS SVD SVDEnergy LRank PCA ActivationSVD FisherSVD VBMF Tucker Dense TRP LRPET SFW TDLRT"
     " Factors GroupLasso NuclearNorm LowRankLinear LowRankConv TuckerConv linalg balls layers methods plans train bench"

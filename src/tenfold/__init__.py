@@ -33,6 +33,7 @@ from tenfold.methods import get_method as get_method
 from tenfold.methods import list_methods as list_methods
 from tenfold.methods.activation_svd import ActivationSVD as ActivationSVD
 from tenfold.methods.alds import ALDS as ALDS
+from tenfold.methods.calibrated import Calibrated as Calibrated
 from tenfold.methods.contract.builder import compress as compress
 from tenfold.methods.contract.builder import plan as plan
 from tenfold.methods.contract.method import Goal as Goal

@@ -234,3 +234,13 @@ def test_what_is_published_does_not_say_where_the_data_were() -> None:
     assert made.data.root == "/home/me"
     assert "/home/me" not in json.dumps(made.to_dict())
     assert Experiment.from_dict(made.to_dict()) == replace(made, data=DataChoice("digits"))
+
+
+def test_an_entry_may_be_refitted_and_is_another_than_without(read):
+    text = TEXT.replace("  - alds\n", "  - alds\n  - {method: alds, refit: both}\n")
+    found = read(text)
+    assert [entry.refit for entry in found.methods[:2]] == [None, "both"]
+    assert found.methods[1].label == "alds refit=both"
+    assert Experiment.from_dict(found.to_dict()).methods == found.methods
+    with pytest.raises(ArgumentError, match=r"`refit:?` must be 'last', 'both' or None; got 'first'"):
+        read(text.replace("refit: both", "refit: first"))

@@ -107,6 +107,7 @@ def trained(code):
     return made.eval()
 
 
+@pytest.mark.filterwarnings("ignore:.*tell enough")
 @pytest.mark.parametrize("name", sorted(list_methods()))
 def test_the_command_line_gives_the_librarys_weights_bit_for_bit(tenfold, code, net, tmp_path, name):
     batches = list(load_own(f"{code}:batches", "inputs")())
@@ -119,7 +120,8 @@ def test_the_command_line_gives_the_librarys_weights_bit_for_bit(tenfold, code, 
         expected = library.compress(trained(code), method, budget, **given)
     except library.TenfoldError as error:
         return refused(done, str(error).replace("`budget`", "`--budget`"))
-    library.reestimate_(expected.model, batches)
+    if not method.keeps_norms:
+        library.reestimate_(expected.model, batches)
     assert done.exit_code == 0, done.stderr
     saved, own = load_file(tmp_path / "b" / "model" / "model.safetensors"), expected.model.state_dict()
     assert set(saved) == set(own)
@@ -294,3 +296,34 @@ def test_a_file_may_import_what_lies_beside_it(tmp_path):
     call = [sys.executable, "-m", "tenfold", *words]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["score"] == 30
+
+
+def test_refit_and_steps_without_labels_are_the_librarys_and_their_figures_are_shown(tenfold, code, net, tmp_path):
+    batches = list(load_own(f"{code}:batches", "inputs")())
+    words = ("--inputs", f"{code}:batches", "--method", "svd", "--budget", "params=0.6", "--out", tmp_path / "b")
+    done = tenfold("compress", *net, *words, "--refit", "both", "--distill-steps", 3, "--json")
+    assert done.exit_code == 0, done.stderr
+    dense = trained(code)
+    expected = library.compress(dense, library.SVD(), library.Budget(params=0.6), data=batches, refit="both")
+    library.distill(expected.model, dense, batches, steps=3)
+    saved, own = load_file(tmp_path / "b" / "model" / "model.safetensors"), expected.model.state_dict()
+    assert all(torch.equal(saved[key], own[key]) for key in own)
+    body = json.loads(done.stdout)
+    assert (body["refit"], body["distill_steps"]) == ("both", 3)
+    error = body["output_error"]
+    assert error["refitted"] < error["built"]
+    assert {"refit", "distill"} <= set(body["seconds"])
+    record = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert (record["refit"], record["distill_steps"]) == ("both", 3)
+    table = tenfold("compress", *net, *words, "--refit", "last", "--score", f"{code}:score", "--force").stdout
+    for word in ("Error of the outputs: built", "refitted (last factors)"):
+        assert word in table
+    assert "re-estimated" not in table
+
+
+def test_refit_and_steps_without_data_are_refused(tenfold, net, tmp_path):
+    for words in (("--refit", "both"), ("--distill-steps", 5)):
+        done = tenfold("compress", *net, "--budget", "params=0.6", *words, "--out", tmp_path / "b")
+        refused(done, "`--inputs` must be given for", *map(str, words), "looks at data")
+    done = tenfold("compress", *net, "--budget", "params=0.6", "--refit", "all", "--out", tmp_path / "b")
+    refused(done, "`--refit` must be 'last', 'both' or None; got 'all'")

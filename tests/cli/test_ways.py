@@ -119,3 +119,11 @@ def test_training_offers_no_teacher(tenfold, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert "--distill" not in tenfold("train", "--help").stdout
     assert "--distill" in tenfold("compress", "--help").stdout
+
+
+def test_the_guard_measures_what_is_refitted(tenfold, runs):
+    words = ("--method", "svd", "--guard", "-30", "--resolution", "0.4", "--refit", "last", "--out", runs / "c")
+    made = json.loads(tenfold("compress", runs / "a", *words, "--json").stdout)
+    stages = {s["stage"]: s["validation"]["accuracy"] for s in made["stages"]}
+    taken = min((p for p in made["guard"]["probes"] if p["enough"]), key=lambda p: p["budget"])
+    assert stages["refitted (last factors)"] == pytest.approx(taken["score"], abs=0.02)

@@ -19,6 +19,9 @@ from helpers import counted, same_state, state
 from nets import Tied, chain, image, labelled_images, small_image, tokens, transposed
 from tenfold.linalg.fold import NAMES
 
+# A few images are enough for laws that hold of any.
+pytestmark = pytest.mark.filterwarnings("ignore:.*tell enough")
+
 METHODS = tenfold.list_methods()
 MODELS = {"chain": (chain, image), "transposed": (transposed, small_image), "tied": (Tied, tokens)}
 EVERY = ".*"

@@ -16,6 +16,9 @@ from tenfold.plans.apply import build
 from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import Problem
 
+# A few images are enough for laws that hold of any.
+pytestmark = pytest.mark.filterwarnings("ignore:.*tell enough")
+
 METHODS = tenfold.list_methods()
 EVERY = ".*"
 

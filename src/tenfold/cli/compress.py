@@ -28,6 +28,7 @@ EXAMPLES = (
     "tenfold compress runs/a --method alds --budget params=0.25 --out runs/b\n\n"
     "tenfold compress runs/a --method alds --set measure=fro --budget params=0.3 --budget macs=0.4 --out runs/c\n\n"
     "tenfold compress runs/a --budget params=0.2 --exclude linear --finetune 5 --distill 0.5 --out runs/d\n\n"
+    "tenfold compress runs/a --budget macs=0.5 --refit both --distill-steps 100 --out runs/h\n\n"
     "tenfold compress runs/a --guard -1.0 --out runs/e\n\n"
     "tenfold plan runs/a --budget params=0.25 --out plan.json; tenfold compress runs/a --plan plan.json --out runs/f"
     "\n\n"
@@ -39,9 +40,9 @@ Guard = Annotated[
     typer.Option(
         metavar="POINTS",
         help="In place of --budget: -1.0 finds, by bisection, the smallest share of the parameters at which the "
-        "validation accuracy, batch norm as --norms says and before any recovery, is at most one point below the "
-        "run's; of a --score, a point is 0.01. Accuracy may go up and down with the budget: the smallest probe that is "
-        "enough is taken.",
+        "validation accuracy, refitted and with batch norm as --refit and --norms say, before any recovery, is at most "
+        "one point below the run's; of a --score, a point is 0.01. Accuracy may go up and down with the budget: the "
+        "smallest probe that is enough is taken.",
         rich_help_panel="Compression",
     ),
 ]
@@ -55,6 +56,27 @@ PlanFile = Annotated[
         metavar="FILE",
         help="In place of --method and --budget: a plan, perhaps edited, built as written. "
         "tenfold plan --out FILE writes one.",
+        rich_help_panel="Compression",
+    ),
+]
+RefitMode = Annotated[
+    str | None,
+    typer.Option(
+        "--refit",
+        metavar="FACTORS",
+        help="Fit the factors, layer after layer, to the outputs of the dense layers, on training data or --inputs, "
+        "without labels: `last` of each layer, or `both`. Batch norm keeps its statistics.",
+        rich_help_panel="Compression",
+        show_default=False,
+    ),
+]
+DistillSteps = Annotated[
+    int,
+    typer.Option(
+        metavar="STEPS",
+        min=0,
+        help="Then so many steps without labels, one batch of training data or --inputs each, towards the outputs of "
+        "the dense network; 100 are a good number. Batch norm is fixed.",
         rich_help_panel="Compression",
     ),
 ]
@@ -97,6 +119,8 @@ def command(
     plan: PlanFile = None,
     target: Target = None,
     exclude: Exclude = None,
+    refit: RefitMode = None,
+    distill_steps: DistillSteps = 0,
     norms: NormsOption = "auto",
     finetune: Finetune = 0,
     force: Force = False,
@@ -104,9 +128,9 @@ def command(
 ) -> Outcome:
     """Compress a run, or a network of your own: within a --budget, as far as a --guard allows, or by a --plan.
 
-    Accuracy, or the --score, is shown right after compression, after batch norm is re-estimated on training data or
-    --inputs where that helps (see --norms), and after the recovery that --finetune asks for. With --distill the run
-    itself teaches the recovery.
+    Accuracy, or the --score, is shown right after compression; after what --refit and --distill-steps ask for; after
+    batch norm is re-estimated on training data or --inputs where that helps (see --norms); and after the recovery that
+    --finetune asks for. With --distill the run itself teaches the recovery.
     """
     check(norms in get_args(Norms), "--norms", f"one of {', '.join(get_args(Norms))}", norms)
     way = way_to(
@@ -117,6 +141,8 @@ def command(
         resolution=resolution,
         plan=plan,
         selecting=bool(target or exclude),
+        refit=refit,
+        steps=distill_steps,
     )
     with only_writer(out):
         runs.check_out(out, force=force, source=source.named.run)
@@ -138,6 +164,8 @@ def command(
             recovery=asdict(recovery) if finetune else {},
             guard=guard,
             plan=None if plan is None else str(plan),
+            refit=refit,
+            distill_steps=distill_steps,
         )
         done = work(opened, way, settings, recovery, cast("Norms", norms))
         figures = _results(out, settings, way, done)
@@ -183,6 +211,9 @@ def _results(out: Path, settings: runs.Settings, way: PlanSource, done: Compress
         "budget": settings.budget,
         "guard": None if way.guard is None else guarded | {"probes": [asdict(probe) for probe in done.probes]},
         "plan_file": settings.plan,
+        "refit": settings.refit,
+        "distill_steps": settings.distill_steps,
+        "output_error": report.output_error,
         "finetune": settings.finetune,
         "recovery": settings.recovery,
         "norms": None if report.norms is None else asdict(report.norms),
@@ -201,6 +232,9 @@ def _shown(out: Path, opened: Opened, way: PlanSource, done: CompressionOutcome)
     )
     shown += [tables.plan(done.result.plan), *figures.stages(opened.title, done.stages)]
     shown.append(tables.costs(report.dense, report.small))
+    if report.output_error:
+        errors = ", ".join(f"{name} {value:.4g}" for name, value in report.output_error.items())
+        shown.append(f"Error of the outputs: {errors}.")
     if not done.stages:
         shown.append("How good it is was not measured: --score FILE.py:FUNCTION says.")
     if report.norms is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,13 +21,16 @@ from tenfold.cli.progress import Steps
 from tenfold.errors import ArgumentError, PlanError, check
 from tenfold.files import read_text
 from tenfold.layers.norm_choice import NormChoice, Norms, settle_norms_
+from tenfold.layers.refit import refit_
 from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
+from tenfold.optim.label_free import distill
 from tenfold.plans.apply import Result, build
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
+from tenfold.plans.refit_result import SAMPLES, Refit, check_refit, norms_after, refitted
 from tenfold.train import Epoch, Recipe, fit
 
 
@@ -41,6 +45,8 @@ class PlanSource:
         guard: points of accuracy that may be lost, <= 0; None for none.
         resolution: of the guard, as a share of the parameters.
         plan: to be built as written; None with a method.
+        refit: which factors are refitted; None for none.
+        steps: without labels, afterwards.
     """
 
     record: dict[str, Any]
@@ -49,6 +55,13 @@ class PlanSource:
     guard: float | None = None
     resolution: float = 0.01
     plan: Plan | None = None
+    refit: Refit | None = None
+    steps: int = 0
+
+    @property
+    def label_free(self) -> str | None:
+        """What is done without labels, by its option; None for nothing."""
+        return f"--refit {self.refit}" if self.refit else f"--distill-steps {self.steps}" if self.steps else None
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,8 @@ def way_to(
     resolution: float,
     plan: Path | None,
     selecting: bool,
+    refit: str | None,
+    steps: int,
 ) -> PlanSource:
     """Read the options that say where the plan comes from, before any work.
 
@@ -96,11 +111,15 @@ def way_to(
         resolution: of the guard, as a share of the parameters.
         plan: file of a plan to build; None without.
         selecting: whether layers are selected, which a plan excludes.
+        refit: which factors are refitted; None without.
+        steps: without labels, >= 0.
 
     Raises:
         ArgumentError: options that exclude one another, or out of their range.
         PlanError: a file that holds no plan.
     """
+    check_refit(refit, ())
+    after = {"refit": cast("Refit | None", refit), "steps": steps}
     if plan is not None:
         others = {"--method": method, "--set": fields, "--budget": budget, "--guard": guard is not None}
         others |= {"--target and --exclude": selecting}
@@ -108,15 +127,15 @@ def way_to(
         if given:
             raise ArgumentError(f"`--plan` says all that {given[0]} would: give one or the other.")
         written = _read(plan)
-        return PlanSource({"method": written.method}, plan=written)
+        return PlanSource({"method": written.method}, plan=written, **after)
     made, limits = parse.method(method or "alds", fields), parse.budget(budget)
     if guard is None:
         parse.require_budget(made, limits)
-        return PlanSource(record(made), made, limits)
+        return PlanSource(record(made), made, limits, **after)
     check(not budget, "--guard", "given without --budget, which it finds", list(budget))
     check(-100 < guard <= 0, "--guard", "points of accuracy to lose, in (-100, 0]", guard, "-1.0 allows one point.")
     check(0.0001 <= resolution <= 0.5, "--resolution", "in [0.0001, 0.5]", resolution)
-    return PlanSource(record(made), made, None, guard, resolution)
+    return PlanSource(record(made), made, None, guard, resolution, **after)
 
 
 def _read(file: Path) -> Plan:
@@ -133,9 +152,11 @@ def _read(file: Path) -> Plan:
 def needed(way: PlanSource) -> tuple[list[str], str]:
     """The needs of this way that a user's own network must bring, of "inputs" and "score", and the reason."""
     if way.guard is not None:
-        return (["inputs"] if _calibrates(way) else []) + ["score"], "for --guard"
+        return (["inputs"] if _calibrates(way) or way.label_free else []) + ["score"], "for --guard"
     if _calibrates(way):
         return ["inputs"], f"for {way.record['method']}, which looks at data"
+    if way.label_free:
+        return ["inputs"], f"for {way.label_free}, which looks at data"
     costs = [name for name in (way.budget.limits if way.budget is not None else {}) if name != "params"]
     return (["inputs"], f"for a budget on {costs[0]}") if costs else ([], "")
 
@@ -143,19 +164,22 @@ def needed(way: PlanSource) -> tuple[list[str], str]:
 def work(
     source: Opened, way: PlanSource, settings: runs.Settings, recovery: Recipe, norms: Norms = "auto"
 ) -> CompressionOutcome:
-    """Compress an opened network: plan, build, choose batch-norm statistics, recover; measured after each stage.
+    """Compress an opened network: plan, build, refit, choose batch-norm statistics, recover; measured after each stage.
 
     Args:
         source: the network, with its data or inputs.
-        way: where the plan comes from.
+        way: where the plan comes from, and what is done without labels.
         settings: of the run that is written.
         recovery: the recipe of the recovery.
         norms: what becomes of batch-norm statistics.
     """
     epochs, batches = settings.finetune, source.calibration(recovery)
     has_norms = any(isinstance(module, _BatchNorm) for module in source.model.modules())
+    fitted = way.label_free is not None or (way.method is not None and way.method.keeps_norms)
+    norms = norms_after(norms, fitted=fitted)
     settles = has_norms and batches is not None and norms != "keep"
-    steps, stages = Steps(3 + 2 * settles + 2 * bool(epochs)), []
+    steps = Steps(3 + 2 * (settles + bool(way.refit) + bool(way.steps) + bool(epochs)))
+    stages: list[Stage] = []
 
     def measure(name: str, model: nn.Module) -> None:
         with steps.step("evaluating"):
@@ -183,6 +207,9 @@ def work(
         result = replace(result, report=replace(result.report, seconds=seconds | result.report.seconds))
     model, history, recovering = result.model, [], 0.0
     measure("right after compression", model)
+    if way.label_free:
+        assert batches is not None
+        result = _without_labels(source, problem.model, result, way, batches, steps, measure)
     if settles:
         with steps.step("re-estimating batch norm"):
             settled = _settle(model, source, batches, norms)
@@ -192,10 +219,45 @@ def work(
     if epochs:
         assert source.data is not None
         with steps.step("recovering", shows_itself=True):
-            fitted = fit(model, Dense(), source.data, recovery, teacher=source.model if recovery.distill else None)
-        model, history, recovering = fitted.model, fitted.history, fitted.seconds
+            trained = fit(model, Dense(), source.data, recovery, teacher=source.model if recovery.distill else None)
+        model, history, recovering = trained.model, trained.history, trained.seconds
         measure(f"recovered ({epochs} epoch{'s' * (epochs > 1)})", model)
-    return CompressionOutcome(stages, result, model, history, recovering, probes, least, has_norms and batches is None)
+    kept_norms = has_norms and batches is None
+    return CompressionOutcome(stages, result, model, history, recovering, probes, least, kept_norms)
+
+
+def _without_labels(
+    source: Opened,
+    dense: nn.Module,
+    result: Result,
+    way: PlanSource,
+    batches: Iterable[Any],
+    steps: Steps,
+    measure: Callable[[str, nn.Module], None],
+) -> Result:
+    """The refit and the steps that were asked for, in place, and their figures."""
+    with _renamed(source):
+        if way.refit:
+            with steps.step("refitting"):
+                result = refitted(
+                    result, dense, batches, way.refit, progress=lambda name, at, of: steps.say(f"refitting {name}")
+                )
+            measure(f"refitted ({way.refit} factors)", result.model)
+        if way.steps and result.plan.compresses:
+            with steps.step("taking steps"):
+                clock = time.perf_counter()
+                done = distill(
+                    result.model,
+                    dense,
+                    batches,
+                    steps=way.steps,
+                    progress=lambda at, of, loss: steps.say(f"step {at} of {of}"),
+                )
+                seconds = result.report.seconds | {"distill": time.perf_counter() - clock}
+            errors = result.report.output_error | {"first batch": done.before, "first batch, distilled": done.after}
+            result = replace(result, report=replace(result.report, seconds=seconds, output_error=errors))
+            measure(f"{way.steps} steps without labels", result.model)
+    return result
 
 
 def _calibrates(way: PlanSource) -> bool:
@@ -216,12 +278,15 @@ def _search(
     least: float,
     steps: Steps,
 ) -> tuple[Plan, Sequence[Probe]]:
-    """The guard: every probe is measured on the validation set, never the test set, its batch norm settled first."""
+    """The guard: every probe is measured on the validation set, never the test set, mended as in the end."""
     assert way.method is not None
     assert source.score is not None
     score = source.score
 
     def value(model: nn.Module) -> float:
+        if way.refit is not None and batches is not None:
+            with _renamed(source):
+                refit_(model, problem.model, batches, factors=way.refit, samples=SAMPLES)
         _settle(model, source, batches, norms)
         return score.value(model)
 
@@ -239,5 +304,10 @@ def _settle(model: nn.Module, source: Opened, batches: Iterable[Any] | None, nor
     """Batch norm as `tenfold.compress` leaves it, where there is something to estimate it from."""
     if batches is None:
         return None
-    with renamed(data="--inputs" if source.inputs is not None else "--data"):
+    with _renamed(source):
         return settle_norms_(model, source.model, batches, norms)
+
+
+def _renamed(source: Opened) -> contextlib.AbstractContextManager[None]:
+    """Errors name the option that the batches come from."""
+    return renamed(data="--inputs" if source.inputs is not None else "--data")

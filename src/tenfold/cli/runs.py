@@ -55,6 +55,8 @@ class Settings:
         finetune: epochs of recovery.
         recovery: the recipe of the recovery; empty where there was none.
         guard: points of accuracy that might be lost; None where a budget or a plan was given.
+        refit: which factors were refitted; None where none were.
+        distill_steps: steps without labels.
         plan: file of the plan that was built as written; None where it was made here.
         inputs: reference to the user's batches; None without any.
         score: reference to the user's function of a model; None without one.
@@ -77,6 +79,8 @@ class Settings:
     recovery: dict[str, Any] = field(default_factory=dict)
     guard: float | None = None
     plan: str | None = None
+    refit: str | None = None
+    distill_steps: int = 0
     inputs: str | None = None
     score: str | None = None
     weights: dict[str, Any] = field(default_factory=dict)

@@ -45,6 +45,50 @@ class Source:
             raise DataError("`data` must hold at least one batch to calibrate on; it is empty.")
 
 
+def kept_batches(model: nn.Module, data: Iterable[Any], samples: int | None) -> list[Any]:
+    """The first examples of the data as a list of batches that can be gone through again and again.
+
+    Each is ``(inputs, target)``, the inputs as a tuple or a dict, so that nothing is left to be guessed.
+
+    Args:
+        model: whose ``forward`` tells inputs from targets.
+        data: calibration batches.
+        samples: how many examples; None: all.
+
+    Raises:
+        DataError: no batch at all, or one that cannot be read.
+    """
+    return [_as_given(batch) for batch in Source(data, samples).batches(model)]
+
+
+def held_out(model: nn.Module, batches: list[Any], examples: int) -> tuple[list[Any], list[Any]]:
+    """Batches parted in two: the first examples, and the rest; where all are wanted, all of them twice.
+
+    Args:
+        model: whose ``forward`` tells inputs from targets.
+        batches: at least one.
+        examples: how many are held out, >= 1; more where a batch cannot be parted.
+    """
+    held: list[Any] = []
+    rest: list[Any] = []
+    for batch in calibration_batches(model, batches):
+        wanted = max(examples, 0)
+        if wanted:
+            first, other = batch.split(wanted)
+            held.append(_as_given(first))
+            examples -= len(first)
+        else:
+            other = batch
+        if other is not None:
+            rest.append(_as_given(other))
+    return held, rest or held
+
+
+def _as_given(batch: Batch) -> Any:
+    """``(inputs, target)``, with nothing left to be guessed."""
+    return dict(batch.kwargs) or batch.args, batch.target
+
+
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Put models into eval mode for the block; every module has its own mode again afterwards, whatever is raised."""

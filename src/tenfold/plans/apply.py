@@ -40,6 +40,8 @@ class Report(Printed):
         seconds: wall time of each stage, by name.
         left: layers left dense, with the reason.
         norms: what became of batch-norm statistics; None where nothing was asked or there are none.
+        output_error: how far the network's outputs are from the dense one's, by stage: "built", "refitted"; empty where
+            nobody asked for a refit. See `tenfold.layers.output_loss` for what it is.
     """
 
     dense: Cost
@@ -47,6 +49,7 @@ class Report(Printed):
     seconds: dict[str, float] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     norms: NormChoice | None = None
+    output_error: dict[str, float] = field(default_factory=dict)
 
     @property
     def kept(self) -> dict[str, float]:
@@ -143,7 +146,8 @@ def _factors(model: nn.Module, plan: Plan) -> dict[str, Factors]:
     made = _from_data(model, plan) if plan.from_data else {}
     own = {n: x for n, x in plan.layers.items() if (x.norm or x.transfer) and not x.tied_to}
     made |= {name: _projected(model, name, layer) for name, layer in own.items()}
-    return {n: made[x.tied_to or n] for n, x in plan.layers.items() if (x.tied_to or n) in made}
+    owner = {n: n if n in made else x.tied_to or n for n, x in plan.layers.items()}
+    return {n: made[name] for n, name in owner.items() if name in made}
 
 
 def _projected(model: nn.Module, name: str, layer: LayerPlan) -> Factors:
@@ -190,7 +194,9 @@ def _from_data(model: nn.Module, plan: Plan) -> dict[str, Factors]:
                 f"and the plan, made by {plan.method} from calibration data, would put the old one back. "
                 f"Plan again on the model as it is."
             )
-    return {name: plan.factors[name] for name in wanted}
+    # A layer that shares a weight may bring factors of its own, the same but for what its bias gains.
+    tied = [n for n, x in plan.layers.items() if x.decomposition != "dense" and x.tied_to and n in plan.factors]
+    return {name: plan.factors[name] for name in (*wanted, *tied)}
 
 
 def check_fits(model: nn.Module, plan: Plan) -> None:

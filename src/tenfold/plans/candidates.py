@@ -61,6 +61,17 @@ def shapes(problem: Problem, fold: str) -> list[Candidates]:
     return made
 
 
+def judged(site: FoundLayer, errors: Mapping[str, Tensor]) -> Candidates:
+    """The unsliced options of one site, with given errors.
+
+    Args:
+        site: the layer.
+        errors: by fold, at rank 1, 2, ..., full.
+    """
+    spectra = {fold: {1: values[None, None]} for fold, values in errors.items()}
+    return _site_options(site, lambda s, *_: s[0, 0], spectra)
+
+
 def as_plan(
     problem: Problem,
     method: str,

@@ -92,6 +92,8 @@ class Plan(Printed):
         from_data: whether the factors depend on calibration data, not on the weights alone.
         calibration_bytes: the most memory that calibration took at a time, beyond the model and a batch's own pass
             through it; 0 where there was none.
+        compared: of a method that built several plans, what each one's outputs lost on held-out calibration examples,
+            by the rule that made it; the plan is the best of them.
         factors: then, the factors by layer name. They do not travel in JSON: build the plan where it was made, and
             save the model.
         fingerprints: of the weights that the factors were made of, by layer name; they stay where the factors stay.
@@ -106,6 +108,7 @@ class Plan(Printed):
     budget: dict[str, float | int] = field(default_factory=dict)
     from_data: bool = False
     calibration_bytes: int = 0
+    compared: dict[str, float] = field(default_factory=dict)
     factors: Mapping[str, Factors] = field(default_factory=dict, compare=False, repr=False)
     fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

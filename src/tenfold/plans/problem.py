@@ -79,6 +79,10 @@ class Problem:
             limits[name] = budget.allowed(name, dense) - (dense - sites)
         return limits
 
+    def modules_of(self, site: FoundLayer) -> list[str]:
+        """The modules that hold a site's weight, each under its first name."""
+        return list(_modules_of(self.model, [site]))
+
     def without_bias(self, site: FoundLayer) -> list[str]:
         """The modules that hold a site's weight and have no bias, each module under its first name."""
         return [n for n in _modules_of(self.model, [site]) if self.model.get_submodule(n).bias is None]

@@ -102,6 +102,9 @@ def plan_sheet(made: Plan, *, most: int | None = None) -> Sheet:
     notes = _reasons(left, None if most is None else _REASONS)
     if made.calibration_bytes:
         notes.append(f"Calibration took up to {made.calibration_bytes / 1e6:.1f} MB of memory.")
+    if made.compared:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in made.compared.items())
+        notes.append(f"Lost on held-out examples, refitted, by allocation: {figures}.")
     whole = Sheet(title, columns, rows, total, notes)
     return whole if most is None else _narrowed(whole)
 
@@ -115,7 +118,9 @@ def cost_sheet(dense: Cost, small: Cost, notes: Sequence[str] = ()) -> Sheet:
 
 def _report(made: Report, notes: Sequence[str] = ()) -> list[Sheet]:
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in made.seconds.items())
-    said = [f"Seconds: {seconds}."] if seconds else []
+    errors = ", ".join(f"{name} {value:.4g}" for name, value in made.output_error.items())
+    said = [f"Error of the outputs: {errors}."] if errors else []
+    said += [f"Seconds: {seconds}."] if seconds else []
     said += [] if made.norms is None else [made.norms.sentence]
     return [cost_sheet(made.dense, made.small, [*said, *notes])]
 

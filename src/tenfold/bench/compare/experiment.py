@@ -25,6 +25,7 @@ from tenfold.methods.contract.method import Method
 from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
 from tenfold.plans.budget import Budget
+from tenfold.plans.refit_result import Refit, check_refit
 from tenfold.train.recipe import Recipe
 from tenfold.validation import construct
 
@@ -91,17 +92,21 @@ class Entry:
         method: with its fields.
         after: compress after a dense training, although the method can work while the network trains.
         recipe: what this method's training does differently, of `OWN`; for methods that work while the network trains.
+        refit: which factors are fitted to the dense layers' outputs on the calibration examples, "last" or "both", in
+            place of batch norm's re-estimation; see `tenfold.refit_`.
 
     Raises:
-        ArgumentError: another key in ``recipe``, or one for a method that works after training.
+        ArgumentError: another key in ``recipe``, or one for a method that works after training; no kind of refit.
     """
 
     method: Method
     after: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    refit: Refit | None = None
 
     def __post_init__(self) -> None:
         """Check what may differ."""
+        check_refit(self.refit, ())
         other = sorted(set(self.recipe) - set(OWN))
         check(not other, "recipe", f"keys of a method's own among {', '.join(OWN)}", other)
         during = not self.recipe or self.kind == DURING
@@ -123,12 +128,14 @@ class Entry:
         values = {name: getattr(self.method, name) for name in usual}
         changed = [f"{name}={_short(value)}" for name, value in values.items() if value != usual[name]]
         changed += [f"{name}={_short(value)}" for name, value in self.recipe.items()]
+        changed += [f"refit={self.refit}"] if self.refit else []
         return " ".join([self.method.name, *changed, *(["after"] if self.after else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as plain values, as `Experiment.from_dict` takes it."""
         recipe = {"recipe": dict(self.recipe)} if self.recipe else {}
-        return record(self.method) | ({"after": True} if self.after else {}) | recipe
+        refit = {"refit": self.refit} if self.refit else {}
+        return record(self.method) | ({"after": True} if self.after else {}) | recipe | refit
 
 
 OWN = ("lr", "momentum", "weight_decay", "schedule", "warmup", "milestones", "gamma", "clip_norm")
@@ -277,8 +284,9 @@ class Experiment:
         """An experiment from plain values, e.g. of a YAML file; the keys are the fields.
 
         ``methods`` is "all", or a list of names and of mappings ``{method: NAME, FIELD: VALUE, ..., after: true}``,
-        with ``recipe: {lr: 0.5}`` where a method needs one of its own; ``budgets`` a list of mappings
-        ``{params: 0.5, macs: 0.5}``, ``cuts`` one mapping or a list of them, ``{kind: rank, remove: [0.2, 0.4]}``.
+        with ``recipe: {lr: 0.5}`` where a method needs one of its own, and ``refit: both``; ``budgets`` a list of
+        mappings ``{params: 0.5, macs: 0.5}``, ``cuts`` one mapping or a list of them,
+        ``{kind: rank, remove: [0.2, 0.4]}``.
 
         Raises:
             ArgumentError: an unknown key, or a value that cannot be; the message names the key.
@@ -336,9 +344,9 @@ def _entry(value: Any) -> Entry:
     recipe = given.get("recipe", {})
     if not isinstance(recipe, Mapping):
         raise ArgumentError(f"`recipe` of {given['method']} must be a mapping of keys among {OWN}; got {recipe!r}.")
-    own = {str(key): item for key, item in given.items() if key not in ("method", "after", "recipe")}
+    own = {str(key): item for key, item in given.items() if key not in ("method", "after", "recipe", "refit")}
     try:
-        return Entry(get_method(given["method"], **own), after, recipe)
+        return Entry(get_method(given["method"], **own), after, recipe, given.get("refit"))
     except TypeError as error:  # a method's own check choked on the value
         raise ArgumentError(f"`methods`: {given['method']} cannot be made with {own}: {error}.") from error
 

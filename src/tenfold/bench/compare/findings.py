@@ -32,7 +32,8 @@ class Accuracy:
     Args:
         before: of the network as training left it, before compression. A dense run has this alone.
         right_after: right after compression.
-        reestimated: after batch norm is re-estimated on training data. As ``right_after`` in networks without.
+        reestimated: after batch norm is re-estimated on training data. As ``right_after`` in networks without, and
+            where a refit, after which statistics are kept, is part of the entry.
         recovered: after the epochs of recovery; None for methods that compress while they train.
     """
 

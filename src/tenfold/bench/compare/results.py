@@ -89,7 +89,7 @@ class RunResult:
         price: parameters and MACs.
         latency: measured.
         seconds: wall time by stage: "training" (for "post-training", of the shared dense training), "plan", "apply",
-            "reestimate", "recovery".
+            "reestimate" or "refit", "recovery".
         peak_memory: bytes that the process (on a GPU: torch, on the device) held at most while this run went on.
         level: the objective that the plan reached; None where the method has none.
         layers: in module order.

@@ -25,11 +25,13 @@ from tenfold.bench.environment import forget_peak, peak_memory
 from tenfold.errors import CheckpointError, TenfoldWarning
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.norm_choice import settle_norms_
+from tenfold.layers.swap import structure_of, to_dense
 from tenfold.methods.contract.builder import compress
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.methods.dense import Dense
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
+from tenfold.plans.refit_result import norms_after, refitted
 from tenfold.plans.serialization import save
 from tenfold.train import (
     Data,
@@ -232,12 +234,16 @@ def _cut(setting: Setting, row: Row, trained: nn.Module) -> list[CutCurve]:
 def _mended(
     setting: Setting, row: Row, trained: nn.Module, result: Result, found: dict[str, Any], tell: Tell
 ) -> nn.Module:
-    """The compressed network, its batch norm as the experiment wants it and, after a compression, its recovery."""
+    """The compressed network refitted, its batch norm as the experiment wants it, and recovered after a compression."""
     experiment, small, held = setting.experiment, result.model, setting.data.validation
     found["accuracy"] = replace(found["accuracy"], right_after=setting.score(small, held).accuracy)
-    if result.plan.compresses and experiment.norms != "keep":
+    if row.entry.refit:
+        dense = to_dense(trained) if structure_of(trained) else trained
+        found["seconds"] |= refitted(result, dense, setting.calibration(row.seed), row.entry.refit).report.seconds
+    norms = norms_after(experiment.norms, fitted=row.entry.refit is not None or row.entry.method.keeps_norms)
+    if result.plan.compresses and norms != "keep":
         clock = time.perf_counter()
-        if experiment.norms == "auto":
+        if norms == "auto":
             settle_norms_(small, trained, setting.calibration(row.seed), "auto")
         else:
             reestimate_(small, setting.calibration(row.seed))

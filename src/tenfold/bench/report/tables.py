@@ -172,7 +172,8 @@ def _short_percent(value: Mean | None) -> str:
 
 def costs(found: Sequence[ReportEntry]) -> Table | None:
     """Table of wall time by stage, and of peak memory."""
-    known = {"training": "Training", "plan": "Plan", "apply": "Apply", "reestimate": "Norms", "recovery": "Recovery"}
+    known = {"training": "Training", "plan": "Plan", "apply": "Apply", "reestimate": "Norms", "refit": "Refit"}
+    known |= {"recovery": "Recovery"}
     names = dict.fromkeys([*known, *(name for entry in found for run in entry.done for name in run.seconds)])
     drawn: dict[str, Callable[[ReportEntry], str]] = {known.get(name, name): _stage_seconds(name) for name in names}
     drawn["All"] = lambda entry: _seconds(entry.cost)

@@ -15,6 +15,7 @@ from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import survey
+from tenfold.plans.refit_result import Refit
 
 
 def plan(
@@ -72,6 +73,7 @@ def compress(
     data: Iterable[Any] | None = None,
     target_modules: Selection = None,
     exclude_modules: Selection = None,
+    refit: Refit | None = None,
     norms: Norms = "auto",
 ) -> Result:
     """Compress a model: choose ranks, build the smaller model, measure it, and choose its batch-norm statistics.
@@ -85,16 +87,20 @@ def compress(
         method: e.g. ``tenfold.ALDS()``; see `tenfold.list_methods`.
         budget: what is kept of the whole model, never exceeded; None where the method chooses ranks itself.
         example_inputs: needed for a budget on MACs: a tensor, a tuple of positional or a dict of keyword arguments.
-        data: batches for batch norm (see ``norms``), and to calibrate a method that needs them: each what
-            ``example_inputs`` may be, or a pair ``(inputs, target)``. A method that needs data goes through it twice:
-            give it a list or a loader, no generator.
+        data: batches for batch norm (see ``norms``), to calibrate a method that needs them, and to refit: each what
+            ``example_inputs`` may be, or a pair ``(inputs, target)``. A refit, and a method that needs data, go through
+            it twice: give them a list or a loader, no generator.
         target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
         exclude_modules: never these.
+        refit: fit the factors that were built, layer after layer, to the dense layers' outputs on ``data``: "last" or
+            "both" of each layer; see `tenfold.refit_`. What it does is in the model alone: the plan says ranks, and
+            `tenfold.apply` builds them without. The first 1,024 examples are looked at.
         norms: what becomes of batch-norm statistics where there is ``data`` and a layer was compressed: "keep" them,
             "reestimate" them, or "auto": estimate them from three examples in four, and keep what is nearer to the
             dense network's outputs on the others; ``report.norms`` has both figures. The first 1,024 examples of
             ``data`` count, which should be a fair sample: from few, or from the first of sorted ones, statistics may
-            become worse. For more call `tenfold.reestimate_`.
+            become worse. For more call `tenfold.reestimate_`. Where factors were fitted, by ``refit`` or by the method
+            (`Method.keeps_norms`), it was for the statistics of the dense network, which "auto" then keeps.
 
     Returns:
         the compressed model, its plan and its report; unpacks as above.
@@ -115,5 +121,6 @@ def compress(
         data=data,
         target_modules=target_modules,
         exclude_modules=exclude_modules,
+        refit=refit,
         norms=norms,
     )

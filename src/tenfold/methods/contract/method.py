@@ -33,6 +33,7 @@ from tenfold.plans.apply import Result, build
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
+from tenfold.plans.refit_result import Refit, check_refit, norms_after, refitted
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Method(ABC):
     """Whether `plan` needs calibration data."""
     needs_layers: ClassVar[bool] = True
     """Whether there must be a layer to decompose."""
+    keeps_norms: ClassVar[bool] = False
+    """Whether what it makes is fitted for the statistics that batch norm has: then they are not estimated again."""
     needs_budget: ClassVar[bool] = True
     """Whether `plan` needs a budget; methods that choose ranks themselves do not."""
 
@@ -183,6 +186,7 @@ class Method(ABC):
         data: Iterable[Any] | None = None,
         target_modules: Selection = None,
         exclude_modules: Selection = None,
+        refit: Refit | None = None,
         norms: Norms = "auto",
     ) -> Result:
         """Compress a trained model: plan, build, measure, and choose batch-norm statistics; see `tenfold.compress`.
@@ -194,15 +198,17 @@ class Method(ABC):
             data: see `tenfold.compress`. None leaves the statistics.
             target_modules: see `tenfold.plan`.
             exclude_modules: see `tenfold.plan`.
+            refit: see `tenfold.compress`.
             norms: see `tenfold.compress`.
 
         Raises:
             ArgumentError: another word for ``norms``, no data for "reestimate", data that can be gone through once
                 only; and what `plan` raises.
         """
+        check_refit(refit, data)
         check(norms in get_args(Norms), "norms", f"one of {', '.join(get_args(Norms))}", norms)
         check(norms != "reestimate" or data is not None, "data", 'given for norms="reestimate"', data)
-        if self.needs_data and isinstance(data, Iterator):
+        if (self.needs_data or refit) and isinstance(data, Iterator):
             kind = type(data).__name__
             raise ArgumentError(f"`data` is gone through twice; got a {kind}. Pass a list of batches or a DataLoader.")
         clock = time.perf_counter()
@@ -223,10 +229,13 @@ class Method(ABC):
             )
         seconds = {"plan": time.perf_counter() - clock}
         result = build(problem, made, budget)
+        if refit is not None and data is not None:
+            result = refitted(result, problem.model, data, refit)
         seconds |= result.report.seconds
         clock = time.perf_counter()
         settled = None
         if data is not None and made.compresses:
+            norms = norms_after(norms, fitted=refit is not None or self.keeps_norms)
             settled = settle_norms_(result.model, problem.model, data, norms)
         seconds["reestimate"] = time.perf_counter() - clock
         return replace(result, report=replace(result.report, seconds=seconds, norms=settled))

@@ -16,6 +16,7 @@ from tenfold.layers.usable import is_sharded, refuse_unusable, refuse_without_nu
 from tenfold.methods.contract.method import Goal, Method, check_budget, check_method
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
+from tenfold.plans.refit_result import Refit
 
 
 class TrainingRun:
@@ -69,14 +70,15 @@ class TrainingRun:
         _refuse_replaced_later(self.model, self._optimizer)
         return self._optimizer
 
-    def finish(self, data: Iterable[Any] | None = None, *, norms: Norms = "auto") -> Result:
+    def finish(self, data: Iterable[Any] | None = None, *, refit: Refit | None = None, norms: Norms = "auto") -> Result:
         """Compress the model as trained so far: model, plan and report. The training can go on unchanged.
 
         Budget, example inputs and selections are those that the run began with. Torch's global random numbers are put
         back too: a loader that shuffles draws from them.
 
         Args:
-            data: batches to re-estimate batch norm from and to calibrate on; see `tenfold.compress`.
+            data: batches to re-estimate batch norm from, to calibrate on and to refit; see `tenfold.compress`.
+            refit: see `tenfold.compress`.
             norms: see `tenfold.compress`.
 
         Raises:
@@ -91,6 +93,7 @@ class TrainingRun:
                 data=data,
                 target_modules=goal.target_modules,
                 exclude_modules=goal.exclude_modules,
+                refit=refit,
                 norms=norms,
             )
 
