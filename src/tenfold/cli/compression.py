@@ -60,7 +60,7 @@ class PlanSource:
 
     @property
     def label_free(self) -> str | None:
-        """What is done without labels, by its option; None for nothing."""
+        """The option that asks for work without labels; None where none does."""
         return f"--refit {self.refit}" if self.refit else f"--distill-steps {self.steps}" if self.steps else None
 
 

@@ -78,7 +78,13 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 def mean_output_loss(
     small: nn.Module, dense: nn.Module, batches: Iterable[Batch], loss: OutputLoss | None = None
 ) -> float:
-    """`output_loss` over all examples of some batches, both networks in eval mode; modes are put back.
+    """The mean of `output_loss` over all examples of some batches, both networks in eval mode; modes are put back.
+
+    Args:
+        small: the compressed network.
+        dense: the network that it was made from.
+        batches: at least one.
+        loss: see `output_loss`.
 
     Raises:
         DataError: no batch.

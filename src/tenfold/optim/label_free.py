@@ -31,7 +31,7 @@ _KEPT = 1 << 28
 
 @dataclass(frozen=True)
 class DistillReport:
-    """What `distill` did.
+    """The losses of steps without labels, from `distill`.
 
     Args:
         losses: of each step's batch, before the step.
@@ -47,7 +47,7 @@ class DistillReport:
 
     @property
     def steps(self) -> int:
-        """How many there were."""
+        """The number of steps."""
         return len(self.losses)
 
 
@@ -91,7 +91,7 @@ def distill(
         progress: called as ``progress(done, steps, loss)`` after each step.
 
     Returns:
-        the losses.
+        the loss of every step, and of one batch before and after.
 
     Raises:
         ArgumentError: a number out of range; nothing to be trained; networks that share parameters.

@@ -36,7 +36,7 @@ def check_refit(refit: Any, data: Any) -> None:
 
 
 def norms_after(norms: Norms, *, fitted: bool) -> Norms:
-    """What becomes of batch-norm statistics: factors that were fitted were so for those of the dense network.
+    """The treatment of batch-norm statistics: those of the dense network, for which factors are fitted, stay by default.
 
     Args:
         norms: what was asked for.
