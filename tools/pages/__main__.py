@@ -30,6 +30,7 @@ TABLES: dict[str, Callable[..., str]] = {
         trained.sfw,
         trained.conditioning,
         trained.tolerance,
+        trained.defaults,
         timing.allocation_speed,
         timing.inference_speed,
         timing.projection_speed,

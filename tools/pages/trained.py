@@ -62,6 +62,31 @@ def tolerance() -> str:
     return markdown(head, rows)
 
 
+def defaults() -> str:
+    """TDLRT without a budget on three networks: how the ranks went, what is left, and the accuracy beside dense."""
+    rows = []
+    for file in sorted((ROOT / "experiments" / "tdlrt-defaults" / "results").glob("*/results.json")):
+        body = json.loads(file.read_text(encoding="utf-8"))
+        labels: dict[str, list[dict]] = {}
+        for run in body["runs"]:
+            labels.setdefault(run["label"], []).append(run)
+        for label, runs in labels.items():
+            accuracy = [100 * run["test"]["accuracy"] for run in runs]
+            kept = [run["price"]["params"] / run["price"]["dense_params"] for run in runs]
+            sums = [_rank_sums(run["evolution"]) for run in runs if run["evolution"]]
+            ranks = [f"{statistics.mean(x):.0f}" for x in zip(*sums, strict=True)] if sums else ["", "", ""]
+            cells = [*ranks, f"{statistics.mean(kept):.1%}", f"{statistics.mean(accuracy):.1f}"]
+            rows.append([runs[0]["model"], label, f"{len(runs)}", *cells])
+    head = ["network", "method", "seeds", "ranks after the first epoch", "at the most", "in the end", "parameters", "test"]
+    return markdown(head, rows)
+
+
+def _rank_sums(evolution: dict) -> tuple[int, int, int]:
+    """Ranks of all modes of all layers in sum: after the first epoch, at the most, in the end."""
+    sums = [sum(map(sum, now)) for now in zip(*evolution["ranks"].values(), strict=True)]
+    return sums[0], max(sums), sums[-1]
+
+
 def _rows(experiment: str, name: str) -> list[dict]:
     path = ROOT / "experiments" / experiment / "results" / f"{name}.json"
     return json.loads(path.read_text())["rows"] if path.exists() else []
