@@ -48,6 +48,13 @@ def assert_orthonormal(u: Tensor, atol: float = 1e-12) -> None:
     torch.testing.assert_close(u.double().mT @ u.double(), eye, rtol=0, atol=atol)
 
 
+def calibrating(x: Tensor) -> list[Tensor]:
+    """Batches like ``x``, enough of them for every layer of the small networks here; tokens alone are enough."""
+    if not x.is_floating_point():
+        return [x, x.flip(0)]
+    return [x, x.flip(0), torch.randn(12, *x.shape[1:], generator=torch.Generator().manual_seed(1), dtype=x.dtype)]
+
+
 def random_batches(*shape: int, count: int, seed: int = 0) -> Iterator[Tensor]:
     """``count`` batches of ``shape``."""
     g = torch.Generator().manual_seed(seed)

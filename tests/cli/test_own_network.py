@@ -112,16 +112,12 @@ def trained(code):
 def test_the_command_line_gives_the_librarys_weights_bit_for_bit(tenfold, code, net, tmp_path, name):
     batches = list(load_own(f"{code}:batches", "inputs")())
     method, budget = get_method(name), library.Budget(params=0.6)
-    data = batches if method.needs_data else None
     words = ("--inputs", f"{code}:batches", "--method", name, "--budget", "params=0.6", "--out", tmp_path / "b")
     done = tenfold("compress", *net, *words, "--json")
     try:
-        given = {"example_inputs": batches[0][0], "data": data, "norms": "keep"}
-        expected = library.compress(trained(code), method, budget, **given)
+        expected = library.compress(trained(code), method, budget, example_inputs=batches[0][0], data=batches)
     except library.TenfoldError as error:
         return refused(done, str(error).replace("`budget`", "`--budget`"))
-    if not method.keeps_norms:
-        library.reestimate_(expected.model, batches)
     assert done.exit_code == 0, done.stderr
     saved, own = load_file(tmp_path / "b" / "model" / "model.safetensors"), expected.model.state_dict()
     assert set(saved) == set(own)
@@ -132,7 +128,9 @@ def test_the_command_line_gives_the_librarys_weights_bit_for_bit(tenfold, code, 
 
 def test_a_compressed_network_is_a_run_that_later_verbs_read(tenfold, code, net, tmp_path):
     words = ("--inputs", f"{code}:batches", "--score", f"{code}:score", "--method", "svd", "--budget", "macs=0.6")
+    words += ("--norms", "reestimate")
     made = json.loads(tenfold("compress", *net, *words, "--out", tmp_path / "b", "--json").stdout)
+    assert made["norms"]["examples"] == 24
     assert [s["stage"] for s in made["stages"]] == ["before", "right after compression", "batch norm re-estimated"]
     assert made["cost"]["share"]["macs"] <= 0.6
     record = json.loads((tmp_path / "b" / "run.json").read_text())

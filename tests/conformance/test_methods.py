@@ -15,7 +15,7 @@ from torch import nn
 
 import helpers
 import tenfold
-from helpers import counted, same_state, state
+from helpers import calibrating, counted, same_state, state
 from nets import Tied, chain, image, labelled_images, small_image, tokens, transposed
 from tenfold.linalg.fold import NAMES
 
@@ -44,13 +44,6 @@ def case(request):
     return make().eval(), inputs()
 
 
-def data(x: torch.Tensor) -> list[torch.Tensor]:
-    if not x.is_floating_point():
-        return [x, x.flip(0)]
-    more = torch.randn(12, *x.shape[1:], generator=torch.Generator().manual_seed(1), dtype=x.dtype)
-    return [x, x.flip(0), more]  # enough of them for every layer
-
-
 def takes_budgets(method: tenfold.Method) -> bool:
     """The baseline that compresses nothing is the only method that no budget moves."""
     return method.name != "dense"
@@ -59,7 +52,7 @@ def takes_budgets(method: tenfold.Method) -> bool:
 def compressed(method, model, budget, x) -> tenfold.Result:
     """All layers are named, so that methods which leave some dense by themselves take them too."""
     kept = budget if takes_budgets(method) else None
-    return tenfold.compress(model, method, kept, example_inputs=x, data=data(x), target_modules=EVERY)
+    return tenfold.compress(model, method, kept, example_inputs=x, data=calibrating(x), target_modules=EVERY)
 
 
 # ---- configuration
@@ -219,7 +212,7 @@ def test_a_budget_on_macs_without_inputs_is_refused(method, case):
         pytest.skip("ignores budgets")
     model, x = case
     with pytest.raises(tenfold.ArgumentError, match="`example_inputs` must be given"):
-        tenfold.compress(model, method, tenfold.Budget(macs=0.5), data=data(x), target_modules=EVERY)
+        tenfold.compress(model, method, tenfold.Budget(macs=0.5), data=calibrating(x), target_modules=EVERY)
 
 
 def test_excluded_layers_stay_as_they_are(method, case):
@@ -229,7 +222,7 @@ def test_excluded_layers_stay_as_they_are(method, case):
         model,
         method,
         tenfold.Budget(params=0.95) if takes_budgets(method) else None,
-        data=data(x),
+        data=calibrating(x),
         example_inputs=x,
         target_modules=EVERY,
         exclude_modules=[first],
@@ -259,10 +252,10 @@ def test_weights_that_are_not_finite_are_refused(method):
 
 def test_a_model_without_layers_to_decompose_is_refused_where_they_are_needed(method):
     if not method.needs_layers:
-        tenfold.compress(nn.ReLU(), method, data=data(image()))
+        tenfold.compress(nn.ReLU(), method, data=calibrating(image()))
         return
     with pytest.raises(tenfold.UnsupportedLayer, match="no layer that can be decomposed"):
-        tenfold.compress(nn.ReLU(), method, tenfold.Budget(params=0.8), data=data(image()))
+        tenfold.compress(nn.ReLU(), method, tenfold.Budget(params=0.8), data=calibrating(image()))
 
 
 # ---- during training
@@ -291,7 +284,7 @@ def test_what_it_trains_it_can_finish(method):
     before = state(model)
     x = image()
     budget = tenfold.Budget(params=0.8) if takes_budgets(method) else None
-    result = method.finish(model, budget, data=data(x), example_inputs=x, target_modules=EVERY)
+    result = method.finish(model, budget, data=calibrating(x), example_inputs=x, target_modules=EVERY)
     assert isinstance(result, tenfold.Result)
     assert (result.report.small.params, result.report.small.macs) == counted(result.model, x)
     assert set(result.report.seconds) >= {"plan", "apply"}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tenfold
-from helpers import same_state, train
+from helpers import calibrating, same_state, train
 from nets import chain, image, labelled_images
 from tenfold.layers import copy_model, cost, find
 from tenfold.methods.contract.method import Method
@@ -48,7 +48,7 @@ def step(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, i: 
 
 def test_apply_of_the_plan_is_what_compress_builds(method):
     x, model = image(), trained()
-    given = {"example_inputs": x, "data": [x, x.flip(0)], "target_modules": EVERY}
+    given = {"example_inputs": x, "data": calibrating(x), "target_modules": EVERY}
     budget = None if method.name == "dense" else tenfold.Budget(params=0.8)
     result = tenfold.compress(model, method, budget, norms="keep", **given)
     built = tenfold.apply(model, tenfold.plan(model, method, budget, **given))
@@ -61,7 +61,7 @@ def test_apply_of_the_plan_is_what_compress_builds(method):
 def test_a_plan_that_travelled_builds_the_same(method):
     x, model = image(), trained()
     budget = None if method.name == "dense" else tenfold.Budget(params=0.8)
-    plan = tenfold.plan(model, method, budget, example_inputs=x, data=[x, x.flip(0)], target_modules=EVERY)
+    plan = tenfold.plan(model, method, budget, example_inputs=x, data=calibrating(x), target_modules=EVERY)
     if plan.from_data:
         with pytest.raises(tenfold.PlanError, match="holds no factors"):
             tenfold.apply(model, tenfold.Plan.from_json(plan.to_json()))
@@ -129,7 +129,7 @@ def test_a_run_trains_and_finishes_within_what_was_said_once(method):
     optimizer = run.optimizer(torch.optim.SGD, lr=0.05, momentum=0.9)
     for i in range(5):
         step(method, run.model, optimizer, i)
-    result = run.finish(data=[image()])
+    result = run.finish(data=calibrating(image()))
     if method.name != "dense":
         assert result.report.small.macs <= 0.95 * result.report.dense.macs
 
@@ -139,7 +139,7 @@ def test_a_selection_survives_finish(method):
     optimizer = run.optimizer(torch.optim.SGD, lr=0.05)
     for i in range(3):
         step(method, run.model, optimizer, i)
-    result = run.finish(data=[image()])
+    result = run.finish(data=calibrating(image()))
     assert result.plan.layers["6"].decomposition == "dense"
     assert type(result.model[6]) is nn.Linear
     assert torch.equal(result.model[6].weight, run.model[6].weight)

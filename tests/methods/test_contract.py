@@ -106,7 +106,7 @@ def test_a_projection_method_works_in_a_plain_loop(hyper):
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert same_state(start, before)  # what was given to `begin` is untouched
 
-    result = method.finish(model, data=[batch(i) for i in range(3)])
+    result = method.finish(model, data=[batch(i) for i in range(3)], norms="reestimate")
     assert {name: layer.rank for name, layer in result.plan.layers.items()} == {"0": 2, "3": 2, "7": 2, "9": None}
     assert max(layer.error for layer in result.plan.layers.values()) < 1e-6
     dense = tenfold.to_dense(result.model)

@@ -393,7 +393,7 @@ def test_batches_may_carry_labels_and_their_sizes_do_not_matter(method):
 
 
 def test_data_must_be_given(method):
-    with pytest.raises(tenfold.ArgumentError, match=f"`data` must be given for {method.name}: calibration batches"):
+    with pytest.raises(tenfold.ArgumentError, match=f"`data` must be given for {method.name}: batches of inputs"):
         tenfold.plan(net(), method, tenfold.Budget(params=0.6))
     with pytest.raises(tenfold.ArgumentError, match=f"`data` must be given for {method.name}"):
         tenfold.compress(net(), method, tenfold.Budget(params=0.6))

@@ -102,7 +102,7 @@ def test_a_dense_layer_says_whether_nothing_saves_its_rank_does_not_or_the_budge
     }
     whole = tenfold.plan(model, tenfold.SVD(negligible=0.0), tenfold.Budget(params=1.0)).layers
     assert [x.reason for x in whole.values()] == [reasons["0"], *["the budget allows it"] * 3]
-    for method in (tenfold.LRank(), tenfold.ALDS(), tenfold.SVDEnergy()):
+    for method in (tenfold.LRank(), tenfold.ALDS(negligible=0.0), tenfold.SVDEnergy(negligible=0.0)):
         layers = tenfold.plan(model, method, tenfold.Budget(params=0.98)).layers
         assert layers["0"].reason == reasons["0"]
         assert {x.reason for x in layers.values() if x.rank is None} <= {reasons["0"], "the budget allows it"}

@@ -110,7 +110,7 @@ def test_the_metric_is_the_second_moment_of_the_given_losss_gradient() -> None:
 
 
 def test_without_a_target_the_loss_is_given_the_inputs() -> None:
-    model, x = regression(), torch.randn(5, 6, dtype=torch.float64)
+    model, x = regression(), torch.randn(7, 6, dtype=torch.float64)
     found = tenfold.survey(model, data=[x]).moments(samples=9, gradients=True, loss=to_itself)["2"].gradient[0]
     rows = (2 * (model(x) - x) / 6).detach()
     torch.testing.assert_close(found, rows.T @ rows)

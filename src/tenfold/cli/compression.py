@@ -210,7 +210,7 @@ def work(
     if way.label_free:
         assert batches is not None
         result = _without_labels(source, problem.model, result, way, batches, steps, measure)
-    if settles:
+    if settles and plan.compresses:
         with steps.step("re-estimating batch norm"):
             settled = _settle(model, source, batches, norms)
         result = replace(result, report=replace(result.report, norms=settled))

@@ -28,7 +28,11 @@ class FieldDoc:
 def field_docs(cls: type[Any]) -> list[FieldDoc]:
     """The fields of a dataclass with what its docstring says of them under ``Args:``."""
     texts = arguments(cls)
-    return [FieldDoc(f.name, str(f.type), _default(f), texts.get(f.name, "")) for f in fields(cls) if f.init]
+    return [
+        FieldDoc(f.name, str(f.type), _default(f), texts.get(f.name, ""))
+        for f in sorted(fields(cls), key=lambda f: bool(f.kw_only))
+        if f.init
+    ]
 
 
 def about(cls: type[Any]) -> str:
