@@ -153,7 +153,7 @@ def test_finish_in_mid_run_changes_nothing(method):
         run = begun(method, target_modules=EVERY)
         optimizer = run.optimizer(torch.optim.SGD, lr=0.05, momentum=0.9)
         run.model.train()
-        loader = torch.utils.data.DataLoader(torch.randn(6, 3, 8, 8), batch_size=3, shuffle=True)
+        loader = torch.utils.data.DataLoader(torch.randn(12, 3, 8, 8), batch_size=6, shuffle=True)
         for i in range(7):
             step(method, run.model, optimizer, i)
             if finishing and i in (0, 3, 4):
