@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.stress", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600, help="CPU seconds of the kills (default: 600)")
     parser.add_argument(
-        "--most", type=int, default=10**6, help="kills of each kind, of each case (default: as many as time allows)"
+        "--most", type=int, default=10**6, help="kills of either kind of each case (default: as time allows)"
     )
     parser.add_argument("--examples", type=int, default=3000, help="files for each reader (default: 3000)")
     parser.add_argument("--only", nargs="*", default=None, help="names of cases (default: all)")
