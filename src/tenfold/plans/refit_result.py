@@ -36,7 +36,7 @@ def check_refit(refit: Any, data: Any) -> None:
 
 
 def norms_after(norms: Norms, *, fitted: bool) -> Norms:
-    """The treatment of batch-norm statistics: by default, those of the dense network stay where factors fit to them.
+    """The treatment of batch-norm statistics: where factors were fitted for the dense network's, they stay by default.
 
     Args:
         norms: what was asked for.
