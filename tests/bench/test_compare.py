@@ -12,13 +12,13 @@ from compare_stubs import Broken, experiment, process, read
 
 import tenfold
 from tenfold.bench.compare import scheduler as module
-from tenfold.bench.compare.experiment import DataChoice
+from tenfold.bench.compare.experiment import DataChoice, Entry
 from tenfold.bench.compare.queue import claim
 from tenfold.bench.compare.read_yaml import read_experiment
 from tenfold.bench.compare.results import Results, RunResult
 from tenfold.bench.compare.scheduler import compare
 from tenfold.errors import CheckpointError, DataError
-from tenfold.train import evaluate, load_data, loop
+from tenfold.train import Recipe, evaluate, load_data, loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,3 +245,24 @@ def test_the_smoke_experiment_runs_with_every_method(tmp_path):
 
 def _short(**changes):
     return tenfold.train.Recipe(**({"epochs": 2, "batch_size": 128, "lr": 0.05} | changes))
+
+
+@pytest.mark.filterwarnings("ignore:.*tell enough")
+def test_what_is_refitted_keeps_its_norms_and_is_measured_before_and_after(tmp_path):
+    methods = (Entry(tenfold.SVD(), refit="both"), Entry(tenfold.Calibrated()))
+    recipe = Recipe(epochs=2, batch_size=64, lr=0.05)
+    found = compare(experiment(methods=methods, recipe=recipe, recovery=0, norms="auto"), tmp_path).runs
+    runs = {run.label: run for run in found}
+    svd, calibrated = runs["svd refit=both"], runs["calibrated"]
+    assert svd.failure is None
+    assert calibrated.failure is None
+    assert svd.seconds["refit"] > 0
+    for run in (svd, calibrated):
+        assert run.price.kept["params"] <= 0.5
+        dense = tenfold.load(tmp_path / "networks" / "dense-s0", model=tenfold.build_model("cnn", 10, 1, 8))
+        small = tenfold.load(tmp_path / "networks" / run.id, model=tenfold.build_model("cnn", 10, 1, 8))
+        norms = [name for name, module in dense.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert norms
+        assert all(torch.equal(small.get_submodule(n).running_var, dense.get_submodule(n).running_var) for n in norms)
+    assert calibrated.accuracy.reestimated == calibrated.accuracy.right_after
+    assert svd.accuracy.reestimated > svd.accuracy.right_after
