@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from tenfold.errors import PlanError, TenfoldError, shortened
 
@@ -55,6 +55,10 @@ def _decoded(value: Any, kind: Any, where: str, error: type[TenfoldError]) -> An
         return value
     if origin in (Union, UnionType):
         return _one_of(value, kind, where, error)
+    if origin is Literal:
+        if any(type(value) is type(word) and value == word for word in inner):
+            return value
+        raise error(f"{where} must be one of {', '.join(map(repr, inner))}; got {shortened(value, _MOST)}.")
     if is_dataclass(kind) and isinstance(value, Mapping):
         return construct(cast("type", kind), value, where, error)
     if origin in (dict, Mapping) and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):

@@ -236,6 +236,14 @@ def test_what_is_published_does_not_say_where_the_data_were() -> None:
     assert Experiment.from_dict(made.to_dict()) == replace(made, data=DataChoice("digits"))
 
 
+@pytest.mark.parametrize("wrong", ["kept", 1, True, ["keep"], None])
+def test_a_word_is_one_of_those_that_its_field_takes(read, wrong):
+    for word in ("auto", "keep", "reestimate"):
+        assert read(f"{TEXT}norms: {word}\n").norms == word
+    with pytest.raises(ArgumentError, match=r"`norms:?`.* must be one of 'auto', 'keep', 'reestimate'; got"):
+        read(f"{TEXT}norms: {json.dumps(wrong)}\n")
+
+
 def test_an_entry_may_be_refitted_and_is_another_than_without(read):
     text = TEXT.replace("  - alds\n", "  - alds\n  - {method: alds, refit: both}\n")
     found = read(text)
