@@ -77,7 +77,16 @@ def defaults() -> str:
             ranks = [f"{statistics.mean(x):.0f}" for x in zip(*sums, strict=True)] if sums else ["", "", ""]
             cells = [*ranks, f"{statistics.mean(kept):.1%}", f"{statistics.mean(accuracy):.1f}"]
             rows.append([runs[0]["model"], label, f"{len(runs)}", *cells])
-    head = ["network", "method", "seeds", "ranks after the first epoch", "at the most", "in the end", "parameters", "test"]
+    head = [
+        "network",
+        "method",
+        "seeds",
+        "ranks after the first epoch",
+        "at the most",
+        "in the end",
+        "parameters",
+        "test",
+    ]
     return markdown(head, rows)
 
 
