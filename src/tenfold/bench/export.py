@@ -202,7 +202,7 @@ _NAMED = {"height": (-2, range(4, 99)), "width": (-1, range(4, 99)), "length": (
 
 
 def free_axes(words: Sequence[str], inputs: Any) -> Free:
-    """What ``dynamic`` of `export` says.
+    """Axes that stay free in an exported model, as the words of `dynamic` name them; see `export`.
 
     Raises:
         ArgumentError: words that say nothing, or an axis that no tensor among the inputs has.

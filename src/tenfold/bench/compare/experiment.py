@@ -209,7 +209,7 @@ class Experiment:
     target: str | list[str] | None = None
     exclude: str | list[str] | None = None
     calibration: int | None = None
-    norms: str = "reestimate"
+    norms: Norms = "reestimate"
     threads: int = 1
     latency: LatencyProtocol = field(default_factory=LatencyProtocol)
     cuts: tuple[Cuts, ...] = ()

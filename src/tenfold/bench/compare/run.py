@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from tenfold.bench.compare.results import Failure, Place, RunResult
 from tenfold.bench.environment import forget_peak, peak_memory
 from tenfold.errors import CheckpointError, TenfoldWarning
 from tenfold.layers.batchnorm import reestimate_
-from tenfold.layers.norm_choice import Norms, settle_norms_
+from tenfold.layers.norm_choice import settle_norms_
 from tenfold.layers.swap import structure_of, to_dense
 from tenfold.methods.contract.builder import compress
 from tenfold.methods.contract.method import Goal, Method
@@ -241,7 +241,7 @@ def _mended(
         dense = to_dense(trained) if structure_of(trained) else trained
         found["seconds"] |= refitted(result, dense, setting.calibration(row.seed), row.entry.refit).report.seconds
     fits = row.entry.refit is not None or row.entry.method.keeps_norms
-    norms = norms_after(cast("Norms", experiment.norms), fitted=fits)
+    norms = norms_after(experiment.norms, fitted=fits)
     if result.plan.compresses and norms != "keep":
         clock = time.perf_counter()
         if norms == "auto":
