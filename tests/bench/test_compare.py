@@ -230,6 +230,7 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*tell enough")
 def test_the_smoke_experiment_runs_with_every_method(tmp_path):
     chosen = read_experiment(ROOT / "experiments" / "smoke" / "config.yaml")
     assert {entry.method.name for entry in chosen.methods} == set(tenfold.list_methods())
