@@ -1,8 +1,11 @@
 """What every test shares: shape checking, one thread, fixed seeds, and derandomised property tests."""
 
+import gc
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -38,6 +41,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Warnings of ours are raised on purpose: a test that causes one says so. Not in pyproject.toml, where resolving
     the class would import the package before the hook above."""
     config.addinivalue_line("filterwarnings", "error::tenfold.errors.TenfoldWarning")
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end: the collector of garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every shape is checked in the tests of the parts; tests of the whole house repeat their calls, unchecked."""
+    parts = {"linalg", "layers", "ranks", "optim", "methods"}
+    jaxtyping.config.update("jaxtyping_disable", not parts & set(request.path.parts))
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

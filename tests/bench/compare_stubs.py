@@ -1,20 +1,18 @@
 """Small comparisons, and processes to run them in: they fork from a server that has everything imported."""
 
 import json
-import multiprocessing
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 import tenfold
+from processes import FORKED
 from tenfold.bench.compare.experiment import DataChoice, Entry, Experiment
 from tenfold.bench.compare.scheduler import compare
 from tenfold.methods.contract.method import Method
 from tenfold.train import Recipe
 
-SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["compare_stubs", "accelerate", "sklearn.datasets"])
 ASIDE = ("seconds", "latency", "peak_memory", "place")
 """Parts of a result that are different each time."""
 
@@ -52,7 +50,7 @@ def work(folder, *entries, **changes) -> None:
 
 def process(folder, *entries, **changes):
     """`work`, in a process of its own that is running."""
-    made = SPAWN.Process(target=work, args=(folder, *entries), kwargs=changes, daemon=True)
+    made = FORKED.Process(target=work, args=(folder, *entries), kwargs=changes, daemon=True)
     made.start()
     return made
 

@@ -4,8 +4,8 @@ import threading
 import time
 
 import pytest
-from compare_stubs import SPAWN
 
+from processes import FORKED
 from tenfold.bench.compare.queue import claim, journal
 
 
@@ -55,8 +55,8 @@ def test_threads_of_one_process_do_not_share_a_claim(tmp_path):
 
 
 def test_the_claim_of_a_killed_process_is_taken_over_at_once(tmp_path):
-    ready = SPAWN.Event()
-    holder = SPAWN.Process(target=hold, args=(tmp_path, ready), daemon=True)
+    ready = FORKED.Event()
+    holder = FORKED.Process(target=hold, args=(tmp_path, ready), daemon=True)
     holder.start()
     assert ready.wait(60)
     assert not taken(tmp_path)
@@ -66,11 +66,11 @@ def test_the_claim_of_a_killed_process_is_taken_over_at_once(tmp_path):
 
 
 def test_many_processes_never_own_together(tmp_path):
-    barrier, wins = SPAWN.Barrier(4), SPAWN.Value("i", 0)
+    barrier, wins = FORKED.Barrier(4), FORKED.Value("i", 0)
     claims = tmp_path / "claims"
     claims.mkdir()
     (claims / "count").write_text("0")
-    workers = [SPAWN.Process(target=count, args=(claims, barrier, 60, wins), daemon=True) for _ in range(4)]
+    workers = [FORKED.Process(target=count, args=(claims, barrier, 60, wins), daemon=True) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:

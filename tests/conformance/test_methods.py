@@ -158,7 +158,7 @@ def test_a_larger_budget_never_costs_error(method, case):
     """The level is an error, or a fraction: either way it is monotone in the budget."""
     model, x = case
     levels = []
-    for share in (0.6, 0.7, 0.8, 0.9, 1.0):
+    for share in (0.6, 0.8, 1.0):
         try:
             level = compressed(method, model, tenfold.Budget(params=share), x).plan.level
         except tenfold.BudgetError:

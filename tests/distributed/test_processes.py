@@ -1,15 +1,12 @@
 """Two processes that train copies of one network stay bitwise equal through every projection."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import tenfold
+from processes import in_two_processes
 
 WORKER = Path(__file__).parent / "worker.py"
 METHODS = ("lrpet keep", "lrpet project", "lrpet reset", "lrpet warm", "lrpet spatial", "trp keep", "trp project",
@@ -26,13 +23,7 @@ pytestmark = [
 def found(tmp_path_factory) -> list[dict]:
     """What both processes have found; they are started once."""
     folder = tmp_path_factory.mktemp("processes")
-    source = str(Path(tenfold.__file__).parents[1])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
-    done = subprocess.run(
-        [*command, str(folder)], capture_output=True, text=True, check=False, env=environment, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    in_two_processes(WORKER, folder)
     return [json.loads((folder / f"{process}.json").read_text()) for process in (0, 1)]
 
 

@@ -1,4 +1,4 @@
-"""What each of two processes does; the last argument is the folder for its findings. Run by torchrun, see the tests.
+"""What each of two processes does; the last argument is the folder for its findings. Run in two, see the tests.
 
 Gradients are averaged by hand or by DDP; the data, and so the batch norms' statistics, differ from process to process.
 """

@@ -397,7 +397,7 @@ def test_the_vertex_of_any_finite_gradient_is_finite_in_the_set_and_optimal(ball
     eps = 1e-6 if dtype in (torch.float32, torch.float64) else 4 * torch.finfo(dtype).eps
     for name, g in extremes(shape, dtype).items():
         assert torch.isfinite(g).all()
-        for radius in (R, 1e4, 1e-2):
+        for radius in (1e4, 1e-2):
             v = ball.lmo(g, radius)
             assert torch.isfinite(v).all(), name
             assert ball.contains(v, radius, eps), name
@@ -407,7 +407,7 @@ def test_the_vertex_of_any_finite_gradient_is_finite_in_the_set_and_optimal(ball
 
 
 @over_cases
-@pytest.mark.parametrize("scale", [2.0**-900, 2.0**-500, 2.0**500, 2.0**900])
+@pytest.mark.parametrize("scale", [2.0**-900, 2.0**900])
 def test_gauge_support_and_projection_are_of_any_scale_that_float64_has(ball, shape, scale) -> None:
     x = draw(25, *shape)
     assert ball.gauge(scale * x) == scale * ball.gauge(x)

@@ -1,13 +1,12 @@
 """Two processes: copies of a model stay the same bit for bit; parts of one are trained as the whole would be."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from torch import distributed
+
+from processes import in_two_processes
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,12 +19,7 @@ WORKER = Path(__file__).with_name("sharded.py")
 def found(tmp_path_factory) -> list[dict]:
     """What both processes have found; they are started once."""
     folder = tmp_path_factory.mktemp("sharded")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(WORKER), str(folder)], capture_output=True, text=True, check=False, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    in_two_processes(WORKER, folder)
     return [json.loads((folder / f"{process}.json").read_text(encoding="utf-8")) for process in (0, 1)]
 
 
@@ -35,7 +29,7 @@ def test_two_processes_with_different_seeds_and_the_same_gradients_stay_equal(fo
 
 def test_tensors_in_parts_are_trained_as_whole_ones_in_every_rescaling(found) -> None:
     """Even and uneven parts, rows and columns, a process without any, copies; some start outside their sets."""
-    assert len(found[0]["beside"]) == 26
+    assert len(found[0]["beside"]) == 17
     for one, two in zip(*(each["beside"].values() for each in found), strict=True):
         assert one["apart"] < 1e-13
         assert one["moved"] > 0.1

@@ -1,9 +1,6 @@
 """Two processes, each with half of the batch: one launch, and the laws of what came out."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,20 +9,11 @@ import torch
 from optim.networks import net
 from optim.toys import run
 from optim.two_processes import CYCLES, NETWORKS, SETTINGS, digest, loss, start
+from processes import in_two_processes
 from tenfold.layers.tucker_protocol import factorised
 
 STALLS = pytest.mark.filterwarnings("ignore:the ranks of .* cannot grow")
 SCRIPT = Path(__file__).with_name("two_processes.py")
-
-
-def torchrun(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A script in two processes, which write into the folder."""
-    paths = [str(script.parents[1]), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    return subprocess.run(
-        [*command, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +24,7 @@ def launched(tmp_path_factory) -> tuple[Path, dict, str]:
     run(model, optimizer, loss(None), 5)  # in the middle of a cycle of two
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "saved.pt")
     run(model, optimizer, loss(None), 9)
-    done = torchrun(SCRIPT, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(SCRIPT, folder)
     return folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), digest(model, optimizer)
 
 
@@ -89,8 +76,7 @@ def test_processes_that_clip_by_norms_of_their_own_stay_bitwise_equal(launched) 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("refused")
-    done = torchrun(SCRIPT.with_name("two_processes_refused.py"), folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(SCRIPT.with_name("two_processes_refused.py"), folder)
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Run by torchrun in two processes: what they end up with, as JSON; see test_integrator_distributed.py."""
+"""Run in two processes: what they end up with, as JSON; see test_integrator_distributed.py."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ SETTINGS = {
     "two-pass": IntegratorSettings(0.2, twice=True),
 }
 
-CYCLES = 20
+CYCLES = 10
 
 NETWORKS = {
     "cycle": IntegratorSettings(0.25, every=3),
@@ -81,7 +81,7 @@ def networked(name: str, rank: int, *, wrapped: bool, clip: float | None = None)
     optimizer = around(model, NETWORKS[name], base=torch.optim.AdamW, lr=0.02, weight_decay=0.1)
     host = DistributedDataParallel(model, gradient_as_bucket_view=name == "cycle") if wrapped else model
     seen = []
-    for step in range(11):
+    for step in range(8):
 
         def closure(step=step) -> torch.Tensor:
             optimizer.zero_grad()

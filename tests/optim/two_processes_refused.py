@@ -1,4 +1,4 @@
-"""Run by torchrun in two processes: a scaler that overflows in one of them, and sharded models, as JSON."""
+"""Run in two processes: a scaler that overflows in one of them, and sharded models, as JSON."""
 
 import hashlib
 import json
