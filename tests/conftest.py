@@ -24,6 +24,18 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+_REPEATING = {
+    "bench",
+    "cli",
+    "conformance",
+    "examples",
+    "plans",
+    "tools",
+    "train",
+    "test_balls.py",
+    "test_exactness.py",
+}
+
 torch.set_num_threads(1)
 
 settings.register_profile(
@@ -51,9 +63,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _shapes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every shape is checked in the tests of the parts; tests of the whole house repeat their calls, unchecked."""
-    parts = {"linalg", "layers", "ranks", "optim", "methods"}
-    jaxtyping.config.update("jaxtyping_disable", not parts & set(request.path.parts))
+    """Every shape is checked in the tests of the parts, but not where the same calls are made again by hundreds."""
+    jaxtyping.config.update("jaxtyping_disable", bool(_REPEATING & set(request.path.parts)))
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 

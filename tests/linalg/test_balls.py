@@ -15,7 +15,7 @@ from tenfold.errors import ArgumentError, TenfoldError
 
 R = 1.7
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
-MANY = 12
+MANY = 8
 """Random tensors per law, side by side."""
 over_cases = pytest.mark.parametrize(("ball", "shape"), CASES, ids=IDS)
 over_balls = pytest.mark.parametrize("ball", ALL, ids=str)
