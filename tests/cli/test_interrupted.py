@@ -96,7 +96,8 @@ def test_a_truncated_checkpoint_is_named(tenfold, runs):
 def test_a_compression_that_fails_late_writes_nothing(tenfold, runs, files, monkeypatch):
     before = files(runs)
     monkeypatch.setattr("tenfold.cli.runs.save", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
-    result = tenfold("compress", runs / "a", "--budget", "params=0.5", "--out", runs / "c")
+    how = ("--method", "alds", "--budget", "params=0.5")
+    result = tenfold("compress", runs / "a", *how, "--out", runs / "c")
     assert result.exit_code == 1
     assert result.stderr == "error: No space left on device\n"
     assert files(runs) == before

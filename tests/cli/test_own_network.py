@@ -325,3 +325,17 @@ def test_refit_and_steps_without_data_are_refused(tenfold, net, tmp_path):
         refused(done, "`--inputs` must be given for", *map(str, words), "looks at data")
     done = tenfold("compress", *net, "--budget", "params=0.6", "--refit", "all", "--out", tmp_path / "b")
     refused(done, "`--refit` must be 'last', 'both' or None; got 'all'")
+
+
+@pytest.mark.filterwarnings("ignore:.*tell enough")
+@pytest.mark.parametrize("verb", ["plan", "compress"])
+def test_where_no_method_is_named_data_are_looked_at_if_there_are_any(tenfold, code, net, runs, tmp_path, verb):
+    """A data set, or inputs; by weights alone where there is neither."""
+    inputs, limit = ("--inputs", f"{code}:batches"), ("--budget", "params=0.6", "--json")
+    for number, (named, method) in enumerate(
+        {(*net, *inputs): "calibrated", net: "alds", (runs / "a",): "calibrated"}.items()
+    ):
+        out = ("--out", tmp_path / str(number)) if verb == "compress" else ()
+        done = tenfold(verb, *named, *limit, *out)
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["method"]["method"] == method

@@ -117,7 +117,7 @@ def test_methods_lists_every_method_and_field(tenfold):
     assert "measure" in tenfold("methods").stdout
 
 
-@pytest.mark.parametrize("verb", [("eval", "b"), ("plan", "a", "--budget", "params=0.5")])
+@pytest.mark.parametrize("verb", [("eval", "b"), ("plan", "a", "--method", "alds", "--budget", "params=0.5")])
 def test_json_is_alone_on_standard_output(tenfold, runs, verb):
     name, run, *rest = verb
     result = tenfold(name, runs / run, *rest, "--json")

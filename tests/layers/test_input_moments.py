@@ -128,6 +128,19 @@ def test_too_few_vectors_are_not_halved_and_warn():
     assert found["0"].count == 2 * 18 * 18
 
 
+def test_of_several_layers_the_worst_is_named_once():
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1), nn.Flatten(), nn.Linear(2, 64), nn.Linear(64, 3)
+    ).double()
+    names = {name: InputSide((name,)) for name in ("0", "1", "3", "4")}
+    with pytest.warns(TenfoldWarning) as caught:
+        dict(input_moments(net, names, [torch.randn(10, 1, 3, 3, dtype=torch.float64)], samples=10))
+    (one,) = caught
+    assert str(one.message).startswith(
+        "'4' saw 10 vectors of 64 numbers on `data`, and 1 more layers as little; 256 tell"
+    )
+
+
 @pytest.mark.filterwarnings("ignore::tenfold.errors.TenfoldWarning")
 def test_the_model_is_left_as_it_is():
     net, data = network().train(), images()

@@ -55,6 +55,24 @@ def test_it_comes_nearer_to_the_outputs_than_the_methods_that_look_at_weights():
     assert lost["calibrated"] < 0.5 * min(lost["alds"], lost["svd"])
 
 
+def test_a_budget_out_of_reach_is_refused_before_anything_is_looked_at():
+    def data():
+        raise AssertionError("looked at")
+        yield
+
+    class Untouched:
+        def __iter__(self):
+            return data()
+
+    net, x = network(), images()[0][:1]
+    problem = tenfold.survey(net, example_inputs=x, data=Untouched())
+    with pytest.raises(tenfold.BudgetError, match="reachable") as caught:
+        tenfold.Calibrated().plan(problem, tenfold.Budget(macs=1e-6))
+    smallest = tenfold.Budget(macs=caught.value.smallest["macs"])
+    made = tenfold.plan(net, tenfold.Calibrated(), smallest, example_inputs=x, data=images())
+    assert made.macs <= smallest.limits["macs"] * made.dense_macs
+
+
 def test_batch_norm_and_the_dense_network_stay_as_they_are():
     net, data = network(), images()
     kept = state(net)

@@ -10,7 +10,7 @@ from torch import nn
 
 import tenfold
 from helpers import counted
-from nets import TiedLinears, TwoNames
+from nets import TiedLinears, TwoNames, conv_chain
 from tenfold.layers.matrix import LowRank
 
 METHODS = {m.name: m for m in (tenfold.PCA(), tenfold.ActivationSVD(), tenfold.FisherSVD())}
@@ -387,6 +387,29 @@ def test_batches_may_carry_labels_and_their_sizes_do_not_matter(method):
     a = tenfold.plan(model, method, budget, data=list(x.split(8)))
     b = tenfold.plan(model, method, budget, data=[(part, torch.zeros(len(part))) for part in x.split(24)])
     assert [v.rank for v in a.layers.values()] == [v.rank for v in b.layers.values()]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_what_a_rule_leaves_of_a_budget_is_spent(share):
+    """On what it minimises: the lost energy of all layers (L-Rank), the product of the kept shares (PCA)."""
+    torch.manual_seed(0)
+    net, data = conv_chain(4, 12, 10, size=8, classes=6).double(), [torch.randn(64, 4, 8, 8, dtype=torch.float64)]
+    energy = {
+        name.removesuffix(".weight"): float(w.detach().square().sum())
+        for name, w in net.named_parameters()
+        if w.ndim > 1
+    }
+
+    def loss(method):
+        made = tenfold.plan(net, method, tenfold.Budget(params=share), data=data)
+        assert made.params <= share * made.dense_params
+        errors = {name: layer.error or 0.0 for name, layer in made.layers.items()}
+        if method.name == "pca":
+            return sum(-np.log(1 - e**2) for e in errors.values())
+        return sum(e**2 * energy[name] for name, e in errors.items())
+
+    for kind in (tenfold.LRank, tenfold.PCA):
+        assert loss(kind()) <= loss(kind(spend=False)) * (1 + 1e-9)
 
 
 # ---- what is refused

@@ -226,6 +226,21 @@ def test_a_larger_budget_never_costs_loss_nor_raises_the_multiplier(seed):
     assert multipliers == sorted(multipliers, reverse=True)
 
 
+@settings(max_examples=8)
+@given(SEEDS)
+def test_what_the_multiplier_leaves_is_spent_to_within_a_thousandth_of_the_least_loss(seed):
+    tables, losses = made(seed)
+    for limit in every_limit(tables):
+        found, walked = (allocate(tables, losses, {"params": limit}, spend=spend) for spend in (True, False))
+        assert (found is None) == (walked is None)
+        if found is not None and walked is not None:
+            assert total(tables, found[0]) <= limit
+            assert lost(losses, found[0]) <= min(
+                lost(losses, walked[0]), least_loss(tables, losses, {"params": limit}) * (1 + 2e-3) + 1e-9
+            )
+            assert found[1] == pytest.approx(walked[1])
+
+
 def test_the_whole_budget_loses_nothing():
     tables, losses = made(3)
     choice, multiplier = allocate(tables, losses, {"params": total(tables, [0] * len(tables))})

@@ -25,12 +25,13 @@ from tenfold.train.engine import engine
 NAME = "compress"
 EXAMPLES = (
     "Examples:\n\n"
-    "tenfold compress runs/a --method alds --budget params=0.25 --out runs/b\n\n"
+    "tenfold compress runs/a --budget macs=0.5 --out runs/b\n\n"
     "tenfold compress runs/a --method alds --set measure=fro --budget params=0.3 --budget macs=0.4 --out runs/c\n\n"
     "tenfold compress runs/a --budget params=0.2 --exclude linear --finetune 5 --distill 0.5 --out runs/d\n\n"
-    "tenfold compress runs/a --budget macs=0.5 --refit both --distill-steps 100 --out runs/h\n\n"
+    "tenfold compress runs/a --budget macs=0.35 --distill-steps 100 --out runs/h\n\n"
     "tenfold compress runs/a --guard -1.0 --out runs/e\n\n"
-    "tenfold plan runs/a --budget params=0.25 --out plan.json; tenfold compress runs/a --plan plan.json --out runs/f"
+    "tenfold plan runs/a --method alds --budget params=0.25 --out plan.json; "
+    "tenfold compress runs/a --plan plan.json --refit both --out runs/f"
     "\n\n"
     "tenfold compress --model net.py:make --weights w.pt --inputs net.py:batches --score net.py:score "
     "--budget macs=0.5 --out runs/g"
@@ -135,6 +136,7 @@ def command(
     check(norms in get_args(Norms), "--norms", f"one of {', '.join(get_args(Norms))}", norms)
     way = way_to(
         method=method,
+        default=source.default_method,
         fields=fields or (),
         budget=budget or (),
         guard=guard,

@@ -92,6 +92,7 @@ class CompressionOutcome:
 def way_to(
     *,
     method: str | None,
+    default: str,
     fields: Sequence[str],
     budget: Sequence[str],
     guard: float | None,
@@ -105,6 +106,7 @@ def way_to(
 
     Args:
         method: name or reference; None without.
+        default: the method, where neither that nor a plan is given.
         fields: of the method, "FIELD=VALUE".
         budget: limits, "params=0.25".
         guard: points of accuracy that may be lost, <= 0; None without.
@@ -128,7 +130,7 @@ def way_to(
             raise ArgumentError(f"`--plan` says all that {given[0]} would: give one or the other.")
         written = _read(plan)
         return PlanSource({"method": written.method}, plan=written, **after)
-    made, limits = parse.method(method or "alds", fields), parse.budget(budget)
+    made, limits = parse.method_or(default, method, fields), parse.budget(budget)
     if guard is None:
         parse.require_budget(made, limits)
         return PlanSource(record(made), made, limits, **after)

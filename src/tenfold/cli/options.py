@@ -34,10 +34,13 @@ DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", metavar="FOLDER", help="Where the data set's files are, if not in the usual places."),
 ]
-MethodName = Annotated[str, typer.Option("--method", help=METHODS, rich_help_panel="Compression")]
 MaybeMethod = Annotated[
     str | None,
-    typer.Option("--method", help=with_default(METHODS, "alds"), rich_help_panel="Compression"),
+    typer.Option(
+        "--method",
+        help=with_default(METHODS, "calibrated; alds where there are no data"),
+        rich_help_panel="Compression",
+    ),
 ]
 Fields = Annotated[
     list[str] | None,

@@ -70,6 +70,20 @@ def method(name: str, settings: Sequence[str]) -> Method:
         raise ArgumentError(f"{name} cannot be made with {given}: {error}.") from error
 
 
+def method_or(default: str, name: str | None, settings: Sequence[str]) -> Method:
+    """Make the method called ``name``, as `method` does; where none is named, the default one.
+
+    Raises:
+        ArgumentError: fields without a name, whose fields they would be; and what `method` raises.
+    """
+    if name is None and settings:
+        raise ArgumentError(
+            f"`--set` must come with --method, whose field it is; got {settings[0]!r} alone. "
+            f"E.g. --method alds --set measure=fro."
+        )
+    return method(name or default, settings)
+
+
 def require_budget(made: Method, limits: Budget | None) -> None:
     """Raise `ArgumentError` for a method that needs a budget and has none, before any work."""
     if limits is None and made.needs_budget:

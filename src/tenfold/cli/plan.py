@@ -12,7 +12,7 @@ from tenfold.cli.command import Outcome, verb
 from tenfold.cli.compression import PlanSource, needed
 from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
-from tenfold.cli.options import Exclude, Fields, Force, Limits, MethodName, Target, check_file
+from tenfold.cli.options import Exclude, Fields, Force, Limits, MaybeMethod, Target, check_file
 from tenfold.cli.progress import Steps
 from tenfold.cli.source import NetworkSource
 from tenfold.errors import ArgumentError
@@ -26,7 +26,7 @@ EXAMPLES = (
     "Examples:\n\n"
     "tenfold plan runs/a --method alds --budget params=0.25\n\n"
     "tenfold plan runs/a --method svd --set fold=spatial --budget macs=0.5 --exclude linear\n\n"
-    "tenfold plan runs/a --budget params=0.25 --out plan.json\n\n"
+    "tenfold plan runs/a --method alds --budget params=0.25 --out plan.json\n\n"
     "tenfold plan --model net.py:make --weights w.safetensors --inputs net.py:batches --budget macs=0.5"
 )
 OutFile = Annotated[
@@ -40,7 +40,7 @@ OutFile = Annotated[
 def command(
     *,
     source: NetworkSource,
-    method: MethodName = "alds",
+    method: MaybeMethod = None,
     fields: Fields = None,
     budget: Limits = None,
     target: Target = None,
@@ -49,13 +49,15 @@ def command(
     force: Force = False,
 ) -> Outcome:
     """Show what each layer of a run or network would become. A dry run: nothing is written, but for --out."""
-    made, limits = parse.method(method, fields or ()), parse.budget(budget or ())
+    made = parse.method_or(source.default_method, method, fields or ())
+    limits = parse.budget(budget or ())
     parse.require_budget(made, limits)
     if out is not None:
         check_file(out, force=force)
         if made.needs_data:
             raise ArgumentError(
-                f"`--out` cannot hold a plan by {made.name}: its factors come from data. Compress at once."
+                f"`--out` cannot hold a plan by {made.name}: its factors come from data. Compress at once; or take a "
+                "method that needs none: --method alds."
             )
     needs, reason = needed(PlanSource(record(made), made, limits))
     opened = open_network(source, needs=needs, reason=reason)

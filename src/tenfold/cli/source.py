@@ -68,6 +68,11 @@ class NetworkSource:
         """What to call it: the folder, or the factory."""
         return str(self.named)
 
+    @property
+    def default_method(self) -> str:
+        """The method where none is named: the one that looks at data where there are any, else by weights alone."""
+        return "calibrated" if self.settings.data or self.settings.inputs else "alds"
+
 
 def source_of(named: Named) -> NetworkSource:
     """Read what is known of the run or network that the user named, before any of its code runs.

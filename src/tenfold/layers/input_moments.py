@@ -74,13 +74,14 @@ def input_moments(
         DataError: a generator, no example, entries that are not finite, or a layer that no example reaches.
 
     Warns:
-        TenfoldWarning: fewer than 4 vectors for each of their numbers: examples are too few.
+        TenfoldWarning: layers with fewer than 4 vectors for each of their numbers, the worst by name, when all have
+            been given: examples are too few.
     """
     check(is_count(samples), "samples", "an integer >= 1", samples)
     check(is_count(memory), "memory", "a number of bytes >= 1", memory)
     if isinstance(data, Iterator):
         raise DataError("`data` must last for several passes; a generator is used up by one. Pass a list or a loader.")
-    source = Source(data, samples)
+    source, few = Source(data, samples), list[_Collector]()
     for block in _blocks([_Collector(model, name, side, samples, subsample) for name, side in sides.items()], memory):
         with torch.no_grad(), evaluating(model):
             batches = source.batches(model)
@@ -96,6 +97,21 @@ def input_moments(
                     batch.to(device_of(model)).run(model)
         for one in block:
             yield one.name, one.result()
+            if one.few:
+                few.append(one)
+    _say_few(few)
+
+
+def _say_few(few: Sequence[_Collector]) -> None:
+    if few:
+        worst = min(few, key=lambda one: one.count / one.n)
+        more = f", and {len(few) - 1} more layers as little" if len(few) > 1 else ""
+        warnings.warn(
+            f"'{worst.name}' saw {worst.count:,} vectors of {worst.n:,} numbers on `data`{more}; "
+            f"{_ENOUGH * worst.n:,} tell enough. Give more examples.",
+            TenfoldWarning,
+            stacklevel=3,
+        )
 
 
 def _blocks(collectors: Iterable[_Collector], memory: int) -> Iterator[list[_Collector]]:
@@ -130,6 +146,12 @@ class _Collector:
         self.seen = 0  # examples before the batch at hand
         self.batch = 0
         self.moments: JointMoments | None = None
+        self.count = 0  # vectors seen, once all batches are through
+
+    @property
+    def few(self) -> bool:
+        """Whether what was seen says little."""
+        return self.count < _ENOUGH * self.n
 
     def next_batch(self, examples: int) -> None:
         """Set the number of examples of the next batch."""
@@ -177,11 +199,5 @@ class _Collector:
         found, self.moments = self.moments, None
         if found is None:
             raise DataError(f"`data` never reaches the layer '{self.name}' of the model. Name it in `exclude_modules`.")
-        if found.count < _ENOUGH * self.n:
-            warnings.warn(
-                f"'{self.name}' saw {found.count:,} vectors of {self.n:,} numbers on `data`; {_ENOUGH * self.n:,} tell "
-                f"enough. Give more examples.",
-                TenfoldWarning,
-                stacklevel=3,
-            )
+        self.count = found.count
         return found

@@ -11,9 +11,9 @@ from tenfold.layers.calibration_batches import calibration_batches
 from tenfold.layers.calibration_runs import held_out, kept_batches
 from tenfold.methods.contract.method import Method
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import as_plan
+from tenfold.plans.candidates import as_plan, require_reachable
 from tenfold.plans.compared_plans import best_refitted
-from tenfold.plans.form_candidates import judged_layers, uniform_choice
+from tenfold.plans.form_candidates import form_tables, judged_layers, uniform_choice
 from tenfold.plans.loss_gradients import find_loss, loss_name, require_loss
 from tenfold.plans.measured_loss import LossMeter, layer_loss
 from tenfold.plans.plan import Plan
@@ -85,6 +85,7 @@ class Calibrated(Method):
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """The best of three allocations, refitted."""
         assert budget is not None
+        require_reachable(problem, budget, form_tables(problem, self.forms))
         key = (self.name, self.samples, self.forms, self.loss, self.memory)
         if key not in problem.tables:
             problem.tables[key] = self._judged(problem)

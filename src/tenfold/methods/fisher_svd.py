@@ -90,7 +90,7 @@ class FisherSVD(Method):
             losses = [t.error**2 * outputs.bases[t.name].lost()[0] / 2 for t in tables]
         else:
             losses = kept_product(tables)
-        choice, level = allocate(tables, losses, problem.limits(budget)) or (None, None)
+        choice, level = allocate(tables, losses, problem.limits(budget), spend=True) or (None, None)
         made = outputs.made(choice)
         return as_plan(problem, self.name, tables, choice, budget, measure="loss", level=level, **made)
 

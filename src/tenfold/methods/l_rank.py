@@ -49,12 +49,13 @@ class LRank(Method):
         mu: the first penalty, >= 0.
         growth: factor of mu at each C step, >= 0; above 1 in use.
         every: optimizer steps from one C step to the next, >= 1, or "epoch".
+        spend: what one lambda leaves of the budget is spent, by an integer programme; False: as published.
 
     Raises:
         ArgumentError: a value out of range.
 
-    Source: the paper, equations 2 (problem), 5 (L step) and theorem 1 (C step). The penalty starts and grows from the
-    optimizer's first step; the multipliers of the augmented Lagrangian variant are not used.
+    Source: the paper, equations 2 (problem), 5 (L step) and theorem 1 (C step). Deviations: `spend`; the penalty starts
+    and grows from the optimizer's first step; the multipliers of the augmented Lagrangian variant are not used.
     """
 
     fold: str = "channel"
@@ -62,6 +63,7 @@ class LRank(Method):
     mu: float = 1e-3
     growth: float = 1.2
     every: int | str = "epoch"
+    spend: bool = True
 
     name: ClassVar[str] = "l-rank"
 
@@ -72,6 +74,7 @@ class LRank(Method):
         check(is_share(self.mu), "mu", "a number >= 0", self.mu)
         check(is_share(self.growth), "growth", "a number >= 0", self.growth)
         check(self.every == "epoch" or is_count(self.every), "every", 'an integer >= 1, or "epoch"', self.every)
+        check(isinstance(self.spend, bool), "spend", "True or False", self.spend)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """Choose ranks by the C step: those of one multiplier within ``budget``."""
@@ -79,7 +82,7 @@ class LRank(Method):
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         energy = [float(site.kernel.double().square().sum()) for site in problem.sites]
         losses = [np.square(table.error) * e for table, e in zip(tables, energy, strict=True)]
-        choice, price = allocate(tables, losses, problem.limits(budget)) or (None, None)
+        choice, price = allocate(tables, losses, problem.limits(budget), spend=self.spend) or (None, None)
         return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=price)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:

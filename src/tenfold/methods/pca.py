@@ -34,16 +34,19 @@ class PCA(Method):
         samples: calibration examples used, >= 1.
         damping: share of white inputs mixed into the covariance, >= 0: without them, what calibration never excites
             would be cut as if nothing were lost, all of it where there are fewer output vectors than outputs.
+        spend: what the rule leaves of the budget is spent, by an integer programme; False: as published.
 
     Raises:
         ArgumentError: a value out of range.
 
-    Source: arXiv 1505.06798, equations 2 to 4 and section 3.3 (rank selection). The greedy rule there is followed along
-    the lower convex hull of each layer, so that what cannot save is passed over; the damping is ours (0: as published).
+    Source: arXiv 1505.06798, equations 2 to 4 and section 3.3 (rank selection). Deviations: the greedy rule there is
+    followed along the lower convex hull of each layer, so that what cannot save is passed over; damping and
+    `spend` are ours (0 and False: as published).
     """
 
     samples: int = 1024
     damping: float = 1e-3
+    spend: bool = True
 
     name: ClassVar[str] = "pca"
     needs_data: ClassVar[bool] = True
@@ -52,13 +55,15 @@ class PCA(Method):
         """Check the ranges."""
         check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
         check(is_share(self.damping), "damping", "a number >= 0", self.damping)
+        check(isinstance(self.spend, bool), "spend", "True or False", self.spend)
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """Choose the ranks of most kept energy within ``budget``, and their factors."""
         assert budget is not None
         outputs = outputs_of(problem, self, problem.moments(samples=self.samples), self._basis)
         tables = outputs.tables
-        choice, level = allocate(tables, kept_product(tables), problem.limits(budget)) or (None, None)
+        found = allocate(tables, kept_product(tables), problem.limits(budget), spend=self.spend)
+        choice, level = found or (None, None)
         made = outputs.made(choice)
         return as_plan(problem, self.name, tables, choice, budget, measure="output", level=level, **made)
 

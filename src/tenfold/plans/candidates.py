@@ -128,6 +128,13 @@ def smallest(tables: Sequence[Candidates], names: Sequence[str]) -> dict[str, in
     return {name: int(sum(t.costs[name].min() for t in tables)) for name in names}
 
 
+def require_reachable(problem: Problem, budget: Budget, tables: Sequence[Candidates]) -> None:
+    """Raise the `BudgetError` of `refuse` where a limit is below what the options cost at least, each on its own."""
+    least = smallest(tables, list(budget.limits))
+    if any(least[name] > limit for name, limit in problem.limits(budget).items()):
+        raise refuse(problem, budget, least)
+
+
 def refuse(problem: Problem, budget: Budget, least: dict[str, int]) -> BudgetError:
     """The `BudgetError` for a budget that cannot be reached, with the smallest reachable one, from ``least``."""
     parts, reachable = [], {}

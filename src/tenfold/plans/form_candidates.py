@@ -84,10 +84,20 @@ def judged_layers(
         site = sites[name]
         made = {fold: _form(site, fold, moments) for fold in _folds(site, forms)}
         relative = {fold: _relative(form) for fold, form in made.items()}
-        table = _with_bias(judged(site, relative), len(problem.without_bias(site)) * site.cost.shape[0])
+        table = _priced(problem, site, relative)
         chosen = dict.fromkeys(i for e in errors if (i := _cheapest_below(table, e)) is not None)
         trials = [_trial(site, made[table.folds[table.fold[i]]], int(table.rank[i]), moments) for i in chosen]
         yield JudgedLayer(site, table, tuple(trials))
+
+
+def form_tables(problem: Problem, forms: Sequence[str]) -> list[Candidates]:
+    """The options of `judged_layers` by shapes alone: costs are known, errors are NaN."""
+    made = []
+    for site in problem.sites:
+        ranks = {f: Fold(site.cost.shape, site.cost.groups, 1, f).full_rank for f in _folds(site, forms)}
+        unknown = {f: torch.full((n,), torch.nan, dtype=torch.float64) for f, n in ranks.items()}
+        made.append(_priced(problem, site, unknown))
+    return made
 
 
 def uniform_choice(
@@ -143,8 +153,9 @@ def _relative(form: OutputForm) -> Tensor:
     return (energy[1:] / energy[0] if energy[0] > 0 else torch.zeros_like(energy[1:])).clamp(0, 1).sqrt().cpu()
 
 
-def _with_bias(table: Candidates, numbers: int) -> Candidates:
-    """The options that save something although they add so many numbers of biases."""
+def _priced(problem: Problem, site: FoundLayer, errors: Mapping[str, Tensor]) -> Candidates:
+    """The options that save something although they add the biases that the site's modules lack."""
+    table, numbers = judged(site, errors), len(problem.without_bias(site)) * site.cost.shape[0]
     params = table.costs["params"].copy()
     params[1:] += numbers
     worth = params < params[0]

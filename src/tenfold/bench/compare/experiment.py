@@ -187,7 +187,8 @@ class Experiment:
         calibration: training examples that batch norm is re-estimated from, and that methods that need data see, >= 1;
             None: all that are trained on.
         norms: batch norm after a compression: "reestimate" it from all of ``calibration``, "keep" it, or "auto", as
-            `tenfold.compress` does.
+            `tenfold.compress` does. It is always kept where factors are fitted to its statistics: by `refit`, and by
+            methods that say so.
         threads: that torch may use on the CPU, >= 1.
         latency: how it is measured.
         cuts: what is removed, without retraining, of the networks that the dense training and the methods that work

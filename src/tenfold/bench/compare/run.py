@@ -31,7 +31,7 @@ from tenfold.methods.contract.method import Goal, Method
 from tenfold.methods.dense import Dense
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
-from tenfold.plans.refit_result import norms_after, refitted
+from tenfold.plans.refit_result import refitted
 from tenfold.plans.serialization import save
 from tenfold.train import (
     Data,
@@ -241,7 +241,7 @@ def _mended(
         dense = to_dense(trained) if structure_of(trained) else trained
         found["seconds"] |= refitted(result, dense, setting.calibration(row.seed), row.entry.refit).report.seconds
     fits = row.entry.refit is not None or row.entry.method.keeps_norms
-    norms = norms_after(experiment.norms, fitted=fits)
+    norms = "keep" if fits else experiment.norms
     if result.plan.compresses and norms != "keep":
         clock = time.perf_counter()
         if norms == "auto":
