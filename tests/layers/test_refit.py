@@ -331,9 +331,48 @@ def test_layers_share_passes_where_fewer_are_asked_for():
         calls = counted(dense)
         report = refit_(small, dense, data, passes=passes)
         assert report.passes == expected
-        assert len(calls) == expected * len(data)
+        assert len(calls) == 1 + len(data)  # the first batch once more, to know how large its outputs are
         assert len(report.layers) == 8
         assert output_error(small, net, data) < output_error(apply(net, low_rank(net, 2)), net, data)
+
+
+class Anew:
+    """Batches that are made anew at each pass, as a loader's are."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter([x.clone() for x in self.batches])
+
+
+def test_the_dense_network_runs_once_for_each_pass_where_its_outputs_are_not_kept():
+    """The data are no list, or memory is short; what comes out is the same to the bit."""
+    net, data = network(), images()
+    made = []
+    for given, how, runs in ((Anew(data), {}, 8 * 4), (data, {"memory": 1}, 1 + 8 * 4), (data, {}, 1 + 4)):
+        small, dense = apply(net, low_rank(net, 2)), copy.deepcopy(net)
+        calls = counted(dense)
+        refit_(small, dense, given, **how)
+        assert len(calls) == runs
+        made.append(small)
+    assert same_state(made[0], state(made[1]))
+    assert same_state(made[0], state(made[2]))
+
+
+def test_of_large_maps_a_part_of_the_positions_does_as_well():
+    """Neighbours are much alike: what is lost on all positions is within a hundredth of what the fit to all loses."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).double()
+    data = [torch.randn(24, 3, 20, 20, dtype=torch.float64).cumsum(-1).cumsum(-2) for _ in range(3)]
+    lost = []
+    for given in (Anew(data), data):  # of a list the number of examples is known
+        small = apply(net, low_rank(net, 2))
+        refit_(small, net, given, factors="both")
+        with torch.no_grad():
+            lost.append(sum(float((small(x) - net(x)).square().sum()) for x in data))
+    assert lost[0] != lost[1]
+    assert lost[1] == pytest.approx(lost[0], rel=1e-2)
 
 
 def test_memory_bounds_what_is_held_at_once():

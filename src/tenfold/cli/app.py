@@ -16,7 +16,7 @@ app = typer.Typer(
     help="Smaller, faster neural networks by low-rank weights: while they train, or after.",
     epilog="A first round:\n\n"
     "tenfold train --data digits --model cnn --epochs 10 --out runs/a\n\n"
-    "tenfold compress runs/a --method alds --budget params=0.25 --finetune 3 --out runs/b\n\n"
+    "tenfold compress runs/a --budget params=0.25 --finetune 3 --out runs/b\n\n"
     "tenfold bench runs/b",
     no_args_is_help=True,
     add_completion=False,

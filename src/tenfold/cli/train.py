@@ -241,7 +241,7 @@ def _shown(out: Path, settings: runs.Settings, trained: Fit, result: Result, row
     small: Cost = result.report.small
     trust = " --trust" if set(runs.own_code(settings)) - {"method"} else ""
     if len(rows) == 1:
-        next_verb = f"compress {out}{trust} --method alds --budget params=0.25 --out FOLDER"
+        next_verb = f"compress {out}{trust} --budget macs=0.5 --out FOLDER"
         shown.append(f"{small.params:,} parameters, {small.macs or 0:,} MACs per image")
     else:
         next_verb = f"bench {out}{trust}"

@@ -6,7 +6,6 @@ before the next one is collected.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from tenfold.errors import DataError, TenfoldWarning, check, is_count
 from tenfold.layers.calibration_runs import Source, device_of, evaluating, hooked
+from tenfold.layers.positions import ENOUGH, sampled
 from tenfold.layers.spec import LayerSpec, spec_of, to_kernel
 from tenfold.layers.unfold import chunks, unfold
 from tenfold.linalg.fold import Fold
@@ -25,10 +25,6 @@ from tenfold.linalg.svd import working
 
 _NUMBERS = 1 << 24
 """Unfolded at a time: 128 MiB in float64."""
-_ENOUGH = 4
-"""Vectors for each number in one, below which a covariance says little."""
-_LARGE = 16
-"""Positions along each axis from which on every second one will do: neighbours are much alike."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def _say_few(few: Sequence[_Collector]) -> None:
         more = f", and {len(few) - 1} more layers as little" if len(few) > 1 else ""
         warnings.warn(
             f"'{worst.name}' saw {worst.count:,} vectors of {worst.n:,} numbers on `data`{more}; "
-            f"{_ENOUGH * worst.n:,} tell enough. Give more examples.",
+            f"{ENOUGH * worst.n:,} tell enough. Give more examples.",
             TenfoldWarning,
             stacklevel=3,
         )
@@ -151,7 +147,7 @@ class _Collector:
     @property
     def few(self) -> bool:
         """Whether what was seen says little."""
-        return self.count < _ENOUGH * self.n
+        return self.count < ENOUGH * self.n
 
     def next_batch(self, examples: int) -> None:
         """Set the number of examples of the next batch."""
@@ -163,25 +159,14 @@ class _Collector:
         assert spec is not None
         x = cast("Tensor", next(iter((*args, *kwargs.values()))))
         size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
-        for examples, outputs, every in self._sampled(spec, x, output):
+        for examples, outputs, every in self._parts(spec, x, output):
             for part, _ in chunks(spec, examples, outputs, _NUMBERS):
                 self._add(unfold(spec, part, None if size is None else list(size), every=every))
 
-    def _sampled(self, spec: LayerSpec, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[slice, ...]]]:
-        """The examples, and which positions of them: all, or every second ones from an offset of each example's own."""
-        axes = len(spec.kernel_size)
-        area = y.shape[-axes:] if axes else ()
-        enough = self.samples * math.prod(area) >= _ENOUGH * self.n << axes
-        if not (self.subsample and axes and x.ndim == axes + 2 and min(area) >= _LARGE and enough):
-            yield x, y, ()
-            return
-        # By the example's number, mixed well (Knuth's multiplicative hash): the same offsets however data are split.
-        number = torch.arange(self.seen, self.seen + len(x), device=x.device)
-        offset = (number * 2654435761 % 2**32) >> (32 - axes)
-        for phase in range(2**axes):
-            mine = offset == phase
-            if bool(mine.any()):
-                yield x[mine], y[mine], tuple(slice(phase >> axis & 1, None, 2) for axis in range(axes))
+    def _parts(self, spec: LayerSpec, x: Tensor, y: Tensor) -> Iterable[tuple[Tensor, Tensor, tuple[slice, ...]]]:
+        if not self.subsample:
+            return [(x, y, ())]
+        return sampled(spec, x, y, numbers=self.n, first=self.seen, examples=self.samples)
 
     def _add(self, rows: Tensor) -> None:
         rows = working(rows)

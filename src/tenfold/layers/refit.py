@@ -19,12 +19,17 @@ from torch import Tensor, nn
 from tenfold.errors import ArgumentError, DataError, check, is_count
 from tenfold.layers.calibration_runs import Source, device_of, evaluating, hooked
 from tenfold.layers.decomposed import Decomposed
+from tenfold.layers.dense_outputs import DenseOutputs
 from tenfold.layers.find import kind_of
 from tenfold.layers.refit_layer import RefitLayer
 from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import structure_of
 from tenfold.layers.usable import refuse_unusable, refuse_unwritable
 from tenfold.linalg.refit import RIDGE
+
+
+PASSES = 32
+"""Over the data: one for each layer of a small network."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def refit_(
     *,
     factors: Literal["last", "both"] = "last",
     samples: int | None = None,
-    passes: int = 32,
+    passes: int = PASSES,
     memory: int = 1 << 30,
     rounds: int = 2,
     ridge: float = RIDGE,
@@ -82,10 +87,12 @@ def refit_(
     more, plan with the bias in the price: layers of a plan with ``bias=True`` have one.
 
     On the data, each layer's error given its actual inputs never grows; at full rank nothing changes. Work: each pass
-    runs the dense network on all data, and the compressed one as far as its last layer that is fitted. Memory: beyond
-    one batch's outputs of the layers that share a pass, their moments, ``8 (m^2 + m f)`` bytes for a factor with m
-    inputs (kernel entries included) and f outputs; in all ``memory``, or as much as one layer takes, and three times
-    that while moments are added up or a layer is solved.
+    runs the compressed network on all data, as far as its last layer that is fitted, and the dense one; that only once
+    for as many passes as its outputs fit in ``memory``, where the data are a list. Memory: beyond these outputs, or one
+    batch's, the moments of the layers that share a pass, ``8 (m^2 + m f)`` bytes for a factor with m inputs (kernel
+    entries included) and f outputs; in all ``memory``, or as much as one layer takes, and three times that while
+    moments are added up or a layer is solved. Of maps of 16 positions and more along each axis every second one along
+    each is looked at, wherever that leaves 4 vectors for each of their numbers and the number of examples is known.
 
     Args:
         small: the compressed network of plain layers, changed in place.
@@ -97,7 +104,7 @@ def refit_(
         samples: use the first so many examples; None: all.
         passes: over the data, >= 1, if ``memory`` lets. With fewer passes than layers, consecutive layers share one,
             and are fitted given the inputs before it.
-        memory: for moments, in bytes.
+        memory: for moments, and as much for outputs of the dense network, in bytes.
         rounds: of alternation, where both factors are fitted.
         ridge: how strongly factors are held to what they were, relative to the variance of their inputs.
         progress: called as ``progress(name, done, layers)`` after each layer.
@@ -128,13 +135,21 @@ def refit_(
         order = _order(small, layers, source) if layers else []
         groups = _shared(order, -(-len(order) // passes), memory)
         report = RefitReport(skipped=tuple(x.name for x in layers if x not in order), passes=len(groups))
-        for group in groups:
-            report = replace(report, examples=_collect(small, dense, group, source))
-            for layer in group:
-                before, after = layer.solve_(ridge, rounds)
-                report.layers[layer.name] = LayerRefit(before, after, layer.factors)
-                if progress is not None:
-                    progress(layer.name, len(report.layers), len(order))
+        known, blocks = None, [[group] for group in groups]
+        if isinstance(data, list | tuple) and groups:  # each pass sees the same batches: what is kept stays right
+            known = sum(map(len, source.batches(small)))
+            sizes = DenseOutputs(dense, [name for layer in order for name in layer.modules]).bytes(source)
+            blocks = _lasting(groups, sizes, memory)
+        for block in blocks:
+            names = [name for group in block for layer in group for name in layer.modules]
+            outputs = DenseOutputs(dense, names, keep=len(block) > 1)
+            for group in block:
+                report = replace(report, examples=_collect(small, group, source, outputs, known))
+                for layer in group:
+                    before, after = layer.solve_(ridge, rounds)
+                    report.layers[layer.name] = LayerRefit(before, after, layer.factors)
+                    if progress is not None:
+                        progress(layer.name, len(report.layers), len(order))
     return report
 
 
@@ -195,21 +210,47 @@ def _shared(order: Sequence[RefitLayer], size: int, memory: int) -> list[list[Re
     return groups
 
 
-def _collect(small: nn.Module, dense: nn.Module, group: Sequence[RefitLayer], source: Source) -> int:
-    """One pass: the moments of a group of layers; returns how many examples there were."""
+def _lasting(groups: Sequence[list[RefitLayer]], sizes: Mapping[str, int], memory: int) -> list[list[list[RefitLayer]]]:
+    """Runs of consecutive groups whose wanted outputs, of so many bytes each, fit in memory together."""
+    blocks: list[list[list[RefitLayer]]] = []
+    held = 0
+    for group in groups:
+        size = sum(sizes[name] for layer in group for name in layer.modules)
+        if blocks and held + size <= memory:
+            blocks[-1].append(group)
+            held += size
+        else:
+            blocks.append([group])
+            held = size
+    return blocks
+
+
+def _collect(
+    small: nn.Module,
+    group: Sequence[RefitLayer],
+    source: Source,
+    outputs: DenseOutputs,
+    known: int | None,
+) -> int:
+    """One pass: the moments of a group of layers; returns how many examples there were.
+
+    Args:
+        small: the compressed network.
+        group: of its layers.
+        source: the data.
+        outputs: of the dense network.
+        known: how many examples there are; None where nobody knows.
+    """
     wanted: dict[str, list[Tensor]] = {name: [] for layer in group for name in layer.modules}
     examples = 0
-
-    def keep(name: str) -> Callable[..., None]:
-        # A clone: an activation that works in place would write to what is kept.
-        return lambda _, __, output: wanted[name].append(output.clone())
 
     def use(layer: RefitLayer, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             if not wanted[name]:
                 raise DataError(f"`data` makes the compressed network use '{name}' more often than the dense one.")
             size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
-            layer.add(name, next(iter((*args, *kwargs.values()))), wanted[name].pop(0), size)
+            x, y = next(iter((*args, *kwargs.values()))), wanted[name].pop(0)
+            layer.add(name, x, y, size, first=examples, examples=known)
 
         return hook
 
@@ -218,18 +259,20 @@ def _collect(small: nn.Module, dense: nn.Module, group: Sequence[RefitLayer], so
             raise _Enough
 
     batches = source.batches(small)
-    handles: list[Any] = [dense.get_submodule(name).register_forward_hook(keep(name)) for name in wanted]
+    handles: list[Any] = []
     for layer in group:
         for name, module in layer.modules.items():
             handles.append(layer.source(module).register_forward_pre_hook(use(layer, name), with_kwargs=True))
             handles.append(module.register_forward_hook(stop))
     with hooked(handles):
         for batch in batches:
-            examples += len(batch)
-            batch.to(device_of(dense)).run(dense)
+            found = outputs.of(batch)
+            for name in wanted:
+                wanted[name] = list(found[name])
             with suppress(_Enough):
                 batch.to(device_of(small)).run(small)
-            missed = next((name for name, outputs in wanted.items() if outputs), None)
+            examples += len(batch)
+            missed = next((name for name, left in wanted.items() if left), None)
             if missed is not None:
                 raise DataError(f"`data` makes the dense network use '{missed}' more often than the compressed one.")
     return examples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tenfold.errors import ArgumentError, DataError
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.matrix import LowRank
+from tenfold.layers.positions import sampled
 from tenfold.layers.spec import LayerSpec, spec_of, to_kernel, to_weight
 from tenfold.layers.tucker import TuckerConv
 from tenfold.layers.unfold import chunks, output_rows, unfold
@@ -86,7 +87,9 @@ class RefitLayer:
         """The module whose inputs are collected: the last factor, or the whole layer."""
         return module if self.factors == "both" else decoder_of(module)
 
-    def add(self, name: str, x: Tensor, y: Tensor, output_size: Any = None) -> None:
+    def add(
+        self, name: str, x: Tensor, y: Tensor, output_size: Any = None, *, first: int = 0, examples: int | None = None
+    ) -> None:
         """Add the inputs of one use of a module and the dense layer's outputs for it to the moments.
 
         Args:
@@ -94,14 +97,19 @@ class RefitLayer:
             x: its inputs in the compressed network.
             y: the outputs of the dense layer.
             output_size: of a transposed convolution, as it was called; None: by default.
+            first: examples before this batch.
+            examples: in all batches together: of large maps a part of the positions will do, see
+                `tenfold.layers.positions`; None: unknown, and all are taken.
 
         Raises:
             DataError: they do not fit to each other, or are not finite.
         """
         free, module = self.free[name], self.modules[name]
         spec, bias = self.spec_of(module), module.held_bias
-        for part, wanted in chunks(spec, x, y, _NUMBERS):
-            rows = working(unfold(spec, part, None if output_size is None else list(output_size)))
+        for part, wanted, every in self._parts(spec, x, y, first, examples):
+            rows = working(unfold(spec, part, None if output_size is None else list(output_size), every=every))
+            if every:
+                wanted = wanted[(..., *every)]  # noqa: PLW2901
             target = working(output_rows(spec, wanted)).to(rows.device)
             if rows.shape[:2] != target.shape[:2]:
                 raise DataError(f"`data` gives '{name}' another size in the compressed network than in the dense one.")
@@ -112,6 +120,16 @@ class RefitLayer:
                 raise DataError(f"the inputs or outputs of '{name}' on `data` are NaN or infinite.")
             key = id(bias) if free else None
             self._moments[key] = self._moments[key].merged(new) if key in self._moments else new
+
+    def _parts(
+        self, spec: LayerSpec, x: Tensor, y: Tensor, first: int, examples: int | None
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[slice, ...]]]:
+        m = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
+        whole = [(x, y, ())]
+        each = whole if examples is None else sampled(spec, x, y, numbers=m, first=first, examples=examples)
+        for inputs, outputs, every in each:
+            for part, wanted in chunks(spec, inputs, outputs, _NUMBERS):
+                yield part, wanted, every
 
     @torch.no_grad()
     def solve_(self, ridge: float, rounds: int) -> tuple[float, float]:
