@@ -27,7 +27,6 @@ from tenfold.layers.swap import structure_of
 from tenfold.layers.usable import refuse_unusable, refuse_unwritable
 from tenfold.linalg.refit import RIDGE
 
-
 PASSES = 32
 """Over the data: one for each layer of a small network."""
 
