@@ -56,6 +56,17 @@ def test_it_comes_nearer_to_the_outputs_than_the_methods_that_look_at_weights():
     assert lost["calibrated"] < 0.5 * min(lost["alds"], lost["svd"])
 
 
+def test_the_smallest_layers_stay_dense_whichever_allocation_wins():
+    net, data = network(), images()
+    shares = {n: m.weight.numel() for n, m in net.named_modules() if getattr(m, "weight", None) is not None}
+    small = min((n for n in shares if net.get_submodule(n).weight.ndim > 1), key=shares.__getitem__)
+    for dense in (True, False):
+        method = tenfold.Calibrated(negligible=(shares[small] + 1) / sum(shares.values()) if dense else 0.0)
+        plan = tenfold.plan(net, method, tenfold.Budget(params=0.6), **given(data))
+        assert ("smallest" in (plan.layers[small].reason or "")) == dense
+
+
+@pytest.mark.filterwarnings("ignore:.*smallest layers too")
 def test_a_budget_out_of_reach_is_refused_before_anything_is_looked_at():
     def data():
         raise AssertionError("looked at")

@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[..., str]] = {
         accuracy.proxies,
         accuracy.projection,
         accuracy.pretrained,
+        accuracy.label_free,
         comparison.comparison,
         comparison.stages,
         comparison.cuts,

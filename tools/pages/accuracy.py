@@ -100,3 +100,25 @@ def pretrained() -> str:
         cells = [percent(kept["agreement"], 1), percent(kept["top-1"], 1), percent(anew.get("agreement"), 1)]
         rows.append([row["method"], budget, *shares, *cells])
     return markdown(["method", "budget", "parameters", "MACs", "agreement", "top-1", "agreement, norms anew"], rows)
+
+
+def label_free(limit: str) -> str:
+    """A trained network and a few hundred unlabelled images: test accuracy at shares of one cost, mean over draws."""
+    found: dict[tuple[str, str], dict[float, list[dict]]] = {}
+    files = results("label-free")
+    for row in (row for result in files for row in result["rows"] if row["limit"] == limit):
+        found.setdefault((row["method"], row["way"]), {}).setdefault(row["share"], []).append(row)
+    shares = sorted({share for cells in found.values() for share in cells}, reverse=True)
+    if not found:
+        return markdown([], [])
+    names = {"": "", "refit": ", refitted", "steps": ", 100 steps"}
+    rows = [["dense", *[percent(result["dense"]) for result in files[:1]], *[""] * (len(shares) - 1), ""]]
+    for (method, way), cells in sorted(found.items()):
+        line = [method + names[way]]
+        for share in shares:
+            good = [row["accuracy"] for row in cells.get(share, []) if "failure" not in row]
+            missing = "not reached" if share in cells else ""
+            line.append(f"{percent(statistics.mean(good))} ({len(good)})" if good else missing)
+        took = [row["seconds"] for each in cells.values() for row in each if "failure" not in row]
+        rows.append([*line, f"{statistics.median(took):.0f} s" if took else ""])
+    return markdown(["method (draws)", *(f"{share:.0%} of the {limit}" for share in shares), "seconds"], rows)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from tenfold.errors import check, is_count
 from tenfold.layers.calibration_batches import calibration_batches
 from tenfold.layers.calibration_runs import held_out, kept_batches
-from tenfold.methods.contract.method import Method
+from tenfold.methods.contract.sparing import Sparing
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan, require_reachable
 from tenfold.plans.compared_plans import best_refitted
@@ -18,6 +18,7 @@ from tenfold.plans.loss_gradients import find_loss, loss_name, require_loss
 from tenfold.plans.measured_loss import LossMeter, layer_loss
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
+from tenfold.plans.spared import allotted, dense_alone
 from tenfold.ranks import lagrange, minmax
 from tenfold.ranks.candidates import Candidates
 
@@ -31,7 +32,7 @@ _ERRORS = (0.02, 0.1)
 
 
 @dataclass(frozen=True)
-class Calibrated(Method):
+class Calibrated(Sparing):
     """Low-rank forms of every layer fitted to what the dense layers put out, ranks by measured loss; no labels.
 
     Of each layer every rank of every form is judged by the relative error e of the layer's outputs, from the
@@ -49,6 +50,9 @@ class Calibrated(Method):
         loss: between outputs, ``(outputs, dense outputs) -> scalar``, a mean over examples; "logits" where the outputs
             are logits; as text, "module:function" of a module that is imported. None: see `tenfold.distill`.
         memory: for moments, in bytes, >= 1; see `tenfold.refit_`.
+        negligible: in [0, 1): the smallest layers that together hold at most this share of every limited cost stay
+            dense. See `Sparing`.
+        ends: any of "first" and "last": these layers stay dense. See `Sparing`.
 
     Raises:
         ArgumentError: a value out of range; by `to_dict`, a loss that has no name to be found again by.
@@ -71,6 +75,7 @@ class Calibrated(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         check(is_count(self.samples), "samples", "an integer >= 1", self.samples)
         some = isinstance(self.forms, tuple) and len(self.forms) > 0 and all(f in get_args(Form) for f in self.forms)
         check(some, "forms", f"a tuple of one or more of {', '.join(get_args(Form))}", self.forms)
@@ -91,13 +96,19 @@ class Calibrated(Method):
             problem.tables[key] = self._judged(problem)
         held, fit, tables, scales = problem.tables[key]
         limits = problem.limits(budget)
+
+        def measured(each: list[Candidates]) -> tuple[list[int], float] | None:
+            return lagrange.allocate(each, _losses(each, scales), limits, spend=True)
+
+        found, _, left = allotted(self.name, self.spared(problem, budget, tables), tables, measured)
+        tables = [dense_alone(table) if table.name in left else table for table in tables]
         choices = {
-            "measured": lagrange.allocate(tables, _losses(tables, scales), limits, spend=True),
+            "measured": found,
             "uniform": uniform_choice(problem, tables, self.forms[0], limits),
             "min-max": minmax.allocate(tables, limits),
         }
         plans = {
-            name: as_plan(problem, self.name, tables, choice, budget, measure="output")
+            name: as_plan(problem, self.name, tables, choice, budget, left=left, measure="output")
             for name, choice in ((name, _choice(found)) for name, found in choices.items())
             if choice is not None or name == "measured"  # which tells what can be reached where nothing fits
         }

@@ -130,8 +130,9 @@ def smallest(tables: Sequence[Candidates], names: Sequence[str]) -> dict[str, in
 
 def require_reachable(problem: Problem, budget: Budget, tables: Sequence[Candidates]) -> None:
     """Raise the `BudgetError` of `refuse` where a limit is below what the options cost at least, each on its own."""
-    least = smallest(tables, list(budget.limits))
-    if any(least[name] > limit for name, limit in problem.limits(budget).items()):
+    limits = problem.limits(budget)
+    least = smallest(tables, list(limits))
+    if any(least[name] > limit for name, limit in limits.items()):
         raise refuse(problem, budget, least)
 
 
