@@ -32,6 +32,7 @@ after a change of 1 %, more than the reference's.
 
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,7 +49,7 @@ from tenfold.methods.contract.projection import (  # what is timed is one projec
     _ProjectedModel,
 )
 
-METHOD = tenfold.LRPET(prune_ratio=0.5, every=20)
+METHOD = tenfold.LRPET(prune_ratio=0.5, every=20, negligible=0.0)  # every convolution
 NETS = ("resnet20", "resnet56", "resnet18", "resnet50", "vgg16_bn")
 STEPS = ("resnet20", "resnet18")
 CHANGE, ROUNDS, BATCH = 0.01, 5, 128
@@ -83,7 +84,7 @@ def projection(net: str) -> dict[str, Any]:
     """One network: seconds, ratios, errors."""
     model = _norms_drawn(nets.network(net))
     projected = _ProjectedModel.of(METHOD, model, Goal(), None)
-    warm = _ProjectedModel.of(tenfold.LRPET(prune_ratio=0.5, every=20, solver="warm"), model, Goal(), None)
+    warm = _ProjectedModel.of(replace(METHOD, solver="warm"), model, Goal(), None)
     state = _fresh()
     warm.project_(state)
     _change_(model)

@@ -160,6 +160,17 @@ def test_the_budget_of_the_goal_sets_the_ranks_from_the_first_step():
         run(method, 1, goal=Goal(budget=tenfold.Budget(params=0.01)))
 
 
+def test_by_default_the_first_convolution_of_a_small_network_is_not_cut_to_rank_1_and_as_published_it_is():
+    """Nine numbers to a kernel: there is next to nothing to save."""
+    model, budget = tenfold.build_model("cnn", classes=10, channels=1, size=28), tenfold.Budget(params=0.25)
+    ranks = {share: tenfold.plan(model, tenfold.LRPET(negligible=share), budget).layers for share in (0.01, 0.0)}
+    first = next(iter(ranks[0.0]))
+    assert ranks[0.0][first].rank == 1
+    assert ranks[0.01][first].rank is None
+    assert "too little to be worth an error" in ranks[0.01][first].reason
+    assert ranks[0.01][first].params < 0.01 * sum(p.numel() for p in model.parameters())
+
+
 def test_a_rank_that_saves_nothing_leaves_the_layer_dense_and_unprojected():
     method = tenfold.LRPET(prune_ratio=0.25, every=1)  # point: rank 9 of a 16 x 12 kernel
     model, optimizer = run(method, 3)
@@ -307,7 +318,7 @@ def printed(value: float, text: str) -> bool:
 def counts(name, size, classes, ratio):
     """The plan by shapes alone, and the parameters of the norms, which the paper does not count."""
     model = tenfold.build_model(name, classes=classes, channels=3, size=size)
-    method = tenfold.LRPET(prune_ratio=ratio)
+    method = tenfold.LRPET(prune_ratio=ratio, negligible=0.0)  # as published
     problem = method.narrowed(survey(model, example_inputs=torch.zeros(1, 3, size, size)))
     tables = shapes(problem, "channel")
     ranks, _ = method.rule(method.sites(problem, tables, None, None))

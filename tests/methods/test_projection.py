@@ -241,6 +241,107 @@ def test_ranks_must_name_layers_that_there_are(make):
         make(ranks={"middle": 3}).plan(tenfold.survey(conv_norm_chain()))
 
 
+# ---- the smallest layers
+
+
+def growing() -> nn.Sequential:
+    """Convolutions of 4, 10, 44 and 39 % of the parameters, and 15, 39, 44 and 1 % of the MACs."""
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 36, 3, padding=1, bias=False),
+        nn.AvgPool2d(3),
+        nn.Conv2d(36, 16, 2, bias=False),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    ).double()
+
+
+CONVS = {"0": 216, "2": 576, "4": 2592, "6": 2304}
+LEFT = {"lrpet": {"0", "2", "4", "6"}, "trp": {"2", "4", "6"}}
+"""What each method takes of itself."""
+
+
+def images(i: int):
+    g = torch.Generator().manual_seed(i)
+    return torch.randn(6, 3, 12, 12, generator=g).double(), torch.randint(10, (6,), generator=g)
+
+
+def learn(model, optimizer, steps):
+    for i in range(steps):
+        x, y = images(i)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def small_of(plan) -> set[str]:
+    return {name for name, layer in plan.layers.items() if "smallest layer" in (layer.reason or "")}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.15, 0.2, 0.3])
+@pytest.mark.parametrize("limits", [None, {"params": 0.8}, {"macs": 0.8}, {"params": 0.9, "macs": 0.9}], ids=str)
+def test_the_smallest_layers_stay_dense_and_are_the_same_in_training_and_in_the_end(make, limits, share):
+    method, x = make(negligible=share, every=1), torch.randn(1, 3, 12, 12).double()
+    budget = None if limits is None else tenfold.Budget(**limits)
+    run_ = tenfold.begin(growing(), method, budget, example_inputs=x)
+    optimizer = run_.optimizer(lr=0.01)
+    learn(run_.model, optimizer, 3)
+    plan, dense = run_.finish().plan, tenfold.cost(growing(), x)
+    small = small_of(plan)
+    taken = LEFT[method.name]
+    macs = {"0": 216 * 144, "2": 576 * 144, "4": 2592 * 36, "6": 2304}
+    sizes = {"params": {n: CONVS[n] / dense.params for n in taken}, "macs": {n: macs[n] / dense.macs for n in taken}}
+    costs = [sizes[name] for name in limits or ["params"]]
+    size = {n: max(cost[n] for cost in costs) for n in taken}
+    for n in taken:  # the definition: those no larger than it fit, together
+        smaller = [m for m in taken if size[m] <= size[n]]
+        assert (n in small) == all(sum(cost[m] for m in smaller) <= share for cost in costs)
+    assert set(state_of(optimizer)["ranks"]).isdisjoint(small)
+    assert all(rank_of(run_.model.get_submodule(n).weight) == min(CONVS[n] // f, f) for n, f in _filters(small))
+    assert {n for n, layer in plan.layers.items() if layer.rank} <= set(state_of(optimizer)["ranks"]) <= taken - small
+
+
+def _filters(names):
+    return [(n, {"0": 8, "2": 8, "4": 36, "6": 16}[n]) for n in names]
+
+
+def test_by_default_it_is_one_per_cent_and_what_the_user_names_is_cut(make):
+    assert make().negligible == 0.01
+    model = growing()
+    assert small_of(tenfold.plan(model, make(negligible=0.15)))
+    ranks = tenfold.plan(model, make(negligible=0.15, ranks={"2": 2, "6": 2})).layers
+    assert (ranks["2"].rank, ranks["6"].rank) == (2, 2)
+    named = tenfold.plan(model, make(negligible=0.15), target_modules=list(CONVS))
+    assert not small_of(named)
+    assert "2" in make(negligible=0.15).project_(model, Goal(target_modules=list(CONVS)))
+
+
+def test_a_budget_that_needs_the_smallest_layers_takes_them_back_and_says_so_wherever_it_is_told(make):
+    method = make(negligible=0.15)
+    with pytest.raises(tenfold.BudgetError) as caught:
+        tenfold.plan(growing(), method, tenfold.Budget(params=2))
+    budget = tenfold.Budget(params=caught.value.smallest["params"])
+    with pytest.warns(TenfoldWarning, match=f"can be kept only if {method.name} cuts the smallest layers too"):
+        plan = tenfold.plan(growing(), method, budget)
+    assert plan == tenfold.plan(growing(), make(negligible=0.0), budget)
+    with pytest.warns(TenfoldWarning, match=f"can be kept only if {method.name} cuts the smallest layers too"):
+        model, optimizer = fresh(method, start=growing(), goal=Goal(budget=budget), lr=0.01)
+    learn(model, optimizer, 2)
+    assert set(state_of(optimizer)["ranks"]) == {name for name, layer in plan.layers.items() if layer.rank}
+
+
+def test_where_every_layer_is_small_beside_the_rest_of_the_model_that_is_said(make):
+    model = nn.Sequential(nn.Embedding(5000, 24), nn.Unflatten(1, (1, 24)), *growing()).double()
+    method = make(negligible=0.1)
+    for use in (lambda: tenfold.plan(model, method), lambda: method.optimizer(model, lr=0.1)):
+        with pytest.raises(tenfold.UnsupportedLayer, match=r"smallest layers, together .* % of the params"):
+            use()
+
+
 # ---- averages
 
 

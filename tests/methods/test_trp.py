@@ -10,7 +10,7 @@ import tenfold
 from methods.projection_by_hand import HYPER, batch, by_hand, close, energy_rank, rank_of, spectrum, train
 from nets import conv_norm_chain
 from tenfold.methods.contract.method import Goal
-from tenfold.methods.contract.projection import STATE
+from tenfold.methods.contract.projection import STATE, Sites
 
 T = 0.85
 
@@ -243,6 +243,123 @@ def test_a_budget_out_of_reach_is_refused_before_the_first_step():
         run(trp(), 1, goal=Goal(budget=tenfold.Budget(params=0.01)))
     assert "reachable" in str(caught.value)
     run(trp(), 1, goal=Goal(budget=tenfold.Budget(params=caught.value.smallest["params"])))
+
+
+ALL = ["first", "mid", "point", "head"]
+FULL = {"first": 8, "mid": 12, "point": 12, "head": 10}
+
+
+@pytest.mark.parametrize("floor", [1, 3, 4, 9, 99])
+@pytest.mark.parametrize("limits", [{"params": 0.8}, {"macs": 0.8}, {"params": 0.9, "macs": 0.8}], ids=str)
+def test_no_rank_falls_below_the_floor_to_keep_a_budget_while_training_and_in_the_end(floor, limits):
+    budget, x = tenfold.Budget(**limits), torch.randn(1, 3, 6, 6).double()
+    goal = Goal(budget=budget, example_inputs=x, target_modules=ALL)
+    method = trp(floor=floor, energy=0.3)
+    try:
+        model, optimizer, _ = run(method, 6, goal=goal)
+    except tenfold.BudgetError:
+        assert floor > 4
+        return
+    plan = method.finish(model, budget, example_inputs=x, target_modules=ALL).plan
+    ended = {name: layer.rank for name, layer in plan.layers.items() if layer.rank}
+    assert ended
+    for ranks in (ranks_of(optimizer), ended):
+        assert all(rank >= min(floor, FULL[name]) for name, rank in ranks.items())
+
+
+@pytest.mark.parametrize("name", ["params", "macs"])
+@pytest.mark.parametrize("floor", [1, 2, 5])
+def test_a_budget_that_the_floor_does_not_allow_is_refused_at_every_door_and_the_one_named_is_kept(floor, name):
+    x, method = torch.randn(1, 3, 6, 6).double(), trp(floor=floor, energy=0.3)
+    given = {"example_inputs": x, "target_modules": ALL}
+
+    def doors(limit):
+        budget = tenfold.Budget(**{name: limit})
+        goal = Goal(budget=budget, **given)
+        return (
+            lambda: tenfold.plan(conv_norm_chain(), method, budget, **given),
+            lambda: method.finish(conv_norm_chain(), budget, **given).plan,
+            lambda: tenfold.begin(conv_norm_chain(), method, budget, **given),
+            lambda: method.begin(conv_norm_chain(), goal=goal),
+            lambda: method.optimizer(conv_norm_chain(), goal=goal, **HYPER),
+            lambda: method.project_(conv_norm_chain(), goal),
+        )
+
+    named = set()
+    for door in doors(2):
+        with pytest.raises(tenfold.BudgetError, match=f"ranks below {floor}" if floor > 1 else "more layers") as caught:
+            door()
+        named.add(caught.value.smallest[name])
+    (least,) = named
+    for door in doors(least):
+        found = door()
+        if isinstance(found, tenfold.Plan):
+            assert getattr(found, name) <= least
+            assert all(layer.rank in (None, min(floor, FULL[n])) for n, layer in found.layers.items())
+    for door in doors(least - 1):
+        with pytest.raises(tenfold.BudgetError):
+            door()
+
+
+def test_given_ranks_that_exceed_a_budget_are_refused_before_the_first_step():
+    method, budget = trp(ranks={"mid": 6, "first": 5}), tenfold.Budget(params=0.5)
+    goal = Goal(budget=budget)
+    for door in (
+        lambda: tenfold.plan(conv_norm_chain(), method, budget),
+        lambda: tenfold.begin(conv_norm_chain(), method, budget),
+        lambda: method.optimizer(conv_norm_chain(), goal=goal, **HYPER),
+    ):
+        with pytest.raises(tenfold.BudgetError, match="lower `ranks`") as caught:
+            door()
+    least = tenfold.Budget(params=caught.value.smallest["params"])
+    plan = tenfold.plan(conv_norm_chain(), method, least)
+    assert {name: layer.rank for name, layer in plan.layers.items() if layer.rank} == {"mid": 6, "first": 5}
+
+
+# ---- the decoupled fold
+
+
+def uneven(filters: int, groups: int = 1) -> nn.Module:
+    """A convolution of strong filters of low rank and weak ones that use every direction, behind one left dense."""
+    made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, filters, 3, groups=groups)).double()
+    with torch.no_grad():
+        for i, each in enumerate(made[1].weight):
+            u, s, vh = torch.linalg.svd(each.flatten(1), full_matrices=False)
+            s = 0.01 * s**0.5 if i % 3 == 0 else (s / s[0]) ** 6
+            each.copy_(((u * s) @ vh).view_as(each))
+    return made
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("energy", [0.4, 0.7, 0.9, 0.99])
+def test_decoupled_every_filter_keeps_its_share_and_the_rank_is_the_least_that_does(energy, groups):
+    """The rank of each filter's ``C x k`` matrix by the energy rule; the layer's is the largest of them."""
+    model, method = uneven(12, groups), trp(energy=energy, fold="decoupled")
+    filters = [w.flatten(1) for w in model[1].weight.detach().clone()]
+    spectra = torch.stack([torch.linalg.svdvals(w) for w in filters])
+    wanted = max(energy_rank(s, energy) for s in spectra)
+    assert energy_rank(spectra.square().sum(0).sqrt(), energy) < wanted  # pooled, the weak ones would lose more
+    assert tenfold.plan(model, method).layers["1"].rank in (wanted, None)  # None: it saves nothing
+    assert method.project_(model) == {"1": wanted}
+    for old, new in zip(filters, model[1].weight.detach(), strict=True):
+        assert new.square().sum() >= energy * old.square().sum() * (1 - 1e-12)
+        assert (torch.linalg.svdvals(new.flatten(1)) > 1e-6 * new.norm()).sum() <= wanted
+
+
+def test_decoupled_the_plan_has_the_rank_of_the_filter_that_needs_most():
+    model = uneven(12)
+    filters = [w.flatten(1) for w in model[1].weight.detach()]
+    wanted = max(energy_rank(torch.linalg.svdvals(w), 0.4) for w in filters)
+    assert tenfold.plan(model, trp(energy=0.4, fold="decoupled")).layers["1"].rank == wanted > 1
+
+
+@pytest.mark.parametrize("energy", [0.3, 0.6, 0.9, 1.0])
+def test_for_one_filter_the_decoupled_rule_is_the_plain_one(energy):
+    spectrum_ = torch.rand(7).double().sort(descending=True)[0]
+    sites = Sites([], [7], None, [spectrum_[None]])
+    ranks = [trp(energy=energy, fold=fold, threshold=0.2).rule(sites)[0] for fold in ("channel", "decoupled")]
+    above = int((spectrum_ >= 0.2 * spectrum_[0]).sum())
+    assert ranks[0] == ranks[1] == [min(energy_rank(spectrum_, energy), above)]
 
 
 # ---- the end

@@ -60,3 +60,35 @@ def test_given_ranks_are_scaled_by_one_factor_up_to_the_full_ones():
         assert spent(layers, choice) <= limit
         wider = [min(n, max(1, int(np.floor((factor + 0.26) * r + 0.5)))) for r, n in zip(ranks, fulls, strict=True)]
         assert wider == scaled or spent(layers, wider) > limit
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 12), st.floats(0, 1), st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=4
+    ),
+    st.integers(1, 14),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_no_rank_is_below_the_least_and_the_largest_factor_that_fits_is_taken(rows, least, half):
+    """One step of the factor more is too much."""
+    fulls, ranks = [full for full, *_ in rows], [min(r, full) for full, _, _, r in rows]
+    layers = [layer(full, int(share * (full - 1)), per_rank) for full, share, per_rank, _ in rows]
+
+    def scaled(a):
+        found = [min(n, max(least, int(np.floor(a * r + half + 1e-9)))) for r, n in zip(ranks, fulls, strict=True)]
+        return [j if j < len(t.rank) else 0 for t, j in zip(layers, found, strict=True)]
+
+    bottom = [n if n < least else least for n in fulls]
+    bottom = [j if j < len(t.rank) else 0 for t, j in zip(layers, bottom, strict=True)]
+    steps = sorted({(j - half) / r for r, n in zip(ranks, fulls, strict=True) for j in range(1, n + 1)})
+    for limit in range(spent(layers, bottom) - 1, spent(layers, scaled(99)) + 2):
+        found = allocate(layers, ranks, fulls, {"params": limit}, half=half, least=least)
+        assert (found is None) == (spent(layers, bottom) > limit)
+        if found is None:
+            continue
+        choice, factor = found
+        assert choice == scaled(factor)
+        assert spent(layers, choice) <= limit
+        assert all(j == 0 or j >= min(least, n) for j, n in zip(choice, fulls, strict=True))
+        more = next((a for a in steps if scaled(a) != choice and a > factor), None)
+        assert more is None or spent(layers, scaled(more)) > limit

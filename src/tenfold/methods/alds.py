@@ -3,8 +3,9 @@
 Liebenwein, Maalouf, Gal, Feldman, Rus, "Compressing Neural Networks: Towards Determining the Optimal Layer-wise
 Decomposition", NeurIPS 2021, arXiv 2107.11442.
 
-Two deviations from the authors' algorithm, both in its favour: the allocation is solved exactly instead of by
-alternation from random starts, and every divisor of the input channels competes as a number of slices.
+The candidates are the authors': every divisor of the input channels competes as a number of slices. Two deviations from
+their algorithm: the allocation is solved exactly instead of by alternation from random starts, and the smallest layers
+stay dense by default.
 """
 
 from __future__ import annotations

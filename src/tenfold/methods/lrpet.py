@@ -40,7 +40,7 @@ class LRPET(Projection):
     leaves running statistics stale: give `finish` data to estimate them again.
 
     Args:
-        prune_ratio: p in [0, 1): the share of the full rank that is removed.
+        prune_ratio: p in [0, 1): the share of the full rank that is removed; without a budget only.
         every: optimizer steps from one projection to the next, >= 1, or "epoch".
         rectify: project in the metric of the batch norm that follows, where one does; a weight of several layers has
             one where it is the same for all.
@@ -53,13 +53,15 @@ class LRPET(Projection):
         momentum: see `Projection`.
         solver: see `Projection`.
         nonfinite: see `Projection`.
+        negligible: see `Projection`; 0: as published, where deep cuts leave a first convolution of few inputs rank 1.
 
     Raises:
         ArgumentError: a value out of range.
 
     Source: the paper (low-rank projection, energy transfer, batch-norm rectification). Deviations: no division by a
     (the authors' damped one shrinks channels of small gamma at each projection, even at full rank); statistics are
-    re-estimated and the projected model is what is evaluated, where theirs evaluate between projections.
+    re-estimated and the projected model is what is evaluated, where theirs evaluate between projections; with a budget
+    p is found, where theirs is given; the smallest layers stay dense.
     """
 
     prune_ratio: float = 0.5

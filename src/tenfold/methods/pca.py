@@ -1,7 +1,8 @@
 """PCA: keep the principal subspace of each layer's outputs.
 
 Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016,
-arXiv 1505.06798. The linear case: their correction for the ReLU that follows is not included.
+arXiv 1505.06798. The linear case: their correction for the ReLU that follows is not included. Their asymmetric
+reconstruction, on what the compressed layers before put out, is `tenfold.refit_`, without the nonlinearity.
 """
 
 from __future__ import annotations

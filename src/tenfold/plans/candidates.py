@@ -136,8 +136,20 @@ def require_reachable(problem: Problem, budget: Budget, tables: Sequence[Candida
         raise refuse(problem, budget, least)
 
 
-def refuse(problem: Problem, budget: Budget, least: dict[str, int]) -> BudgetError:
-    """The `BudgetError` for a budget that cannot be reached, with the smallest reachable one, from ``least``."""
+def refuse(
+    problem: Problem,
+    budget: Budget,
+    least: dict[str, int],
+    advice: str = "Raise it, or let more layers be decomposed.",
+) -> BudgetError:
+    """The `BudgetError` for a budget that cannot be reached, with the smallest reachable one.
+
+    Args:
+        problem: the layers.
+        budget: what was asked for.
+        least: what all sites together cost at least, by limit.
+        advice: what to do.
+    """
     parts, reachable = [], {}
     limits = problem.limits(budget)
     for name, value in budget.limits.items():
@@ -148,7 +160,7 @@ def refuse(problem: Problem, budget: Budget, least: dict[str, int]) -> BudgetErr
     joint = "" if len(parts) == 1 else " Each alone; together they may demand more."
     return BudgetError(
         f"`budget` is below what this method can reach on this model: {'; '.join(parts)}.{joint} "
-        f"Raise it, or let more layers be decomposed.{_largest_dense(problem)}",
+        f"{advice}{_largest_dense(problem)}",
         reachable,
     )
 

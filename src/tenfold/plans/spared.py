@@ -59,7 +59,9 @@ def _why(count: int, held: str) -> str:
     return f"{which} {held}: too little to be worth an error"
 
 
-def spared(problem: Problem, budget: Budget, tables: Sequence[Candidates], share: float, ends: Sequence[End]) -> Spared:
+def spared(
+    problem: Problem, budget: Budget | None, tables: Sequence[Candidates], share: float, ends: Sequence[End] = ()
+) -> Spared:
     """The smallest layers that together hold at most ``share`` of every limited cost of the model, and its ends.
 
     A rule that treats the errors or the ranks of all layers alike cuts a small layer as hard as the others: a
@@ -68,7 +70,7 @@ def spared(problem: Problem, budget: Budget, tables: Sequence[Candidates], share
 
     Args:
         problem: the layers.
-        budget: its limits are the costs that count.
+        budget: its limits are the costs that count; None: the parameters count.
         tables: what each site can become.
         share: of each limited cost of the whole model, in [0, 1); 0 leaves no layer for its size.
         ends: which end of the layers that could be decomposed is left: "first", "last".
@@ -76,16 +78,16 @@ def spared(problem: Problem, budget: Budget, tables: Sequence[Candidates], share
     Raises:
         ArgumentError: a limit on MACs without example inputs.
     """
-    problem.limits(budget)
+    costs = ["params"] if budget is None else list(problem.limits(budget))
     if problem.selected or not problem.sites:
         return Spared()
     at = {"first": problem.sites[0].name, "last": problem.sites[-1].name}
     kept = {at[end]: f"the {end} layer, as `ends` asks" for end in ends}
     open_ = [t for t in tables if len(t.rank) > 1 and t.name not in kept]
-    whole = [max(getattr(problem.dense, name), 1) for name in budget.limits]
-    shares = np.array([[t.costs[name][0] for name in budget.limits] for t in open_]).reshape(-1, len(whole)) / whole
+    whole = [max(getattr(problem.dense, name), 1) for name in costs]
+    shares = np.array([[t.costs[name][0] for name in costs] for t in open_]).reshape(-1, len(whole)) / whole
     found = smallest_within(shares, share)
-    sums = zip(budget.limits, shares[found].sum(0), strict=True)
+    sums = zip(costs, shares[found].sum(0), strict=True)
     held = " and ".join(f"{100 * part:.2g} % of the {name}" for name, part in sums)
     return Spared({open_[i].name: _why(len(found), held) for i in found}, kept)
 
@@ -111,13 +113,24 @@ def allotted(
             return found, kept, {**left.small, **left.ends}
     found = rule(kept)
     if found is not None and left.small:
-        warnings.warn(
-            f"`budget` can be kept only if {method} cuts the smallest layers too, whose errors show most for what they "
-            f"save: {', '.join(list(left.small)[:3])}{', ...' if len(left.small) > 3 else ''}.",
-            TenfoldWarning,
-            stacklevel=4,
-        )
+        warn_of_small(method, list(left.small), stacklevel=5)
     return found, kept, left.ends
+
+
+def warn_of_small(method: str, small: Sequence[str], *, stacklevel: int) -> None:
+    """Warn that the smallest layers, by name, are cut after all.
+
+    Args:
+        method: its name.
+        small: names of the layers.
+        stacklevel: see `warnings.warn`.
+    """
+    warnings.warn(
+        f"`budget` can be kept only if {method} cuts the smallest layers too, whose errors show most for what they "
+        f"save: {', '.join(small[:3])}{', ...' if len(small) > 3 else ''}.",
+        TenfoldWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def dense_alone(table: Candidates) -> Candidates:

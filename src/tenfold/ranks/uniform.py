@@ -16,8 +16,9 @@ def allocate(
     limits: Mapping[str, int],
     *,
     half: float = 0.5,
+    least: int = 1,
 ) -> tuple[list[int], float] | None:
-    """Uniform rank allocation ``j_l = min(full_l, max(1, floor(a r_l + half)))`` with the largest ``a`` that fits.
+    """Uniform rank allocation ``j_l = min(full_l, max(least, floor(a r_l + half)))``, the largest ``a`` that fits.
 
     A layer whose rank would not save anything stays dense, at its dense cost. The total only rises with ``a``, so
     the largest one is found by bisection over the values at which some rank changes.
@@ -28,15 +29,17 @@ def allocate(
         full: the largest rank of each layer: that of its matrix, or a smaller one.
         limits: what all layers together may cost.
         half: 0.5 to round, 0 to round down.
+        least: the smallest rank that a layer may be given, >= 1; full ranks below it are not raised.
 
     Returns:
-        the choice per layer and the smallest ``a`` that gives it; None where even rank 1 everywhere does not fit.
+        the choice per layer and the smallest ``a`` that gives it; None where even the least ranks do not fit.
     """
     # floor(a r + half) = j from a = (j - half) / r on
-    steps = np.unique(np.concatenate([(np.arange(1, n + 1) - half) / r for r, n in zip(ranks, full, strict=True)]))
+    steps = [(np.arange(min(least, n), n + 1) - half) / r for r, n in zip(ranks, full, strict=True)]
+    steps = np.unique(np.concatenate(steps))
 
     def choose(a: float) -> list[int]:
-        return at_share(tables, ranks, full, a, half=half)
+        return at_share(tables, ranks, full, a, half=half, least=least)
 
     def fits(choice: list[int]) -> bool:
         return all(sum(int(t.costs[n][c]) for t, c in zip(tables, choice, strict=True)) <= limits[n] for n in limits)
@@ -51,7 +54,13 @@ def allocate(
 
 
 def at_share(
-    tables: Sequence[Candidates], ranks: Sequence[int], full: Sequence[int], a: float, *, half: float = 0.5
+    tables: Sequence[Candidates],
+    ranks: Sequence[int],
+    full: Sequence[int],
+    a: float,
+    *,
+    half: float = 0.5,
+    least: int = 1,
 ) -> list[int]:
     """The choices of `allocate` at a given factor ``a``.
 
@@ -61,6 +70,7 @@ def at_share(
         full: ``full_l``.
         a: the factor, > 0.
         half: 0.5 to round, 0 to round down.
+        least: the smallest rank of a layer.
     """
-    scaled = [min(n, max(1, int(np.floor(a * r + half + 1e-12)))) for r, n in zip(ranks, full, strict=True)]
+    scaled = [min(n, max(least, int(np.floor(a * r + half + 1e-12)))) for r, n in zip(ranks, full, strict=True)]
     return [j if j < len(t.rank) else 0 for t, j in zip(tables, scaled, strict=True)]

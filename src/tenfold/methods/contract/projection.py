@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from tenfold.errors import ArgumentError, TenfoldError, TenfoldWarning, check, is_count
+from tenfold.errors import ArgumentError, TenfoldError, TenfoldWarning, check, is_count, is_share
 from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec
@@ -25,9 +25,11 @@ from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained, trained_by
 from tenfold.optim.projection.projector import RENEW, ProjectionResult, ProjectionSettings, project_
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import as_plan, candidates, refuse, shapes, smallest
+from tenfold.plans.candidates import as_plan, candidates, refuse, shapes
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
+from tenfold.plans.spared import spared, warn_of_small
+from tenfold.plans.uniform_plan import full_ranks
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
 
@@ -45,7 +47,7 @@ class Sites:
         tables: the options of each layer: costs by rank.
         full: the largest rank of each.
         limits: what all of them together may cost; None without a budget.
-        spectra: singular values of each, pooled over its groups; None for a rule that needs none.
+        spectra: singular values of each, ``(matrices, p)``, descending; None for a rule that needs none.
     """
 
     tables: Sequence[Candidates]
@@ -65,13 +67,19 @@ class Projection(Method):
     Args:
         every: optimizer steps from one projection to the next, >= 1, or "epoch".
         fold: see `tenfold.linalg.fold`.
-        ranks: ranks by layer name, in place of the method's own rule; layers that it does not name stay dense.
+        ranks: ranks by layer name, in place of the method's own rule, with a budget too, which they must keep to;
+            layers that it does not name stay dense.
         momentum: what becomes of the optimizer's first moments at a projection: "keep" (as published), "project" by
             the same ``V_r V_r^T``, or "reset" to zero.
         solver: "exact", or "warm": where the ranks are fixed, by one subspace step from the last basis; exactly again
             where its residual is large, and every 50 projections.
         nonfinite: a weight with NaN or infinite entries is left alone with a warning that names it ("skip"), or
             raises ("raise"); the others are projected first.
+        negligible: in [0, 1): of the layers that the method takes, the smallest that together hold at most this share
+            of every limited cost of the model (without a budget: of the parameters) stay dense and are not projected:
+            to cut them saves nothing to speak of and can cost everything. Layers that the user names (`target_modules`,
+            ``ranks``) are cut all the same, and so are all where the budget cannot be kept otherwise, with a warning.
+            0 cuts every layer alike, as published.
 
     Raises:
         ArgumentError: a value out of range.
@@ -83,6 +91,7 @@ class Projection(Method):
     momentum: Literal["keep", "project", "reset"] = "keep"
     solver: Literal["exact", "warm"] = "exact"
     nonfinite: Literal["skip", "raise"] = "skip"
+    negligible: float = 0.01
 
     needs_budget: ClassVar[bool] = False
     by_spectra: ClassVar[bool]
@@ -92,6 +101,7 @@ class Projection(Method):
         """Check the ranges."""
         check(self.every == "epoch" or is_count(self.every), "every", 'an integer >= 1, or "epoch"', self.every)
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
+        check(is_share(self.negligible) and self.negligible < 1, "negligible", "a share in [0, 1)", self.negligible)
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(one.default, bool):
@@ -130,9 +140,25 @@ class Projection(Method):
         """Whether weights are projected at ranks that save nothing, too."""
         return False
 
+    @property
+    def least(self) -> int:
+        """The smallest rank that the rule gives a layer, where its full rank is not smaller still."""
+        return 1
+
     def frozen_after(self, goal: Goal) -> int | None:
         """The number of steps after which the ranks stay as they are; None for never."""
         return None
+
+    def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
+        """Make a copy, dense as it is trained; a budget of ``goal`` that is out of reach is refused at once.
+
+        Raises:
+            BudgetError: the budget cannot be reached; the message names what can.
+            UnsupportedLayer: there is a budget, and the method leaves every layer dense.
+        """
+        if goal is not None and goal.budget is not None:
+            self._refuse_unreachable(self._taken(_surveyed(model, goal)), goal.budget)
+        return super().begin(model, goal=goal)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """Hook the projections onto ``optimizer``; its state holds the count, ranks and bases, so checkpoints do.
@@ -150,7 +176,7 @@ class Projection(Method):
             ArgumentError: a wrapped model, one with factorised layers, one whose layers the optimizer does not train,
                 or a norm in ``norms`` with another number of channels than its layer.
             UnsupportedLayer: the method leaves every layer dense.
-            BudgetError: the budget cannot be reached.
+            BudgetError: the budget cannot be reached; the message names what can.
         """
         goal = goal or Goal()
         every = self.every if isinstance(self.every, int) else goal.steps_per_epoch
@@ -191,21 +217,66 @@ class Projection(Method):
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """Choose the ranks that the rule gives the weights as they are."""
-        problem = self.narrowed(problem)
+        problem = self.narrowed(problem, budget)
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
-        spectra = [s[1].square().sum((0, 1)).sqrt() for s in problem.spectra(self.fold, (1,))]
+        spectra = [s[1][:, 0] for s in problem.spectra(self.fold, (1,))]
         ranks, level = self.chosen(problem, self.sites(problem, tables, budget, spectra)) or (None, None)
-        choice = None if ranks is None else [r * (r < len(t.rank)) for r, t in zip(ranks, tables, strict=True)]
+        choice = None if ranks is None else _entries(tables, ranks)
         why = f"the rank that {self.name} gives it saves nothing"
         return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
 
-    def narrowed(self, problem: Problem) -> Problem:
+    def narrowed(self, problem: Problem, budget: Budget | None = None) -> Problem:
         """A copy of the problem without the layers that the method leaves dense; those that the user named stay in it.
+
+        Shapes, selection and budget decide, so training and the end agree.
+
+        Args:
+            problem: all layers.
+            budget: what may be kept; None without one.
 
         Raises:
             ArgumentError: ``ranks`` names no layer that can be decomposed.
             UnsupportedLayer: the method leaves every layer dense.
+            BudgetError: the budget cannot be reached.
+
+        Warns:
+            TenfoldWarning: the budget can only be kept by cutting the smallest layers too.
         """
+        taken = self._taken(problem)
+        self._refuse_unreachable(taken, budget)
+        small = {}
+        if self.ranks is None:
+            small = spared(taken, budget, shapes(taken, self.fold), self.negligible).small
+        left = taken.leaving(small)
+        if self._excess(left, budget) is not None:
+            warn_of_small(self.name, list(small), stacklevel=5)
+            return taken
+        left.require_sites()
+        return left
+
+    def _refuse_unreachable(self, taken: Problem, budget: Budget | None) -> None:
+        """Raise `BudgetError` where the least ranks of all layers that the method takes do not fit ``budget``."""
+        least = self._excess(taken, budget)
+        if least is not None and budget is not None:
+            advice = "Raise it, or let more layers be decomposed."
+            if self.least > 1:
+                advice = f"Raise it, let more layers be decomposed, or allow ranks below {self.least}."
+            raise refuse(taken, budget, least, advice if self.ranks is None else "Raise it, or lower `ranks`.")
+
+    def _excess(self, problem: Problem, budget: Budget | None) -> dict[str, int] | None:
+        """The least that all sites together can cost, where that is more than ``budget`` allows them; else None."""
+        if budget is None:
+            return None
+        limits, tables = problem.limits(budget), shapes(problem, self.fold)
+        ranks = [min(self.least, full) for full in full_ranks(problem, self.fold)]
+        if self.ranks is not None:
+            ranks = [self.ranks[site.name] for site in problem.sites]
+        choice = _entries(tables, ranks)
+        least = {name: sum(int(t.costs[name][c]) for t, c in zip(tables, choice, strict=True)) for name in limits}
+        return least if any(least[name] > limits[name] for name in limits) else None
+
+    def _taken(self, problem: Problem) -> Problem:
+        """A copy of the problem without the layers that the method leaves dense whatever their size."""
         names = {site.name for site in problem.sites}
         unknown = next((name for name in self.ranks or () if name not in names), None)
         if unknown is not None:
@@ -233,8 +304,8 @@ class Projection(Method):
             budget: what may be kept; None without one.
             spectra: their singular values; None for a rule that needs none.
         """
-        full = [Fold(s.cost.shape, s.cost.groups, 1, self.fold).full_rank for s in problem.sites]
-        return Sites(tables, full, None if budget is None else problem.limits(budget), spectra)
+        limits = None if budget is None else problem.limits(budget)
+        return Sites(tables, full_ranks(problem, self.fold), limits, spectra)
 
     def chosen(self, problem: Problem, sites: Sites) -> Ranks:
         """The given ranks, or else the rule's."""
@@ -262,6 +333,20 @@ def epoch_steps(goal: Goal, name: str) -> int:
     return goal.steps_per_epoch
 
 
+def _surveyed(model: nn.Module, goal: Goal) -> Problem:
+    return survey(
+        model,
+        example_inputs=goal.example_inputs,
+        target_modules=goal.target_modules,
+        exclude_modules=goal.exclude_modules,
+    )
+
+
+def _entries(tables: Sequence[Candidates], ranks: Sequence[int]) -> list[int]:
+    """The entries of the tables at these ranks; dense where a rank saves nothing."""
+    return [rank * (rank < len(table.rank)) for rank, table in zip(ranks, tables, strict=True)]
+
+
 def _found(ranks: Ranks) -> list[int]:
     """The ranks alone; that there are some was checked before the first step."""
     assert ranks is not None
@@ -284,22 +369,13 @@ class _ProjectedModel:
 
     @classmethod
     def of(cls, method: Projection, model: nn.Module, goal: Goal, frozen_after: int | None) -> _ProjectedModel:
-        problem = survey(
-            model,
-            example_inputs=goal.example_inputs,
-            target_modules=goal.target_modules,
-            exclude_modules=goal.exclude_modules,
-        )
+        problem = _surveyed(model, goal)
         if problem.model is not model:
             raise ArgumentError("`model` must be dense to be projected; this one is factorised. See tenfold.to_dense.")
-        problem = method.narrowed(problem)
+        problem = method.narrowed(problem, goal.budget)
         problem.require_sites()
         tables = shapes(problem, method.fold)
         sites = method.sites(problem, tables, goal.budget, None)
-        if goal.budget is not None and sites.limits is not None:
-            least = smallest(tables, list(sites.limits))
-            if any(least[name] > limit for name, limit in sites.limits.items()):
-                raise refuse(problem, goal.budget, least)
         fixed = None
         if not method.by_spectra or method.ranks is not None:
             fixed = _found(method.chosen(problem, sites))

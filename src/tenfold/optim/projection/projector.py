@@ -25,7 +25,7 @@ from tenfold.linalg.projection import Basis, Spectrum, Weighted, full_precision,
 from tenfold.optim.distributed import owners, process
 
 Ranks = Callable[[list[Tensor]], list[int]]
-"""Singular values of every weight, descending, pooled over its matrices -> a rank for each; 0 leaves it alone."""
+"""Singular values of every weight, ``(matrices, p)``, descending -> a rank for each weight; 0 leaves it alone."""
 
 TIDY = 1e-12
 """A weight of which the projection would take a smaller share of the energy is of the rank: it is left bit for bit."""
@@ -175,11 +175,11 @@ class _Batch:
         return x.split([folded.fold.batch for folded in self.weights])
 
     def report(self, whole: bool) -> list[Tensor]:
-        """Per weight: whether it is finite, the residual, and with ``whole`` the pooled singular values."""
+        """Per weight: whether it is finite, the residual, and with ``whole`` all singular values, one after another."""
         residual = torch.zeros_like(self.finite, dtype=torch.float64) if self.residual is None else self.residual
         spectra = [None] * len(self.weights)
         if whole and self.spectrum is not None:
-            spectra = [s.square().sum(0).sqrt() for s in self.parts(self.spectrum.values)]
+            spectra = [s.flatten() for s in self.parts(self.spectrum.values)]
         return [
             torch.stack([ok.all().double(), r.max().double()])
             if s is None
@@ -240,7 +240,7 @@ def _look(
     weights: Sequence[FoldedWeight], batches: list[_Batch], *, whole: bool, shared: bool
 ) -> tuple[list[bool], list[float], list[Tensor]]:
     """The one look of the host at the device: finite or not, residuals, spectra; of all processes' weights."""
-    sizes = [2 + (min(s.fold.rows, s.fold.columns) if whole else 0) for s in weights]
+    sizes = [2 + (s.fold.batch * s.fold.full_rank if whole else 0) for s in weights]
     rows = [torch.zeros(n, dtype=torch.float64) for n in sizes]
     found = {i: row for batch in batches for i, row in zip(batch.indices, batch.report(whole), strict=True)}
     if found:
@@ -253,7 +253,10 @@ def _look(
         flat = torch.cat(rows).to(device)
         distributed.all_reduce(flat)
         rows = list(flat.cpu().split(sizes))
-    return [bool(r[0]) for r in rows], [float(r[1]) for r in rows], [r[2:] for r in rows]
+    spectra = [
+        r[2:].reshape(s.fold.batch, s.fold.full_rank if whole else 0) for r, s in zip(rows, weights, strict=True)
+    ]
+    return [bool(r[0]) for r in rows], [float(r[1]) for r in rows], spectra
 
 
 def _alike(weights: Sequence[FoldedWeight], mine: Sequence[int], known: Sequence[int] | None) -> list[list[int]]:
