@@ -39,8 +39,9 @@ class Structure(Protocol):
     def bias(self) -> bool: ...  # noqa: D102
 
 
-Given = Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
-"""Factors in place of the best ones for the weight: left, right, and what is added to the bias, or None."""
+Given = Mapping[str, tuple[tuple[Tensor, ...], Tensor | None]]
+"""Factors in place of the best ones for the weight, as the layer's ``set_factors`` takes them; and what is added to the
+bias, or None."""
 
 
 class Make(Protocol):
@@ -153,8 +154,8 @@ def rebuild(
         if twin is not None:
             new.share_(twin)
         if name in factors:
-            left, right, shift = factors[name]
-            cast("LowRank", new).set_factors(left, right)
+            tensors, shift = factors[name]
+            cast("LowRank | TuckerConv", new).set_factors(*tensors)
             if shift is not None and new.held_bias is not None:
                 _refuse_shared_bias(name, old, modules)
                 new.held_bias.data += shift.to(new.held_bias)

@@ -233,13 +233,6 @@ def _check(fold: Fold, damping: float) -> None:
     check(damping >= 0, "damping", ">= 0", damping)
 
 
-def _order(fold: Fold) -> Tensor:
-    """Where entry ``(slice, F, T)`` stands in the unfolded input ``(channel, *k)``."""
-    places = torch.arange(math.prod(fold.shape[1:])).reshape(fold.slices, -1, *fold.kernel_size)
-    encoder, decoder = (tuple(2 + a for a in axes) for axes in (fold.encoder_axes, fold.decoder_axes))
-    return places.permute(0, 1, *encoder, *decoder).flatten()
-
-
 def _scale(outputs: Float64[Tensor, " g"], weights: Float64[Tensor, " g"]) -> Float64[Tensor, " g"]:
     """The variance of white inputs that give as much output; 1 where there is none, and the weight alone decides."""
     return torch.where(outputs > 0, outputs / weights.clamp(min=1e-300), torch.ones_like(outputs))

@@ -160,7 +160,7 @@ def _projected(model: nn.Module, name: str, layer: LayerPlan) -> Factors:
     folded = FoldedWeight(name, module, spec, fold, fold.full_rank, _norm_of(model, name, layer.norm, spec.shape[0]))
     require_finite(folded.matrices, f"the weight of '{name}'")
     kept = project(folded.matrices, rank, metric=folded.metric, transfer=layer.transfer)
-    return (*low_rank_factors(kept, rank), None)
+    return low_rank_factors(kept, rank), None
 
 
 def _norm_of(model: nn.Module, name: str, norm: str | None, channels: int) -> _BatchNorm | None:

@@ -6,7 +6,8 @@ are known: with example inputs, no plan makes a layer slower to make it smaller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from tenfold.plans.problem import ALLOWED, NO_SAVING, Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import Measure
 
+Errors = Callable[[str, int, int], Tensor]
+"""``(fold, slices, n) -> (n,)``: the errors of one site at rank 1, 2, ..., n."""
 _NAMED = 3
 """How many of the layers that stay dense an error names."""
 
@@ -44,32 +47,57 @@ def candidates(
     key = (measure, tuple(folds), None if slices is None else tuple(slices))
     if key not in problem.tables:
         spectra = {fold: problem.spectra(fold, slices) for fold in folds}
+        each = [{fold: spectra[fold][i] for fold in folds} for i in range(len(problem.sites))]
         problem.tables[key] = [
-            _site_options(site, measure, {fold: spectra[fold][i] for fold in folds})
-            for i, site in enumerate(problem.sites)
+            judged(site, {fold: tuple(values) for fold, values in s.items()}, _by_weight(site, measure, s))
+            for site, s in zip(problem.sites, each, strict=True)
         ]
     return list(problem.tables[key])
 
 
 def shapes(problem: Problem, fold: str) -> list[Candidates]:
     """The unsliced candidates of every site in one fold, by their shapes alone: costs are known, errors are NaN."""
-    made = []
-    for site in problem.sites:
-        whole = Fold(site.cost.shape, site.cost.groups, 1, fold)
-        spectra = {fold: {1: torch.full((whole.batch, 1, whole.full_rank), torch.nan, dtype=torch.float64)}}
-        made.append(_site_options(site, lambda s, *_: s[0, 0], spectra))
-    return made
+    return [
+        judged(site, {fold: (1,)}, lambda _, __, n: torch.full((n,), torch.nan, dtype=torch.float64))
+        for site in problem.sites
+    ]
 
 
-def judged(site: FoundLayer, errors: Mapping[str, Tensor]) -> Candidates:
-    """The unsliced options of one site, with given errors.
+def judged(site: FoundLayer, competing: Mapping[str, Sequence[int]], errors: Errors) -> Candidates:
+    """The low-rank options of one site that save something, with given errors.
 
     Args:
         site: the layer.
-        errors: by fold, at rank 1, 2, ..., full.
+        competing: numbers of slices by fold.
+        errors: asked for once in each fold and number of slices, for the ranks that save something.
     """
-    spectra = {fold: {1: values[None, None]} for fold, values in errors.items()}
-    return _site_options(site, lambda s, *_: s[0, 0], spectra)
+    dense = site.cost.dense()
+    rows = [(0, 1, np.zeros(1, dtype=np.int64), np.zeros(1), dense)]  # dense is entry 0
+    for index, (fold, slices) in enumerate(competing.items()):
+        for k in slices:
+            per_rank = site.cost.low_rank(1, k, fold)
+            most = _break_even(Fold(site.cost.shape, site.cost.groups, k, fold).full_rank, per_rank, dense)
+            if most:
+                ranks = np.arange(1, most + 1)
+                rows.append((index, k, ranks, errors(fold, k, most).numpy(), per_rank))
+    ranks = np.concatenate([row[2] for row in rows])
+    times = np.maximum(ranks, 1)  # the dense entry costs what it costs, once
+
+    def spread(values: Sequence[int]) -> NDArray[np.int64]:
+        return np.repeat(np.array(values, dtype=np.int64), [len(row[2]) for row in rows])
+
+    costs = {"params": spread([row[4].params for row in rows]) * times}
+    if dense.macs is not None:
+        costs["macs"] = spread([row[4].macs or 0 for row in rows]) * times
+    return Candidates(
+        site.name,
+        tuple(competing),
+        spread([row[0] for row in rows]),
+        spread([row[1] for row in rows]),
+        ranks,
+        np.concatenate([row[3] for row in rows]),
+        costs,
+    )
 
 
 def as_plan(
@@ -178,35 +206,17 @@ def _round_up(fraction: float) -> float:
     return min(1.0, float(np.ceil(fraction * 1e5 + 1e-6) / 1e5))
 
 
-def _site_options(site: FoundLayer, measure: Measure, spectra: dict[str, dict[int, Tensor]]) -> Candidates:
-    dense = site.cost.dense()
-    rows = [(0, 1, np.zeros(1, dtype=np.int64), np.zeros(1), dense)]  # dense is entry 0
-    for index, (fold, by_slices) in enumerate(spectra.items()):
-        top = _norm(site, fold, by_slices)
-        for k, s in by_slices.items():
-            per_rank = site.cost.low_rank(1, k, fold)
-            ranks = np.arange(1, _break_even(s.shape[-1], per_rank, dense) + 1)
-            if len(ranks):
-                errors = measure(s, top, lambda fold=fold, k=k: site.matrices(fold, k))
-                rows.append((index, k, ranks, errors[: len(ranks)].numpy(), per_rank))
-    ranks = np.concatenate([row[2] for row in rows])
-    times = np.maximum(ranks, 1)  # the dense entry costs what it costs, once
+def _by_weight(site: FoundLayer, measure: Measure, spectra: Mapping[str, Mapping[int, Tensor]]) -> Errors:
+    """The errors in a measure, from spectra by fold and number of slices."""
 
-    def spread(values: Sequence[int]) -> NDArray[np.int64]:
-        return np.repeat(np.array(values, dtype=np.int64), [len(row[2]) for row in rows])
+    @cache
+    def norm(fold: str) -> Tensor:
+        return _norm(site, fold, spectra[fold])
 
-    costs = {"params": spread([row[4].params for row in rows]) * times}
-    if dense.macs is not None:
-        costs["macs"] = spread([row[4].macs or 0 for row in rows]) * times
-    return Candidates(
-        site.name,
-        tuple(spectra),
-        spread([row[0] for row in rows]),
-        spread([row[1] for row in rows]),
-        ranks,
-        np.concatenate([row[3] for row in rows]),
-        costs,
-    )
+    def errors(fold: str, k: int, n: int) -> Tensor:
+        return measure(spectra[fold][k], norm(fold), lambda: site.matrices(fold, k))[:n]
+
+    return errors
 
 
 def _break_even(full: int, per_rank: Cost, dense: Cost) -> int:
@@ -217,7 +227,7 @@ def _break_even(full: int, per_rank: Cost, dense: Cost) -> int:
     return max(best, 0)
 
 
-def _norm(site: FoundLayer, fold: str, by_slices: dict[int, Tensor]) -> Tensor:
+def _norm(site: FoundLayer, fold: str, by_slices: Mapping[int, Tensor]) -> Tensor:
     """``||W||_2`` of the fold's matrix: the first value of the unsliced spectrum, which is at hand for most folds."""
     if 1 in by_slices:
         return by_slices[1].max()

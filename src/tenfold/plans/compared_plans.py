@@ -92,9 +92,9 @@ def _with_factors(plan: Plan, small: nn.Module, dense: nn.Module) -> Plan:
 def _factors(small: nn.Module, dense: nn.Module, name: str) -> Factors:
     layer = cast("LowRank", small.get_submodule(name))
     fold = Fold(layer.spec.shape, layer.spec.groups, layer.slices, layer.fold or "channel")
-    left, right = (t.detach().clone() for t in fold.factors(*layer.factor_kernels()))
+    made = tuple(t.detach().clone() for t in fold.factors(*layer.factor_kernels()))
     before, after = cast("Tensor | None", dense.get_submodule(name).bias), layer.held_bias
     if after is None:
-        return left, right, None
+        return made, None
     shift = after.detach().clone() if before is None else after.detach() - before.detach()
-    return left, right, shift if bool(shift.any()) else None  # a bias that others use as well has not moved
+    return made, shift if bool(shift.any()) else None  # a bias that others use as well has not moved

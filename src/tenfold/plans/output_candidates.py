@@ -155,4 +155,4 @@ def _factors(weight: Tensor, moments: Moments, basis: OutputBasis, rank: int) ->
     if moments.basis is not None:
         left = moments.basis @ left
         unseen = None if unseen is None else moments.basis @ unseen
-    return left.to(weight.dtype), right.to(weight.dtype), None if unseen is None else unseen.flatten()
+    return (left.to(weight.dtype), right.to(weight.dtype)), None if unseen is None else unseen.flatten()

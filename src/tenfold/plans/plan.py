@@ -73,8 +73,9 @@ class LayerPlan:
         return self.macs if self.layer is None else self.layer.dense().macs
 
 
-Factors = tuple[Tensor, Tensor, Tensor | None]
-"""Left and right factors of a fold's matrices, and what is added to the layer's bias, or None."""
+Factors = tuple[tuple[Tensor, ...], Tensor | None]
+"""The factors of a layer, and what is added to its bias, or None: left and right factors of a fold's matrices, or core,
+output and input basis of a Tucker layer."""
 
 
 @dataclass(frozen=True, repr=False)
