@@ -23,7 +23,7 @@ from tenfold.linalg.fold import Fold
 from tenfold.linalg.joint_moments import JointMoments
 from tenfold.linalg.svd import working
 
-_NUMBERS = 1 << 24
+UNFOLDED_NUMBERS = 1 << 24
 """Unfolded at a time: 128 MiB in float64."""
 
 
@@ -49,6 +49,7 @@ def input_moments(
     samples: int,
     memory: int = 1 << 30,
     subsample: bool = True,
+    warn: bool = True,
 ) -> Iterator[tuple[str, JointMoments]]:
     """Collect first and second moments of each layer's unfolded inputs, layer after layer, in eval mode.
 
@@ -64,6 +65,7 @@ def input_moments(
         memory: in bytes.
         subsample: of maps of 16 positions and more along each axis, take every second one along each, from an offset
             that varies from example to example, wherever that leaves 4 vectors for each of their numbers.
+        warn: whether to say that examples are too few.
 
     Raises:
         ArgumentError: a number out of range.
@@ -95,7 +97,8 @@ def input_moments(
             yield one.name, one.result()
             if one.few:
                 few.append(one)
-    _say_few(few)
+    if warn:
+        _say_few(few)
 
 
 def _say_few(few: Sequence[_Collector]) -> None:
@@ -160,7 +163,7 @@ class _Collector:
         x = cast("Tensor", next(iter((*args, *kwargs.values()))))
         size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
         for examples, outputs, every in self._parts(spec, x, output):
-            for part, _ in chunks(spec, examples, outputs, _NUMBERS):
+            for part, _ in chunks(spec, examples, outputs, UNFOLDED_NUMBERS):
                 self._add(unfold(spec, part, None if size is None else list(size), every=every))
 
     def _parts(self, spec: LayerSpec, x: Tensor, y: Tensor) -> Iterable[tuple[Tensor, Tensor, tuple[slice, ...]]]:

@@ -7,8 +7,9 @@ are known: with example inputs, no plan makes a layer slower to make it smaller.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,15 @@ from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import ALLOWED, NO_SAVING, Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import Measure
+
+
+class MakesFactors(Protocol):
+    """What judged the options by data, and makes the factors of those that are chosen."""
+
+    def made(self, choice: Sequence[int] | None) -> dict[str, Any]:
+        """The factors of a choice, one entry for each site, and what else data bring to a `Plan`, as its fields."""
+        ...
+
 
 Errors = Callable[[str, int, int], Tensor]
 """``(fold, slices, n) -> (n,)``: the errors of one site at rank 1, 2, ..., n."""
@@ -57,10 +67,12 @@ def candidates(
 
 def shapes(problem: Problem, fold: str) -> list[Candidates]:
     """The unsliced candidates of every site in one fold, by their shapes alone: costs are known, errors are NaN."""
-    return [
-        judged(site, {fold: (1,)}, lambda _, __, n: torch.full((n,), torch.nan, dtype=torch.float64))
-        for site in problem.sites
-    ]
+    return [judged(site, {fold: (1,)}, unknown) for site in problem.sites]
+
+
+def unknown(fold: str, slices: int, n: int) -> Tensor:
+    """The `Errors` of options that are known by their shapes alone: NaN."""
+    return torch.full((n,), torch.nan, dtype=torch.float64)
 
 
 def judged(site: FoundLayer, competing: Mapping[str, Sequence[int]], errors: Errors) -> Candidates:
@@ -98,6 +110,24 @@ def judged(site: FoundLayer, competing: Mapping[str, Sequence[int]], errors: Err
         np.concatenate([row[3] for row in rows]),
         costs,
     )
+
+
+def with_bias(problem: Problem, site: FoundLayer, table: Candidates) -> Candidates:
+    """The options that save something although they add the biases that the site's modules lack, at that price."""
+    numbers = len(problem.without_bias(site)) * site.cost.shape[0]
+    if not numbers:
+        return table
+    params = table.costs["params"].copy()
+    params[1:] += numbers
+    worth = params < params[0]
+    worth[0] = True
+    return entries(replace(table, costs=table.costs | {"params": params}, bias=True), np.flatnonzero(worth))
+
+
+def entries(table: Candidates, which: NDArray[np.int64]) -> Candidates:
+    """The table of these entries alone."""
+    costs = {name: cost[which] for name, cost in table.costs.items()}
+    return replace(table, **{n: getattr(table, n)[which] for n in ("fold", "slices", "rank", "error")}, costs=costs)
 
 
 def as_plan(

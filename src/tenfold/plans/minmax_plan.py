@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import as_plan
-from tenfold.plans.output_candidates import Outputs
+from tenfold.plans.candidates import MakesFactors, as_plan
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
 from tenfold.plans.spared import Spared, allotted
@@ -23,7 +22,7 @@ def minmax_plan(
     *,
     measure: str,
     spend: bool = True,
-    outputs: Outputs | None = None,
+    outputs: MakesFactors | None = None,
 ) -> Plan:
     """The choice with the least largest error within ``budget``, which is the plan's level.
 

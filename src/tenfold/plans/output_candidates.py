@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tenfold.layers.find import FoundLayer
 from tenfold.linalg.output_aware import output_factors
-from tenfold.plans.candidates import candidates
+from tenfold.plans.candidates import candidates, with_bias
 from tenfold.plans.output_moments import Moments, block_bytes, bytes_of
 from tenfold.plans.plan import Factors
 from tenfold.plans.problem import Problem
@@ -130,19 +130,11 @@ def kept_product(tables: Sequence[Candidates]) -> list[NDArray[np.float64]]:
 
 
 def _with_energy(table: Candidates, site: FoundLayer, basis: OutputBasis, problem: Problem) -> Candidates:
-    added = 0 if basis.shift is None else len(problem.without_bias(site))  # biases that the layers do not have yet
     lost = basis.lost()
     error = np.sqrt(lost[table.rank] / lost[0]) if lost[0] > 0 else np.zeros(len(table.rank))
     error[0] = 0.0  # dense
-    if not added:
-        return replace(table, error=error)
-    params = table.costs["params"].copy()
-    params[1:] += site.cost.shape[0] * added
-    worth = params < params[0]
-    worth[0] = True
-    costs = {name: (params if name == "params" else cost)[worth] for name, cost in table.costs.items()}
-    kept = {name: getattr(table, name)[worth] for name in ("fold", "slices", "rank")}
-    return replace(table, **kept, error=error[worth], costs=costs, bias=True)
+    found = replace(table, error=error)
+    return found if basis.shift is None else with_bias(problem, site, found)
 
 
 def _factors(weight: Tensor, moments: Moments, basis: OutputBasis, rank: int) -> Factors:

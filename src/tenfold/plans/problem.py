@@ -99,6 +99,16 @@ class Problem:
             f"`model` has no layer that can be decomposed: {why or 'it has no weight matrix at all'}."
         )
 
+    def require_data(self) -> Iterable[Any]:
+        """The calibration batches.
+
+        Raises:
+            ArgumentError: there are none.
+        """
+        if self.data is None:
+            raise ArgumentError("`data` must be given for this method: batches of inputs, or (inputs, target) pairs.")
+        return self.data
+
     def leaving(self, reasons: Mapping[str, str]) -> Problem:
         """A copy of the problem with some sites left dense, ``{name: reason}``."""
         found = tuple(replace(layer, reason=layer.reason or reasons.get(layer.name)) for layer in self.found)
@@ -143,13 +153,12 @@ class Problem:
             ArgumentError: no data.
             DataError: no example in the data, or gradients of a model that is no classifier.
         """
-        if self.data is None:
-            raise ArgumentError("`data` must be given for this method: batches of inputs, or (inputs, target) pairs.")
+        data = self.require_data()
         key = (samples, gradients, seed, loss)
         if key not in self._moments:
             layers = {s.name: (s.options, list(_modules_of(self.model, [s]))) for s in self.sites}
             self._moments[key] = collect(
-                self.model, layers, self.data, samples=samples, gradients=gradients, seed=seed, loss=loss
+                self.model, layers, data, samples=samples, gradients=gradients, seed=seed, loss=loss
             )
         return self._moments[key]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from tenfold.layers.cost import count_params
 from tenfold.layers.find import find
 from tenfold.layers.select import Selection
 from tenfold.plans.budget import Budget
+from tenfold.plans.candidates import entries
 from tenfold.plans.problem import Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.negligible import smallest_within
@@ -135,6 +136,4 @@ def warn_of_small(method: str, small: Sequence[str], *, stacklevel: int) -> None
 
 def dense_alone(table: Candidates) -> Candidates:
     """A layer that cannot become anything else."""
-    costs = {name: values[:1] for name, values in table.costs.items()}
-    first = {name: getattr(table, name)[:1] for name in ("fold", "slices", "rank", "error")}
-    return replace(table, **first, costs=costs)
+    return entries(table, np.zeros(1, dtype=np.int64))

@@ -7,6 +7,7 @@ gives it for all pairs at once; the orthogonal iteration that follows when a lay
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold.layers.find import FoundLayer
+from tenfold.layers.tucker import channel_sizes
 from tenfold.linalg.multilinear import rank_pair_errors
 from tenfold.plans.candidates import candidates
 from tenfold.plans.problem import Problem
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
 
+PairErrors = Callable[[Sequence[int]], NDArray[np.float64] | None]
+"""Input ranks -> relative errors of pairs ``(r_out, r_in)``, known at these input ranks; None where none is known."""
 _GRID = 64
 """Ranks of a mode that compete: all up to so many, of a larger mode evenly spread ones."""
 _TABLES, _LOST = "rank pairs", "lost by rank pairs"
@@ -31,7 +35,9 @@ def tucker_candidates(problem: Problem) -> list[Candidates]:
     if _TABLES not in problem.tables:
         matrices = replace(problem, sites=tuple(s for s in problem.sites if pointwise(s)), tables={})
         flat = iter(candidates(matrices, MEASURES["fro"], slices=(1,)))
-        problem.tables[_TABLES] = [next(flat) if pointwise(s) else _pairs(problem, s) for s in problem.sites]
+        problem.tables[_TABLES] = [
+            next(flat) if pointwise(s) else judged_pairs(s, lambda _, s=s: _lost(problem, s)) for s in problem.sites
+        ]
     return list(problem.tables[_TABLES])
 
 
@@ -55,12 +61,23 @@ def pointwise(site: FoundLayer) -> bool:
     return math.prod(site.cost.shape[2:]) == 1
 
 
-def _pairs(problem: Problem, site: FoundLayer) -> Candidates:
-    """Dense, and every pair on the grid that a Tucker tensor can have and that saves what low-rank options save."""
-    lost, entries = _lost(problem, site), math.prod(site.cost.shape[2:])
-    outer, inner = (x.ravel() for x in np.meshgrid(*map(_grid, lost.shape), indexing="ij"))
+def judged_pairs(site: FoundLayer, errors: PairErrors) -> Candidates:
+    """Dense, and every pair on the grid that a Tucker tensor can have and that saves what low-rank options save.
+
+    Args:
+        site: a convolution with spatial axes.
+        errors: asked for once.
+    """
+    sizes, entries = channel_sizes(site.cost.shape, site.cost.groups)
+    outer, inner = map(_grid, sizes)
+    lost = errors(inner.tolist())
+    outer, inner = (x.ravel() for x in np.meshgrid(outer, inner, indexing="ij"))
     possible = (outer <= entries * inner) & (inner <= entries * outer)
     return _saving(site, outer[possible], inner[possible], lost)
+
+
+def unknown_pairs(inner: Sequence[int]) -> None:
+    """The `PairErrors` of options that are known by their shapes alone."""
 
 
 def _lost(problem: Problem, site: FoundLayer) -> NDArray[np.float64]:

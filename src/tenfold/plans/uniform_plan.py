@@ -10,6 +10,7 @@ from tenfold.layers.tucker import full_ranks as pair_full_ranks
 from tenfold.linalg.fold import Fold
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan, candidates, shapes
+from tenfold.plans.judged_forms import JudgedForms
 from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.plans.spared import Spared, allotted
@@ -63,7 +64,12 @@ def lines(problem: Problem, fold: str, *, tucker: bool, ends: Mapping[str, Any],
 
 
 def uniform_plan(
-    problem: Problem, method: str, budget: Budget | None, fold: str = "channel", left: Spare | None = None
+    problem: Problem,
+    method: str,
+    budget: Budget | None,
+    fold: str = "channel",
+    left: Spare | None = None,
+    outputs: JudgedForms | None = None,
 ) -> Plan:
     """Uniform ranks ``j_l = max(1, round(a r_l))`` within a budget: the largest ``a``, the plan's level, that fits.
 
@@ -75,19 +81,24 @@ def uniform_plan(
         budget: what may be kept; None leaves every layer dense.
         fold: see `tenfold.linalg.fold`.
         left: tells which layers to leave dense; None: none.
+        outputs: the unsliced options in this fold, where errors and factors are from data.
 
     Raises:
         BudgetError: even rank 1 everywhere does not fit.
     """
     if budget is None:
         return problem.plan(method, [LayerPlan("dense", reason=NO_BUDGET) for _ in problem.sites])
-    tables = candidates(problem, MEASURES["max"], folds=(fold,), slices=(1,))
+    if outputs is None:
+        tables, measure = candidates(problem, MEASURES["max"], folds=(fold,), slices=(1,)), "max"
+    else:
+        tables, measure = outputs.tables, "output"
     full, limits = full_ranks(problem, fold), problem.limits(budget)
     spared = Spared() if left is None else left(problem, budget, tables)
     found, kept, reasons = allotted(method, spared, tables, lambda each: allocate(each, full, full, limits))
     choice, level = found or (None, None)
-    why = RANK_SAVES_NOTHING
-    return as_plan(problem, method, kept, choice, budget, why=why, left=reasons, measure="max", level=level)
+    about = {"why": RANK_SAVES_NOTHING, "left": reasons, "measure": measure, "level": level}
+    made = {} if outputs is None else outputs.made(choice)
+    return as_plan(problem, method, kept, choice, budget, **about, **made)
 
 
 def fraction_plan(problem: Problem, method: str, fraction: float, fold: str = "channel") -> Plan:

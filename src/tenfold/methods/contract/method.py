@@ -80,7 +80,9 @@ class Method(ABC):
     name: ClassVar[str]
     """What the command line and the plans call it."""
     needs_data: ClassVar[bool] = False
-    """Whether `plan` needs calibration data."""
+    """Whether `plan` needs calibration data. Asked of instances: a method may make it depend on its fields."""
+    data_remedy: ClassVar[str] = "Pass data=[x, ...]."
+    """What is said to who gives no data where they are needed."""
     needs_layers: ClassVar[bool] = True
     """Whether there must be a layer to decompose."""
     keeps_norms: ClassVar[bool] = False
@@ -167,7 +169,10 @@ class Method(ABC):
         if budget is None and self.needs_budget:
             raise ArgumentError(f"`budget` must be given for {self.name}: e.g. tenfold.Budget(params=0.25).")
         if problem.data is None and self.needs_data:
-            raise ArgumentError(f"`data` must be given for {self.name}: batches of inputs, or (inputs, target) pairs.")
+            raise ArgumentError(
+                f"`data` must be given for {self.name}: batches of inputs, or (inputs, target) pairs. "
+                f"{self.data_remedy}"
+            )
         if self.needs_layers:
             problem.require_sites()
         made = self.choose(problem, budget)
