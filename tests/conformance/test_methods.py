@@ -23,6 +23,12 @@ from tenfold.linalg.fold import NAMES
 pytestmark = pytest.mark.filterwarnings("ignore:.*tell enough")
 
 METHODS = tenfold.list_methods()
+VARIANTS = {
+    "alds output": tenfold.ALDS(measure="output"),
+    "svd output": tenfold.SVD(measure="output", fold="spatial"),
+    "tucker output": tenfold.Tucker(measure="output"),
+}
+"""Fields that make another method of one: they are tested where plans and built models are."""
 MODELS = {"chain": (chain, image), "transposed": (transposed, small_image), "tied": (Tied, tokens)}
 EVERY = ".*"
 GOAL = tenfold.Goal(steps_per_epoch=2, steps=6)
@@ -35,7 +41,12 @@ BUDGETS = (
 
 @pytest.fixture(params=METHODS.values(), ids=METHODS)
 def method(request) -> tenfold.Method:
-    return request.param()
+    return request.param if isinstance(request.param, tenfold.Method) else request.param()
+
+
+with_variants = pytest.mark.parametrize(
+    "method", [*METHODS.values(), *VARIANTS.values()], ids=[*METHODS, *VARIANTS], indirect=True
+)
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS)
@@ -81,6 +92,7 @@ def test_every_field_has_a_default_and_is_documented(method):
         assert re.search(rf"^\s+{field.name}: \S", arguments, re.MULTILINE), field.name
 
 
+@with_variants
 def test_it_survives_json(method):
     body = json.loads(json.dumps(method.to_dict()))
     assert body.pop("method") == method.name
@@ -97,6 +109,7 @@ def test_it_is_a_value(method):
             setattr(method, field.name, None)
 
 
+@with_variants
 def test_nonsense_in_any_field_is_an_argument_error_that_names_it(method):
     for field in dataclasses.fields(method):
         for nonsense in (object(), "nonsense", -7):
@@ -107,6 +120,7 @@ def test_nonsense_in_any_field_is_an_argument_error_that_names_it(method):
 # ---- after training
 
 
+@with_variants
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 def test_the_built_model_keeps_the_budget_and_costs_what_the_plan_says(method, case, budget):
     model, x = case
@@ -138,6 +152,7 @@ def test_a_method_that_takes_a_fold_takes_every_one(method, case, fold):
     torch.testing.assert_close(tenfold.to_dense(small)(x), small(x), rtol=1e-4, atol=1e-5)
 
 
+@with_variants
 def test_the_plan_names_its_method_and_every_layer_with_a_reason_for_each_dense_one(method, case):
     model, x = case
     plan = compressed(method, model, tenfold.Budget(params=0.8), x).plan
@@ -149,12 +164,14 @@ def test_the_plan_names_its_method_and_every_layer_with_a_reason_for_each_dense_
         assert layer.error is None or layer.error >= 0
 
 
+@with_variants
 def test_plans_are_deterministic_and_survive_json(method, case):
     model, x = case
     a, b = (compressed(method, model, tenfold.Budget(params=0.8), x).plan for _ in range(2))
     assert a == b == tenfold.Plan.from_json(a.to_json())
 
 
+@with_variants
 def test_a_larger_budget_never_costs_error(method):
     """The level is an error, or a fraction: either way it is monotone in the budget."""
     model, x = chain().eval(), image()
@@ -169,6 +186,7 @@ def test_a_larger_budget_never_costs_error(method):
     assert levels in (sorted(levels), sorted(levels, reverse=True))
 
 
+@with_variants
 def test_an_absolute_budget_is_kept_to_the_unit(method, case):
     model, x = case
     if takes_budgets(method):
@@ -176,6 +194,7 @@ def test_an_absolute_budget_is_kept_to_the_unit(method, case):
         assert counted(compressed(method, model, tenfold.Budget(params=limit), x).model, x)[0] <= limit
 
 
+@with_variants
 def test_the_whole_budget_changes_no_weight_that_matters(method, case):
     model, x = case
     if method.needs_budget:
@@ -184,6 +203,7 @@ def test_the_whole_budget_changes_no_weight_that_matters(method, case):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-4, msg=name)
 
 
+@with_variants
 @pytest.mark.parametrize("name", ["params", "macs"])
 def test_an_impossible_budget_names_the_smallest_which_then_succeeds(method, case, name):
     if not takes_budgets(method):
@@ -216,6 +236,7 @@ def test_a_budget_on_macs_without_inputs_is_refused(method, case):
         tenfold.compress(model, method, tenfold.Budget(macs=0.5), data=calibrating(x), target_modules=EVERY)
 
 
+@with_variants
 def test_excluded_layers_stay_as_they_are(method, case):
     model, x = case
     first = next(name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
@@ -232,6 +253,7 @@ def test_excluded_layers_stay_as_they_are(method, case):
     assert result.plan.layers[first].reason == "in exclude_modules"
 
 
+@with_variants
 def test_a_compressed_model_can_be_compressed_again_and_saved(method, case, tmp_path):
     model, x = case
     once = compressed(method, model, tenfold.Budget(params=0.9), x)

@@ -13,7 +13,15 @@ from helpers import counted
 from nets import TiedLinears, TwoNames, conv_chain
 from tenfold.layers.matrix import LowRank
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*tell enough")
+
 METHODS = {m.name: m for m in (tenfold.PCA(), tenfold.ActivationSVD(), tenfold.FisherSVD())}
+FORMS = {
+    "alds": tenfold.ALDS(measure="output"),
+    "svd": tenfold.SVD(measure="output", fold="spatial"),
+    "tucker": tenfold.Tucker(measure="output"),
+}
+"""Their factors are made in a second pass, by `tenfold.plans.judged_forms`."""
 KINDS = {
     "linear": (lambda bias: nn.Linear(12, 10, bias=bias), (3, 12)),
     "conv": (lambda bias: nn.Conv2d(4, 10, 3, stride=2, padding=1, bias=bias), (4, 9, 9)),
@@ -26,6 +34,11 @@ KINDS = {
 @pytest.fixture(params=METHODS.values(), ids=METHODS)
 def method(request) -> tenfold.Method:
     return request.param
+
+
+with_forms = pytest.mark.parametrize(
+    "method", [*METHODS.values(), *FORMS.values()], ids=[*METHODS, *FORMS], indirect=True
+)
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS)
@@ -252,6 +265,7 @@ TIES = {
 }
 
 
+@with_forms
 @pytest.mark.parametrize("ties", TIES.values(), ids=TIES)
 def test_layers_with_one_weight_share_factors_and_each_keeps_the_mean(method, ties, tmp_path):
     model, data = ties().double().eval(), batches((16,))
@@ -292,6 +306,7 @@ def test_a_bias_that_another_layer_has_as_well_is_not_changed_behind_its_back():
 # ---- plans
 
 
+@with_forms
 def test_ranks_survive_json_but_factors_do_not(method):
     model, data = net(), images()
     plan = tenfold.plan(model, method, tenfold.Budget(params=0.6), data=data)
@@ -306,11 +321,12 @@ def test_ranks_survive_json_but_factors_do_not(method):
     assert tenfold.apply(model, plan) is not None
 
 
+@with_forms
 def test_an_edit_drops_the_factors_of_its_layer_alone(method):
     model, data = net(), images()
     plan = tenfold.plan(model, method, tenfold.Budget(params=0.5), data=data)
-    name = next(n for n, x in plan.layers.items() if (x.rank or 0) > 1)
-    edited = plan.edit(name, rank=1)
+    name = next(n for n, x in plan.layers.items() if x.rank not in (None, 1, (1, 1)))
+    edited = plan.edit(name, rank=1 if isinstance(plan.layers[name].rank, int) else (1, 1))
     assert set(plan.factors) - set(edited.factors) == {name}
     with pytest.raises(tenfold.PlanError, match=f"no factors for '{name}'.*an edited rank loses them"):
         tenfold.apply(model, edited)
@@ -318,6 +334,7 @@ def test_an_edit_drops_the_factors_of_its_layer_alone(method):
     assert type(small.get_submodule(name)) is type(model.get_submodule(name))
 
 
+@with_forms
 def test_a_plan_is_not_applied_to_weights_that_changed_after_it(method):
     """Its factors would put the old ones back."""
     model, data = net(), images()
@@ -333,6 +350,7 @@ def test_a_plan_is_not_applied_to_weights_that_changed_after_it(method):
     tenfold.apply(trained, plan.edit(name, decomposition="dense"))  # what stays dense may have changed
 
 
+@with_forms
 def test_a_plan_fits_the_same_weights_elsewhere(method):
     """A copy, a wider dtype, another memory format; and a factorised model, which is multiplied back each time."""
     model, data = net(), images()
@@ -354,6 +372,7 @@ def test_a_plan_says_what_calibration_took_in_memory(method):
     assert tenfold.SVD().plan(problem, tenfold.Budget(params=0.6)).calibration_bytes == 0
 
 
+@with_forms
 def test_the_dense_equivalent_computes_what_the_compressed_model_does_added_biases_included(method):
     model, data = net().double(), [x.double() for x in images()]
     small, plan, _ = tenfold.compress(model, method, tenfold.Budget(params=0.5), data=data)
@@ -362,9 +381,10 @@ def test_the_dense_equivalent_computes_what_the_compressed_model_does_added_bias
     for name, layer in plan.layers.items():
         had = model.get_submodule(name).bias is not None
         assert (dense.get_submodule(name).bias is not None) == (had or layer.bias)
-    assert any(layer.bias for layer in plan.layers.values()) == (method.name in ("pca", "fisher-svd"))
+    assert any(layer.bias for layer in plan.layers.values()) == (method.name != "activation-svd")
 
 
+@with_forms
 def test_a_built_model_is_saved_and_loaded_to_the_same_bits(method, tmp_path):
     model, data = net(), images()
     small, plan, _ = tenfold.compress(model, method, tenfold.Budget(params=0.6), data=data)
@@ -372,6 +392,7 @@ def test_a_built_model_is_saved_and_loaded_to_the_same_bits(method, tmp_path):
     assert torch.equal(tenfold.load(tmp_path / "m", net()).eval()(data[0]), small.eval()(data[0]))
 
 
+@with_forms
 def test_two_budgets_on_one_problem_look_at_the_data_once(method):
     model = net()
     problem = tenfold.survey(model, data=(x for x in images()))
@@ -381,6 +402,7 @@ def test_two_budgets_on_one_problem_look_at_the_data_once(method):
         tenfold.apply(model, plan)
 
 
+@with_forms
 def test_batches_may_carry_labels_and_their_sizes_do_not_matter(method):
     model, x = net().double(), torch.cat(images()).double()
     budget = tenfold.Budget(params=0.6)
@@ -415,6 +437,7 @@ def test_what_a_rule_leaves_of_a_budget_is_spent(share):
 # ---- what is refused
 
 
+@with_forms
 def test_data_must_be_given(method):
     with pytest.raises(tenfold.ArgumentError, match=f"`data` must be given for {method.name}: batches of inputs"):
         tenfold.plan(net(), method, tenfold.Budget(params=0.6))
@@ -422,16 +445,18 @@ def test_data_must_be_given(method):
         tenfold.compress(net(), method, tenfold.Budget(params=0.6))
 
 
+@with_forms
 def test_a_generator_that_would_be_exhausted_is_refused(method):
     """`compress` goes through the data twice, for the moments and for batch norm; `plan` once."""
     with pytest.raises(tenfold.ArgumentError, match="`data` is gone through twice; got a generator"):
         tenfold.compress(net(), method, tenfold.Budget(params=0.6), data=(x for x in images()))
     once = iter(images())
     tenfold.plan(net(), method, tenfold.Budget(params=0.6), data=once)
-    with pytest.raises(tenfold.DataError, match=r"at least one batch.*a list or a DataLoader"):
+    with pytest.raises(tenfold.DataError, match=r"at least one batch.*Pass a list or a DataLoader"):
         tenfold.plan(net(), method, tenfold.Budget(params=0.6), data=once)
 
 
+@with_forms
 def test_data_that_is_not_finite_is_refused_by_name(method):
     data = images()
     data[2][0, 1, 2, 3] = float("nan")

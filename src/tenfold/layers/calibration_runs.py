@@ -12,6 +12,11 @@ from torch import nn
 from tenfold.errors import DataError
 from tenfold.layers.calibration_batches import Batch, calibration_batches
 
+EMPTY = (
+    "`data` must hold at least one batch to calibrate on; it is empty. A generator is so once gone through. "
+    "Pass a list or a DataLoader."
+)
+
 
 class Source:
     """Calibration data that can be gone through again, limited to its first examples.
@@ -42,7 +47,7 @@ class Source:
             if self.samples is not None and seen >= self.samples:
                 return
         if not seen:
-            raise DataError("`data` must hold at least one batch to calibrate on; it is empty.")
+            raise DataError(EMPTY)
 
 
 def kept_batches(model: nn.Module, data: Iterable[Any], samples: int | None) -> list[Any]:

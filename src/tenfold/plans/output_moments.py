@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tenfold.errors import DataError, TenfoldWarning
 from tenfold.layers.calibration_batches import calibration_batches
+from tenfold.layers.calibration_runs import EMPTY
 from tenfold.layers.copy_model import duplicate
 from tenfold.layers.spec import LayerSpec, to_kernel
 from tenfold.linalg.fold import Fold
@@ -161,10 +162,7 @@ def collect(
         for handle in handles:
             handle.remove()
     if seen == 0:
-        raise DataError(
-            "`data` must hold at least one batch to calibrate on; it is empty. A generator is so once it has been gone "
-            "through: pass a list or a DataLoader."
-        )
+        raise DataError(EMPTY)
     for name, moments in found.items():
         moments.samples = seen
         if moments.positions == 0:
