@@ -1,5 +1,7 @@
 """Options judged by outputs and the factors that are made for them, against the outputs of the layers themselves."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +11,18 @@ from torch.testing import assert_close
 import tenfold
 from helpers import normal
 from nets import TiedLinears
+from tenfold.layers.input_moments import InputSide, input_moments
 from tenfold.layers.matrix import low_rank_class
-from tenfold.layers.spec import spec_of
-from tenfold.layers.tucker import TuckerConv
+from tenfold.layers.spec import spec_of, to_weight
+from tenfold.layers.tucker import TuckerConv, grouped_full
 from tenfold.linalg.fold import Fold
+from tenfold.linalg.output_decoders import decoder, factors, outer_basis, tucker_factors
+from tenfold.linalg.output_forms import encoder_start
 from tenfold.plans import judged_forms as judged_forms_module
 from tenfold.plans.apply import build
 from tenfold.plans.candidates import layer_plan
 from tenfold.plans.judged_forms import judged_forms
+from tenfold.plans.site_forms import SiteForms, relative_errors
 
 LAYERS = {
     "linear": (lambda: nn.Linear(8, 6), (8,)),
@@ -225,3 +231,55 @@ def test_a_budget_out_of_reach_is_refused_before_data_are_looked_at(monkeypatch)
     for method in (tenfold.ALDS(measure="output"), tenfold.SVD(measure="output"), tenfold.Tucker(measure="output")):
         with pytest.raises(tenfold.BudgetError, match="reachable"):
             tenfold.plan(net, method, tenfold.Budget(params=0.01), data=[torch.randn(2, 3, 8, 8)])
+
+
+def site_forms(net, data):
+    """The one layer of a network with its moments."""
+    (site,), side = tenfold.survey(net).sites, InputSide(("0",))
+    ((_, moments),) = input_moments(net, {"0": side}, data, samples=1000)
+    return SiteForms(site, side, moments)
+
+
+def dense_error(net, data, kernel):
+    """The error of a kernel in place of the layer's own, at its best bias."""
+    inputs, other = uses(net, ["0"], data), copy.deepcopy(net)
+    other[0].weight.data = to_weight(spec_of(net[0]), kernel)
+    return error(outputs(net, net, inputs), outputs(other, net, inputs), centred=True)
+
+
+@FEW
+@pytest.mark.parametrize("name", ["strided", "grouped", "transposed"])
+def test_what_is_told_of_a_rank_is_the_error_of_the_start_with_its_best_decoder(name):
+    net, data = one(name)
+    site = site_forms(net, data)
+    most = site.site.cost.shape[1]
+    for fold, slices in (("channel", 1), ("channel", most), ("spatial", 1), ("spatial-t", most)):
+        form = site.form(fold, slices)
+        told = relative_errors(form, 2)
+        for r in range(1, 1 + len(told)):
+            v = encoder_start(form)[:, :, :r]
+            left, right = factors(form, v, decoder(form, v))
+            found = dense_error(net, data, form.fold.kernel(left @ right))
+            assert found**2 == pytest.approx(float(told[r - 1]) ** 2, abs=2e-6)
+    form, inner = site.form("input"), [1, 3]
+    for r, row in zip(inner, site.pair_errors(inner), strict=True):
+        v = encoder_start(form)[:, :, :r]
+        for q in (1, 2):
+            core, outer, basis = tucker_factors(form, v, decoder(form, v), outer_basis(form, v, q))
+            kernel = grouped_full(core, [outer, basis], site.site.cost.groups)
+            assert dense_error(net, data, kernel) ** 2 == pytest.approx(float(row[q - 1]) ** 2, abs=2e-6)
+
+
+@FEW
+def test_tucker_factors_start_from_the_weights_own_where_these_are_better():
+    """White inputs: the orthogonal iteration on the weight is all but the optimum before any alternation."""
+    torch.manual_seed(0)
+    net, data = nn.Sequential(nn.Conv2d(6, 8, 3, bias=False)).double(), [normal(1000, 6, 3, 3)]
+    site, spec, better = site_forms(net, data), spec_of(net[0]), 0
+    for ranks in ((2, 2), (4, 2), (3, 4), (6, 3)):
+        (core, outer, inner), _ = site.tucker(ranks, rounds=0)
+        found = dense_error(net, data, grouped_full(core, [outer, inner]))
+        free = TuckerConv.from_layer(net[0], spec, ranks)
+        assert found <= dense_error(net, data, free.kernel.detach()) * (1 + 1e-6)
+        better += found < float(site.pair_errors([ranks[1]])[0, ranks[0] - 1]) * (1 - 1e-4)
+    assert better
