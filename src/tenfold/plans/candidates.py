@@ -29,7 +29,7 @@ from tenfold.ranks.measures import Measure
 
 
 class MakesFactors(Protocol):
-    """What judged the options by data, and makes the factors of those that are chosen."""
+    """Judged options that can make the factors of those that are chosen."""
 
     def made(self, choice: Sequence[int] | None) -> dict[str, Any]:
         """The factors of a choice, one entry for each site, and what else data bring to a `Plan`, as its fields."""

@@ -45,7 +45,7 @@ class SiteForms:
         return make(whole, self.site.kernel.to(covariance.device), covariance)
 
     def shift(self, form: OutputForm, v: Tensor, h: Tensor) -> Tensor:
-        """What a bias gains so that the mean of the outputs stays, ``(out,)``.
+        """The change of the bias that keeps the mean of the outputs, ``(out,)``.
 
         Args:
             form: from `form`.
@@ -108,7 +108,7 @@ def relative_errors(form: OutputForm, ranks: int) -> Tensor:
 
 
 def competing(site: FoundLayer, folds: Sequence[str], slices: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """Of the folds those that differ for this kernel, with their numbers of slices.
+    """Leave out folds that are the same for this kernel; the others with their numbers of slices.
 
     Args:
         site: the layer.
