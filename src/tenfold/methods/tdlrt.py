@@ -68,7 +68,7 @@ class TDLRT(Method):
         ranks: the first ranks by layer name, an int or one for each mode; layers that it does not name stay dense.
         start: the first rank of a mode in other cases, as a share of its size, in (0, 1].
         cap: the largest rank, as a share of the size of the mode, in (0, 1].
-        floor: the smallest rank, >= 1; goes before ``start`` and ``cap``.
+        floor: the smallest rank, >= 1; goes before ``start`` and ``cap``, and a budget before it.
         multiple: ranks are rounded up to a multiple of it, >= 1; 8 suits many kernels of hardware.
         columns: directions by which a basis grows at most, as a share of its rank, in (0, 1].
         negligible: in [0, 1): the smallest layers that together hold at most this share of the parameters stay dense,
