@@ -372,6 +372,9 @@ def test_of_large_maps_a_part_of_the_positions_does_as_well():
         with torch.no_grad():
             lost.append(sum(float((small(x) - net(x)).square().sum()) for x in data))
     assert lost[0] != lost[1]
+    split = apply(net, low_rank(net, 2))
+    refit_(split, net, [x for batch in data for x in batch.split(7)], factors="both")
+    assert relative(parameters_to_vector(split.parameters()), parameters_to_vector(small.parameters())) < 1e-9
     assert lost[1] == pytest.approx(lost[0], rel=1e-2)
 
 

@@ -42,6 +42,8 @@ def test_on_held_out_examples_it_is_never_worse_than_uniform_ranks_refitted(seed
     held, _ = held_out(net, data, 2 * batches)
     lost = mean_output_loss(result.model, net, calibration_batches(net, held))
     assert lost == pytest.approx(min(compared.values()), rel=1e-4)
+    if batches == 20:  # uniform ranks are far behind, and said to be
+        assert compared["uniform"] > 2 * min(compared.values())
     assert "Lost on held-out examples" in str(result.plan)
     assert result.plan.compared == tenfold.Plan.from_json(result.plan.to_json()).compared
 

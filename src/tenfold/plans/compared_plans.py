@@ -41,8 +41,8 @@ def best_refitted(
     """The plan whose refitted network loses least on examples that it was not fitted to; of equals the first.
 
     It brings the refitted factors, and says what each of them lost. With 256 examples and more all plans are refitted
-    on a quarter of them first, in a few passes, and those that lose more than twice as much as the best are taken no
-    further: what is said of them is that.
+    on a quarter of them first, in a few passes. One that so loses more than twice what the best one does in the end is
+    taken no further: what is said of it is that.
 
     Args:
         problem: of whose model they are plans, of low-rank layers.
@@ -66,16 +66,18 @@ def best_refitted(
             twins[name] = twin
         else:
             made[name] = build(problem, plan).model
+    lost |= dict.fromkeys(made, 0.0)  # not known yet: none is behind
     examples = sum(map(len, calibration_batches(model, fit)))
     if len(made) > 1 and examples >= _MANY:
         some = held_out(model, list(fit), examples // 4)[0]
         for name, small in made.items():
             refitted(name, small, some, passes=_FEW)
-        least = min(lost.values())
-        made = {name: small for name, small in made.items() if lost[name] <= _RIVAL * least}
-    for name, small in made.items():
-        refitted(name, small, fit)
-    best = min(made, key=lambda name: lost[name])
+    best = None
+    for name in sorted(made, key=lambda each: lost[each]):
+        if best is None or lost[name] <= _RIVAL * lost[best]:
+            refitted(name, made[name], fit)
+            best = name if best is None else min(best, name, key=lambda each: lost[each])
+    assert best is not None
     lost |= {name: lost[twin] for name, twin in twins.items()}
     compared = {name: lost[name] for name in plans}
     return replace(_with_factors(plans[best], made[best], model), compared=compared)
