@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 LIST = """
 from setuptools import Distribution
@@ -27,3 +29,10 @@ def test_every_file_of_the_package_is_in_the_wheel_and_nothing_else() -> None:
     package = {file for file in files if file.suffix != ".pyc"}
     assert wheel == package
     assert {Path("tenfold/py.typed"), Path("tenfold/bench/report/page.css")} <= wheel
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no clone")
+def test_nothing_that_is_made_along_is_kept_in_the_repository() -> None:
+    words = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
