@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tenfold import linalg as linalg
+from tenfold import runtimes as runtimes
 from tenfold.errors import ArgumentError as ArgumentError
 from tenfold.errors import BudgetError as BudgetError
 from tenfold.errors import CheckpointError as CheckpointError

@@ -5,13 +5,8 @@ What torch cannot capture is not exported, and a file that does not compute what
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import io
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +17,17 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tenfold.errors import ArgumentError, TenfoldError, check, shortened
 from tenfold.files import atomic_file
+from tenfold.layers.calibration_runs import evaluating
 from tenfold.layers.cost import call_arguments
 from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
+from tenfold.runtimes.foreign import foreign_errors, silenced
+from tenfold.runtimes.onnx_capture import CAPTURE_REMEDY, onnx_model, onnx_runtime, open_session
+from tenfold.runtimes.runtime import torch_tensors
 
 FORMATS = ("onnx", "torch-export")
 BATCHES = (1, 5)
 """Batch sizes that a file is checked on; neither is the one that it is captured with."""
 _CAPTURED = 3
-_LARGEST = 2**31 - 2**26
-"""Bytes of weights that one ONNX file can hold, less what the graph may take."""
 
 _Run = Callable[[Any], list[Tensor]]
 
@@ -94,48 +91,35 @@ def export(
     check(tolerance > 0, "tolerance", "> 0", tolerance)
     refuse_unusable(model)
     refuse_without_numbers(model)
-    runtime = onnx_runtime() if format == "onnx" else None
+    if format == "onnx":
+        onnx_runtime()
     free = free_axes(dynamic, example_inputs)
     args, kwargs = call_arguments(resized(example_inputs, _CAPTURED, None))
     axes = _axes((args, kwargs), free, named=format == "onnx")
-    with _eval(model, reference or model), torch.no_grad(), _silence():
+    with evaluating(model, reference or model), torch.no_grad(), silenced():
         if free:  # said before the work
             _expected(reference or model, _longer(example_inputs, free), free)
         if format == "onnx":
-            content, opset = _onnx(model, args, kwargs, axes, opset)
+            content, opset = onnx_model(model, args, kwargs, shapes=_flat(axes), opset=opset)
         else:
             content = _archive(model, args, kwargs, axes)
-        run = _open(content) if runtime is None else _session(runtime, content)
+        run = _session(content) if format == "onnx" else _open(content)
         found, magnitude = _check(run, reference or model, example_inputs, tolerance, free)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
     return Exported(Path(path), format, len(content), opset, magnitude, found)
 
 
-def _onnx(model: nn.Module, args: Any, kwargs: Any, axes: Any, opset: int | None) -> tuple[bytes, int]:
-    size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
-    check(size <= _LARGEST, "model", "below 2 GB for one ONNX file", f"{size:,} bytes", "Use torch-export.")
-    with _captured("ONNX"):
-        program = torch.onnx.export(
-            model, args, kwargs=kwargs, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=_flat(axes)
-        )
-    assert program is not None
-    written = int(program.model.opset_imports[""])
-    check(opset in (None, written), "opset", "one that torch can write for this model", opset, f"It wrote {written}.")
-    return program.model_proto.SerializeToString(), written
-
-
 def _archive(model: nn.Module, args: Any, kwargs: Any, axes: Any) -> bytes:
     file = io.BytesIO()
-    with _captured("torch.export"):
+    with foreign_errors("the model cannot be exported: torch.export", CAPTURE_REMEDY):
         torch.export.save(torch.export.export(model, args, kwargs, dynamic_shapes=_flat(axes)), file)
     return file.getvalue()
 
 
-def _session(runtime: Any, content: bytes) -> _Run:
+def _session(content: bytes) -> _Run:
     """The file in ONNX Runtime; inputs go in by their order."""
-    with _captured("ONNX Runtime"):
-        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = open_session(content)
     names = [value.name for value in session.get_inputs()]
 
     def run(inputs: Any) -> list[Tensor]:
@@ -151,7 +135,7 @@ def _open(content: bytes) -> _Run:
 
     def run(inputs: Any) -> list[Tensor]:
         args, kwargs = call_arguments(inputs)
-        return _tensors(module(*args, **kwargs))
+        return torch_tensors(module(*args, **kwargs))
 
     return run
 
@@ -162,7 +146,7 @@ def _check(run: _Run, model: nn.Module, inputs: Any, tolerance: float, free: Fre
     for n in BATCHES:
         x = resized(_longer(inputs, free) if n == BATCHES[-1] else inputs, n, generator)
         expected = _expected(model, x, free)
-        with _captured("the file's own run"):
+        with foreign_errors("the model cannot be exported: the file's own run", CAPTURE_REMEDY):
             got = run(x)
         shapes = ([tuple(t.shape) for t in ts] for ts in (got, expected))
         if len({tuple(s) for s in shapes}) > 1:
@@ -229,7 +213,7 @@ def _axes(inputs: Any, free: Free, *, named: bool) -> Any:
 def _expected(model: nn.Module, inputs: Any, free: Free) -> list[Tensor]:
     args, kwargs = call_arguments(inputs)
     try:
-        return _tensors(model(*args, **kwargs))
+        return torch_tensors(model(*args, **kwargs))
     except Exception as error:
         if not free:
             raise
@@ -263,63 +247,3 @@ def _longer(inputs: Any, free: Free) -> Any:
 def _flat(axes: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """As torch wants it: a tuple, or a dict by name where there are keywords."""
     return axes[1] or axes[0]
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def onnx_runtime() -> Any:
-    """ONNX Runtime, once all three packages are known to be there.
-
-    Raises:
-        TenfoldError: one is missing, with the command that installs it.
-    """
-    try:
-        for name in ("onnx", "onnxscript"):
-            importlib.import_module(name)
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        name = error.name or "a package"
-        raise TenfoldError(f"Export to ONNX needs {name}, which is missing: pip install 'tenfold[export]'.") from error
-
-
-@contextlib.contextmanager
-def _captured(what: str) -> Iterator[None]:
-    """Foreign errors in one sentence; ours as they are."""
-    try:
-        yield
-    except TenfoldError:
-        raise
-    except Exception as error:
-        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
-        raise TenfoldError(
-            f"the model cannot be exported: {what} failed with {type(error).__name__}: {text}. "
-            f"torch.export needs a forward pass without steps that depend on the values."
-        ) from error
-
-
-@contextlib.contextmanager
-def _eval(*models: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for model in models for module in model.modules()}
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Exporters talk: on both streams, in logs and in warnings. What matters comes back as an error."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
-        try:
-            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-                yield
-        finally:
-            logging.disable(before)

@@ -9,7 +9,7 @@ import torch
 import typer
 from torch.utils._pytree import tree_map_only
 
-from tenfold.bench.export import Exported, export, free_axes, named_axes, onnx_runtime
+from tenfold.bench.export import Exported, export, free_axes, named_axes
 from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
 from tenfold.cli.network_options import takes_network
@@ -20,6 +20,7 @@ from tenfold.cli.source import NetworkSource
 from tenfold.layers.cost import count_params
 from tenfold.layers.fold_batchnorm import NormFold, fold_batchnorm, norm_folds
 from tenfold.plans.rendering import short
+from tenfold.runtimes.onnx_capture import onnx_runtime
 
 NAME = "export"
 EXAMPLES = (

@@ -1,4 +1,4 @@
-"""Copies of models: as they are, or as shapes without numbers."""
+"""Copies of models: as they are, with the same parameters, or as shapes without numbers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
     return copy.deepcopy(model, memo)
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A deep copy that shares the parameters, and has modes, buffers and attributes of its own; no weight is copied."""
+    return duplicate(model, {id(p): p for p in model.parameters()})
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
