@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.record import record
 
-NAMES = ("allocation", "inference", "projection", "sfw_step", "spectral_oracle", "tucker_step")
+NAMES = ("allocation", "inference", "latency_budget", "projection", "sfw_step", "spectral_oracle", "tucker_step")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def network(name: str, seed: int = SEED) -> nn.Module:
     """A network in evaluation mode; every kernel gets the spectrum of `SPECTRUM`, at the norm it had."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build_model(name, **NETS[name])
+        model = build_model(name, **NETS.get(name, {}))
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -78,7 +78,8 @@ def parameters(node: Definition) -> list[str]:
 def fields(node: ast.ClassDef) -> list[str]:
     """The fields of a dataclass that are given when it is made; of any other class, the parameters that it inherits."""
     names = [name for base in bases(node) for name in parameters(base)]
-    if any("dataclass" in ast.unparse(one) for one in node.decorator_list):
+    named = [*node.decorator_list, *(one for one in node.bases if ast.unparse(one) == "NamedTuple")]
+    if any(re.search("dataclass|NamedTuple", ast.unparse(one)) for one in named):
         own = [ast.unparse(x) for x in node.body if isinstance(x, ast.AnnAssign)]
         names += [line.partition(":")[0] for line in own if not re.search(r"^_|ClassVar|init=False", line)]
     return list(dict.fromkeys(names))

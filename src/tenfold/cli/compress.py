@@ -11,10 +11,23 @@ import typer
 
 from tenfold.cli import figures, parse, runs, tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.compression import CompressionOutcome, PlanSource, needed, way_to, work
+from tenfold.cli.compression import CompressionOutcome, PlanSource, Timed, needed, way_to, work
 from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import Opened, open_network
-from tenfold.cli.options import Exclude, Fields, Force, Limits, MaybeMethod, Out, Target, recipe_options
+from tenfold.cli.options import (
+    Align,
+    Exclude,
+    Fields,
+    Force,
+    LatencyBatch,
+    Limits,
+    MaybeMethod,
+    Out,
+    Runtime,
+    Target,
+    Threads,
+    recipe_options,
+)
 from tenfold.cli.source import NetworkSource
 from tenfold.errors import ArgumentError, check
 from tenfold.files import only_writer
@@ -122,6 +135,10 @@ def command(
     exclude: Exclude = None,
     refit: RefitMode = None,
     distill_steps: DistillSteps = 0,
+    runtime: Runtime = None,
+    threads: Threads = 1,
+    latency_batch: LatencyBatch = None,
+    align: Align = None,
     norms: NormsOption = "auto",
     finetune: Finetune = 0,
     force: Force = False,
@@ -145,6 +162,8 @@ def command(
         selecting=bool(target or exclude),
         refit=refit,
         steps=distill_steps,
+        timed=Timed(runtime or "eager", threads, latency_batch),
+        align=align,
     )
     with only_writer(out):
         runs.check_out(out, force=force, source=source.named.run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,21 @@ from tenfold.train import Epoch, Recipe, fit
 
 
 @dataclass(frozen=True)
+class Timed:
+    """The way in which a budget on latency is measured.
+
+    Args:
+        runtime: see `tenfold.plan`.
+        threads: that it may use.
+        batch: inputs in the batch; None: the network's example inputs.
+    """
+
+    runtime: str = "eager"
+    threads: int = 1
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
 class PlanSource:
     """The source of a plan: a method within a budget or a guard, or a plan that was written before.
 
@@ -47,6 +62,10 @@ class PlanSource:
         plan: to be built as written; None with a method.
         refit: which factors are refitted; None for none.
         steps: without labels, afterwards.
+        runtime: that a budget on latency is measured in.
+        threads: that it may use.
+        batch: inputs in the batch that latency is measured for; None: the network's example inputs.
+        align: see `tenfold.plan`.
     """
 
     record: dict[str, Any]
@@ -57,6 +76,10 @@ class PlanSource:
     plan: Plan | None = None
     refit: Refit | None = None
     steps: int = 0
+    runtime: str = "eager"
+    threads: int = 1
+    batch: int | None = None
+    align: int | None = None
 
     @property
     def label_free(self) -> str | None:
@@ -101,6 +124,8 @@ def way_to(
     selecting: bool,
     refit: str | None,
     steps: int,
+    timed: Timed | None = None,
+    align: int | None = None,
 ) -> PlanSource:
     """Read the options that say where the plan comes from, before any work.
 
@@ -115,13 +140,15 @@ def way_to(
         selecting: whether layers are selected, which a plan excludes.
         refit: which factors are refitted; None without.
         steps: without labels, >= 0.
+        timed: how a budget on latency is measured; None: as it is by default.
+        align: see `tenfold.plan`.
 
     Raises:
         ArgumentError: options that exclude one another, or out of their range.
         PlanError: a file that holds no plan.
     """
     check_refit(refit, ())
-    after = {"refit": cast("Refit | None", refit), "steps": steps}
+    after: dict[str, Any] = {"refit": cast("Refit | None", refit), "steps": steps}
     if plan is not None:
         others = {"--method": method, "--set": fields, "--budget": budget, "--guard": guard is not None}
         others |= {"--target and --exclude": selecting}
@@ -131,6 +158,7 @@ def way_to(
         written = _read(plan)
         return PlanSource({"method": written.method}, plan=written, **after)
     made, limits = parse.method_or(default, method, fields), parse.budget(budget)
+    after |= asdict(checked(timed or Timed(), limits)) | {"align": align}
     if guard is None:
         parse.require_budget(made, limits)
         return PlanSource(record(made), made, limits, **after)
@@ -138,6 +166,16 @@ def way_to(
     check(-100 < guard <= 0, "--guard", "points of accuracy to lose, in (-100, 0]", guard, "-1.0 allows one point.")
     check(0.0001 <= resolution <= 0.5, "--resolution", "in [0.0001, 0.5]", resolution)
     return PlanSource(record(made), made, None, guard, resolution, **after)
+
+
+def checked(timed: Timed, budget: Budget | None) -> Timed:
+    """Raise `ArgumentError` where it is said how to measure latency, and no budget asks for it."""
+    asked = budget is not None and "latency" in budget.costs
+    names = ("runtime", "threads", "latency-batch")
+    for option, value, default in zip(names, astuple(timed), astuple(Timed()), strict=True):
+        rule = "given with a budget on latency, e.g. --budget latency=0.5"
+        check(asked or value == default, f"--{option}", rule, value)
+    return timed
 
 
 def _read(file: Path) -> Plan:
@@ -159,7 +197,7 @@ def needed(way: PlanSource) -> tuple[list[str], str]:
         return ["inputs"], f"for {way.record['method']}, which looks at data"
     if way.label_free:
         return ["inputs"], f"for {way.label_free}, which looks at data"
-    costs = [name for name in (way.budget.limits if way.budget is not None else {}) if name != "params"]
+    costs = [name for name in (way.budget.costs if way.budget is not None else ()) if name != "params"]
     return (["inputs"], f"for a budget on {costs[0]}") if costs else ([], "")
 
 
@@ -194,10 +232,13 @@ def work(
         clock = time.perf_counter()
         problem = survey(
             source.model,
-            example_inputs=source.example,
+            example_inputs=source.example if way.batch is None else source.batch(way.batch),
             data=batches if _calibrates(way) else None,
             target_modules=settings.target,
             exclude_modules=settings.exclude,
+            runtime=way.runtime,
+            threads=way.threads,
+            align=way.align,
         )
         if way.guard is not None:
             least = stages[0].value + way.guard / 100

@@ -57,7 +57,45 @@ Limits = Annotated[
     typer.Option(
         "--budget",
         metavar="COST=VALUE",
-        help="What may be kept of the whole model: params=0.25 or 25% a quarter, params=70000 so many; repeatable.",
+        help="What may be kept of the whole model: params=0.25 or 25% a quarter, params=70000 so many; macs=0.5; "
+        "latency=0.5 half of the time measured here, latency_ms=3 so many milliseconds; repeatable.",
+        rich_help_panel="Compression",
+        show_default=False,
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        metavar="eager|compile|onnxruntime",
+        help=with_default("What a budget on latency is measured in.", "eager"),
+        rich_help_panel="Compression",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int,
+    typer.Option(min=1, help="Threads that it may use there.", rich_help_panel="Compression"),
+]
+LatencyBatch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help=with_default("Inputs in the batch that latency is measured for.", "1; the first of --inputs"),
+        rich_help_panel="Compression",
+        show_default=False,
+    ),
+]
+Align = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help=with_default(
+            "Ranks are multiples of N, and of N / 2 in linear layers, where that leaves enough to choose from: layers "
+            "are fast there. 1 for any rank, as published.",
+            "16; 8 on a GPU",
+        ),
         rich_help_panel="Compression",
         show_default=False,
     ),

@@ -9,10 +9,22 @@ import typer
 
 from tenfold.cli import parse, tables
 from tenfold.cli.command import Outcome, verb
-from tenfold.cli.compression import PlanSource, needed
+from tenfold.cli.compression import PlanSource, Timed, checked, needed
 from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
-from tenfold.cli.options import Exclude, Fields, Force, Limits, MaybeMethod, Target, check_file
+from tenfold.cli.options import (
+    Align,
+    Exclude,
+    Fields,
+    Force,
+    LatencyBatch,
+    Limits,
+    MaybeMethod,
+    Runtime,
+    Target,
+    Threads,
+    check_file,
+)
 from tenfold.cli.progress import Steps
 from tenfold.cli.source import NetworkSource
 from tenfold.errors import ArgumentError
@@ -45,6 +57,10 @@ def command(
     budget: Limits = None,
     target: Target = None,
     exclude: Exclude = None,
+    runtime: Runtime = None,
+    threads: Threads = 1,
+    latency_batch: LatencyBatch = None,
+    align: Align = None,
     out: OutFile = None,
     force: Force = False,
 ) -> Outcome:
@@ -52,6 +68,7 @@ def command(
     made = parse.method_or(source.default_method, method, fields or ())
     limits = parse.budget(budget or ())
     parse.require_budget(made, limits)
+    timed = checked(Timed(runtime or "eager", threads, latency_batch), limits)
     if out is not None:
         check_file(out, force=force)
         if made.needs_data:
@@ -66,10 +83,13 @@ def command(
             opened.model,
             made,
             limits,
-            example_inputs=opened.example,
+            example_inputs=opened.example if timed.batch is None else opened.batch(timed.batch),
             data=opened.calibration(source.recipe) if made.needs_data else None,
             target_modules=parse.selection(target or ()),
             exclude_modules=parse.selection(exclude or ()),
+            runtime=timed.runtime,
+            threads=timed.threads,
+            align=align,
         )
     if out is not None:
         with atomic_file(out) as temporary:

@@ -45,13 +45,16 @@ def plan_dict(made: Plan) -> dict[str, Any]:
             "fold": x.fold,
             "params": {"dense": x.dense_params, "kept": x.params},
             "macs": {"dense": x.dense_macs, "kept": x.macs},
+            "ms": x.latency_ms,
             "error": x.error,
             "reason": x.reason,
             "tied_to": x.tied_to,
         }
         for name, x in made.layers.items()
     }
-    about = {"level": made.level, "measure": made.measure, "calibration_bytes": made.calibration_bytes}
+    about = {"level": made.level, "measure": made.measure, "gap": made.gap}
+    about |= {"calibration_bytes": made.calibration_bytes}
+    about |= {"dense_ms": made.dense_latency_ms, "ms": made.latency_ms, "conditions": made.conditions}
     return about | {"layers": layers}
 
 

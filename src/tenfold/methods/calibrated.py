@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from tenfold.errors import check, is_count
+from tenfold.errors import BudgetError, check, is_count
 from tenfold.layers.calibration_batches import calibration_batches
 from tenfold.layers.calibration_runs import held_out, kept_batches
 from tenfold.methods.contract.sparing import Sparing
@@ -18,10 +19,15 @@ from tenfold.plans.loss_gradients import find_loss, loss_name, require_loss
 from tenfold.plans.measured_loss import LossMeter, layer_loss
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
-from tenfold.plans.spared import allotted, dense_alone
+from tenfold.plans.spared import allotted
+from tenfold.plans.within_latency import within_latency
 from tenfold.ranks import lagrange, minmax
 from tenfold.ranks.candidates import Candidates
 
+Limits = Mapping[str, int]
+Chosen = tuple[list[int], dict[str, Any]]
+"""A choice of one option per layer, and what is to be said of it in a plan."""
+Allocate = Callable[[Problem, list[Candidates], Limits], Chosen | None]
 Form = Literal["channel", "spatial", "spatial-t", "input"]
 _HELD, _LEAST_FITTED = 128, 8
 """Held-out examples, at most, and one of so many."""
@@ -72,6 +78,7 @@ class Calibrated(Sparing):
     name: ClassVar[str] = "calibrated"
     needs_data: ClassVar[bool] = True
     keeps_norms: ClassVar[bool] = True
+    times_itself: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -95,23 +102,18 @@ class Calibrated(Sparing):
         if key not in problem.tables:
             problem.tables[key] = self._judged(problem)
         held, fit, tables, scales = problem.tables[key]
-        limits = problem.limits(budget)
-
-        def measured(each: list[Candidates]) -> tuple[list[int], float] | None:
-            return lagrange.allocate(each, _losses(each, scales), limits, spend=True)
-
-        found, _, left = allotted(self.name, self.spared(problem, budget, tables), tables, measured)
-        tables = [dense_alone(table) if table.name in left else table for table in tables]
-        choices = {
-            "measured": found,
-            "uniform": uniform_choice(problem, tables, self.forms[0], limits),
-            "min-max": minmax.allocate(tables, limits),
+        allocations = {
+            "measured": partial(_measured, scales),
+            "uniform": partial(_uniform, self.forms[0]),
+            "min-max": _min_max,
         }
-        plans = {
-            name: as_plan(problem, self.name, tables, choice, budget, left=left, measure="output")
-            for name, choice in ((name, _choice(found)) for name, found in choices.items())
-            if choice is not None or name == "measured"  # which tells what can be reached where nothing fits
-        }
+        plans: dict[str, Plan] = {}
+        for name, allocate in allocations.items():
+            try:
+                plans[name] = self._allotted(problem, budget, tables, allocate)
+            except BudgetError:
+                if not plans:  # the first tells what can be reached where nothing fits
+                    raise
         return best_refitted(problem, plans, fit, held, factors=self.refit, loss=self._output_loss, memory=self.memory)
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +124,17 @@ class Calibrated(Sparing):
         """
         named = self.loss if self.loss in (None, "logits") else loss_name(self.loss)
         return super().to_dict() | {"loss": named}
+
+    def _allotted(self, problem: Problem, budget: Budget, tables: list[Candidates], allocate: Allocate) -> Plan:
+        """The plan of one allocation, with the smallest layers dense; with a limit on latency, as measured."""
+
+        def choose(now: Problem, limited: Budget) -> Plan:
+            left, limits = self.spared(now, limited, tables), now.limits(limited)
+            found, each, reasons = allotted(self.name, left, tables, lambda those: allocate(now, those, limits))
+            choice, about = found or (None, {})
+            return as_plan(now, self.name, each, choice, limited, left=reasons, measure="output", **about)
+
+        return within_latency(problem, budget, choose) if problem.times is not None else choose(problem, budget)
 
     @property
     def _output_loss(self) -> Any:
@@ -140,14 +153,21 @@ class Calibrated(Sparing):
         return held, fit, [table for table, _ in found], [scale for _, scale in found]
 
 
-def _losses(tables: list[Candidates], scales: list[float]) -> list[Any]:
-    """The loss of every option; a layer that seems to matter not at all still decides between equals."""
+def _measured(scales: list[float], problem: Problem, tables: list[Candidates], limits: Limits) -> Chosen | None:
+    """The least sum of measured losses; a layer that seems to matter not at all still decides between equals."""
     floor = 1e-6 * max(scales, default=1.0) or 1.0
-    return [max(scale, floor) * layer_loss(t.error).numpy() for t, scale in zip(tables, scales, strict=True)]
+    losses = [max(c, floor) * layer_loss(t.error).numpy() for t, c in zip(tables, scales, strict=True)]
+    found = lagrange.allocate(tables, losses, limits, spend=True)
+    return None if found is None else (found.choice, {"gap": found.gap})
 
 
-def _choice(found: Any) -> list[int] | None:
-    """The choice itself, of whichever rule."""
-    if found is None:
-        return None
-    return list(found.choice if isinstance(found, minmax.Allocation) else found[0])
+def _uniform(form: str, problem: Problem, tables: list[Candidates], limits: Limits) -> Chosen | None:
+    """The same share of the full rank everywhere."""
+    found = uniform_choice(problem, tables, form, limits)
+    return None if found is None else (found[0], {})
+
+
+def _min_max(problem: Problem, tables: list[Candidates], limits: Limits) -> Chosen | None:
+    """The least common error."""
+    found = minmax.allocate(tables, limits)
+    return None if found is None else (list(found.choice), {"gap": 0.0})

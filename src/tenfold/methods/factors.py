@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,11 +17,12 @@ from tenfold.layers.swap import planned, rebuild, structure_of
 from tenfold.layers.tucker import TuckerConv
 from tenfold.linalg.fold import NAMES
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.methods.contract.surveyed import surveyed
 from tenfold.optim.hooks import require_trained
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan
 from tenfold.plans.plan import Plan
-from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
+from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.plans.tucker_candidates import pointwise
 from tenfold.plans.uniform_plan import lines
 from tenfold.ranks.uniform import allocate, at_share
@@ -89,12 +91,7 @@ class Factors(Method):
             ArgumentError: a selection that matches nothing, or no inputs for a budget on MACs.
         """
         goal = goal or Goal()
-        problem = survey(
-            model,
-            example_inputs=goal.example_inputs,
-            target_modules=goal.target_modules,
-            exclude_modules=goal.exclude_modules,
-        )
+        problem = surveyed(model, goal, partial(self._uniform, measured=False))
         weights = {site.name: problem.model.get_submodule(site.name).weight for site in problem.sites}
         frozen = [name for name, weight in weights.items() if not weight.requires_grad]
         problem = problem.leaving(dict.fromkeys(frozen, "frozen: its weight requires no gradient"))

@@ -90,9 +90,10 @@ class FisherSVD(Method):
             losses = [t.error**2 * outputs.bases[t.name].lost()[0] / 2 for t in tables]
         else:
             losses = kept_product(tables)
-        choice, level = allocate(tables, losses, problem.limits(budget), spend=True) or (None, None)
+        found = allocate(tables, losses, problem.limits(budget), spend=True)
+        choice, level, gap = found or (None, None, None)
         made = outputs.made(choice)
-        return as_plan(problem, self.name, tables, choice, budget, measure="loss", level=level, **made)
+        return as_plan(problem, self.name, tables, choice, budget, measure="loss", level=level, gap=gap, **made)
 
     def _basis(self, moments: Moments, w: Tensor) -> OutputBasis:
         each = moments.positions / moments.samples  # a sample's loss sums over its positions

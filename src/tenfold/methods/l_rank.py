@@ -19,11 +19,12 @@ from tenfold.layers.spec import to_weight
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.linalg.svd import low_rank_factors
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.methods.contract.surveyed import surveyed
 from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained, trained_by
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan, candidates
 from tenfold.plans.plan import Plan
-from tenfold.plans.problem import Problem, survey
+from tenfold.plans.problem import Problem
 from tenfold.ranks.lagrange import allocate
 from tenfold.ranks.measures import MEASURES
 
@@ -82,8 +83,9 @@ class LRank(Method):
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         energy = [float(site.kernel.double().square().sum()) for site in problem.sites]
         losses = [np.square(table.error) * e for table, e in zip(tables, energy, strict=True)]
-        choice, price = allocate(tables, losses, problem.limits(budget), spend=self.spend) or (None, None)
-        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=price)
+        found = allocate(tables, losses, problem.limits(budget), spend=self.spend)
+        choice, price, gap = found or (None, None, None)
+        return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=price, gap=gap)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
         """Hook both steps onto ``optimizer``. Its state holds Theta and the step count: checkpoints carry them.
@@ -101,12 +103,7 @@ class LRank(Method):
         """
         goal = goal or Goal()
         every = self._interval(goal)
-        problem = survey(
-            model,
-            example_inputs=goal.example_inputs,
-            target_modules=goal.target_modules,
-            exclude_modules=goal.exclude_modules,
-        )
+        problem = surveyed(model, goal, self.choose)
         if problem.model is not model:
             raise ArgumentError("`model` must be dense for l-rank; this one is factorised. See tenfold.to_dense.")
         require_trained(optimizer, [site.weight for site in problem.sites], self.name)

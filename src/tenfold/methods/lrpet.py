@@ -20,7 +20,7 @@ from tenfold.optim.projection.projector import ProjectionSettings
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem
-from tenfold.ranks.uniform import allocate
+from tenfold.ranks.uniform import allocate, ranks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class LRPET(Projection):
             keep = 1 - self.prune_ratio
             return [max(1, math.floor(n * keep + 1e-9)) for n in sites.full], self.prune_ratio
         found = allocate(sites.tables, sites.full, sites.full, sites.limits, half=0.0)
-        return None if found is None else (found[0], 1 - found[1])
+        return None if found is None else (ranks_of(sites.tables, found[0]), 1 - found[1])
 
     def metrics(self, model: nn.Module) -> Mapping[str, str]:
         """The batch norm that follows each layer."""

@@ -64,9 +64,9 @@ class PCA(Method):
         outputs = outputs_of(problem, self, problem.moments(samples=self.samples), self._basis)
         tables = outputs.tables
         found = allocate(tables, kept_product(tables), problem.limits(budget), spend=self.spend)
-        choice, level = found or (None, None)
+        choice, level, gap = found or (None, None, None)
         made = outputs.made(choice)
-        return as_plan(problem, self.name, tables, choice, budget, measure="output", level=level, **made)
+        return as_plan(problem, self.name, tables, choice, budget, measure="output", level=level, gap=gap, **made)
 
     def _basis(self, moments: Moments, w: Tensor) -> OutputBasis:
         return OutputBasis(*output_basis(damped(moments.covariance, w, self.damping)), moments.mean)

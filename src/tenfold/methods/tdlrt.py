@@ -25,16 +25,17 @@ from tenfold.layers.tucker_training import TrainedTucker, reserve_
 from tenfold.layers.usable import refuse_without_numbers
 from tenfold.linalg.multilinear import feasible
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.methods.contract.surveyed import surveyed
 from tenfold.optim.tucker.integrator import Integrator
 from tenfold.optim.tucker.resize import more
 from tenfold.optim.tucker.settings import IntegratorSettings
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan
-from tenfold.plans.plan import Plan
-from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem, survey
+from tenfold.plans.plan import LayerPlan, Plan
+from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.plans.spared import smallest_layers
 from tenfold.plans.tucker_candidates import tucker_candidates
-from tenfold.ranks.candidates import Candidates
+from tenfold.ranks.candidates import Candidates, entries
 from tenfold.ranks.minmax import allocate
 
 INTEGRATORS = ("cycle", "two_pass", "one_pass", "fixed")
@@ -226,7 +227,7 @@ class TDLRT(Method):
         tables = list(tucker_candidates(problem))
         if layers:  # what was trained dense stays so: a cut of it would never have been trained
             tables = [
-                _trained(site, layers[site.name], table)
+                _trained(problem, site, layers[site.name], table)
                 if site.name in layers
                 else _rows(table, np.arange(len(table.error)) == 0)
                 for site, table in zip(problem.sites, tables, strict=True)
@@ -273,12 +274,7 @@ class TDLRT(Method):
 
     def _aim(self, model: nn.Module, goal: Goal) -> dict[str, tuple[int, ...]]:
         """The ranks that the goal's budget allows, of the layers in Tucker format by name."""
-        problem = survey(
-            model,
-            example_inputs=goal.example_inputs,
-            target_modules=goal.target_modules,
-            exclude_modules=goal.exclude_modules,
-        )
+        problem = surveyed(model, goal)
         plan, ranks = self.plan(problem, goal.budget), {}
         for name, layer in factorised(model).items():
             rank = plan.layers[name].rank
@@ -295,7 +291,7 @@ class TDLRT(Method):
         return int(np.argmin(np.where(table.error <= tau, table.costs["params"], np.iinfo(np.int64).max)))
 
 
-def _trained(site: FoundLayer, layer: Factorised, table: Candidates) -> Candidates:
+def _trained(problem: Problem, site: FoundLayer, layer: Factorised, table: Candidates) -> Candidates:
     """The options of a layer that has been trained in Tucker format: its own ranks, without error, and smaller ones."""
     shape, groups = site.cost.shape, site.cost.groups
     sizes, rest = (shape[0] // groups, shape[1]), math.prod(shape[2:])
@@ -305,7 +301,10 @@ def _trained(site: FoundLayer, layer: Factorised, table: Candidates) -> Candidat
     below = np.all((table.rank <= own).reshape(len(table.rank), -1), axis=1)  # dense is entry 0, of rank 0
     same = np.all((table.rank == own).reshape(len(table.rank), -1), axis=1)
     cost = site.cost.tucker((pair[0], pair[1])) if tucker else site.cost.low_rank(min(pair))
-    dense = site.cost.dense()
+    costs, dense = {"params": cost.params, "macs": cost.macs}, site.cost.dense()
+    if problem.times is not None:
+        made = LayerPlan("tucker", pair) if tucker else LayerPlan("low-rank", min(pair), fold="channel")
+        costs["latency"] = problem.times.of(site, made)
     if cost.params >= dense.params or (cost.macs or 0) > (dense.macs or 0):
         return _rows(table, below)
     kept = _rows(table, below & ~same)
@@ -319,16 +318,10 @@ def _trained(site: FoundLayer, layer: Factorised, table: Candidates) -> Candidat
         slices=after(kept.slices, 1),
         rank=after(kept.rank, own),
         error=after(kept.error, 0.0),
-        costs={name: after(values, getattr(cost, name)) for name, values in kept.costs.items()},
+        costs={name: after(values, costs[name]) for name, values in kept.costs.items()},
+        place=None if kept.place is None else after(kept.place, 0),
     )
 
 
 def _rows(table: Candidates, keep: Any) -> Candidates:
-    return replace(
-        table,
-        fold=table.fold[keep],
-        slices=table.slices[keep],
-        rank=table.rank[keep],
-        error=table.error[keep],
-        costs={name: values[keep] for name, values in table.costs.items()},
-    )
+    return entries(table, np.flatnonzero(keep))

@@ -19,7 +19,7 @@ from tenfold.linalg.svd import energy_rank
 from tenfold.methods.contract.method import Goal
 from tenfold.methods.contract.projection import Projection, Ranks, Sites, epoch_steps, without
 from tenfold.optim.projection.projector import ProjectionSettings
-from tenfold.ranks.uniform import allocate
+from tenfold.ranks.uniform import allocate, ranks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,8 @@ class TRP(Projection):
         threshold = self.threshold if sites.limits is None else 0.0
         ranks = [self._own(spectra, threshold) for spectra in sites.spectra]
         if sites.limits is not None:
-            return allocate(sites.tables, ranks, sites.full, sites.limits, least=self.floor)
+            found = allocate(sites.tables, ranks, sites.full, sites.limits, least=self.floor)
+            return None if found is None else (ranks_of(sites.tables, found[0]), found[1])
         return [min(n, max(self.floor, r)) for r, n in zip(ranks, sites.full, strict=True)], None
 
     def _own(self, spectra: Tensor, threshold: float) -> int:

@@ -14,7 +14,7 @@ from tenfold.plans.candidates import as_plan, candidates
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import RANK_SAVES_NOTHING, Problem
 from tenfold.ranks.measures import MEASURES
-from tenfold.ranks.uniform import allocate
+from tenfold.ranks.uniform import allocate, entry_at
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class VBMF(Method):
         spectra = [by_slices[1][:, 0] for by_slices in problem.spectra(self.fold, (1,))]
         ranks = [max(1, *(vbmf_rank(s, *of) for s in groups)) for groups, of in zip(spectra, sides, strict=True)]
         if budget is None:
-            choice, factor = [j if j < len(t.rank) else 0 for j, t in zip(ranks, tables, strict=True)], 1.0
+            choice, factor = [entry_at(t, j) for j, t in zip(ranks, tables, strict=True)], 1.0
         else:
             full = [short for short, _ in sides]
             choice, factor = allocate(tables, ranks, full, problem.limits(budget)) or (None, None)

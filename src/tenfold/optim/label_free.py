@@ -58,7 +58,7 @@ def distill(
     *,
     loss: OutputLoss | None = None,
     steps: int = 100,
-    lr: float = 1e-3,
+    lr: float = 3e-4,
     norms: Literal["frozen", "affine"] = "frozen",
     augment: Callable[[Any], Any] | None = None,
     seed: int = 0,
@@ -83,7 +83,8 @@ def distill(
             with integer labels beside the inputs), else the squared error relative to the dense outputs, over all
             tensors that the networks put out.
         steps: >= 0.
-        lr: the highest rate, > 0.
+        lr: the highest rate, > 0. Chosen on validation images of a ResNet-20, of 1e-4 to 1e-3: at the upper end a
+            network that knew its training images well lost by the steps.
         norms: of batch norm, "frozen": statistics, scales and shifts are fixed; "affine": statistics alone.
         augment: a function of inputs, a tensor, a tuple or a dict as in a batch, that gives the like; called anew for
             every batch.

@@ -42,6 +42,8 @@ class Report(Printed):
         norms: what became of batch-norm statistics; None where nothing was asked or there are none.
         output_error: how far the network's outputs are from the dense one's, by stage: "built", "refitted"; empty where
             nobody asked for a refit. See `tenfold.layers.output_loss` for what it is.
+        dense_latency_ms: with a budget on latency, as in the plan.
+        latency_ms: the same of the compressed model.
     """
 
     dense: Cost
@@ -50,6 +52,8 @@ class Report(Printed):
     left: dict[str, str] = field(default_factory=dict)
     norms: NormChoice | None = None
     output_error: dict[str, float] = field(default_factory=dict)
+    dense_latency_ms: float | None = None
+    latency_ms: float | None = None
 
     @property
     def kept(self) -> dict[str, float]:
@@ -57,6 +61,8 @@ class Report(Printed):
         shares = {"params": self.small.params / max(self.dense.params, 1)}
         if self.dense.macs and self.small.macs is not None:
             shares["macs"] = self.small.macs / self.dense.macs
+        if self.dense_latency_ms and self.latency_ms is not None:
+            shares["latency"] = self.latency_ms / self.dense_latency_ms
         return shares
 
 
@@ -100,7 +106,15 @@ def build(problem: Problem, plan: Plan, budget: Budget | None = None) -> Result:
     if over is not None:
         raise BudgetError(f"the model that was built to the plan by {plan.method} exceeds `budget`: it has {over}.")
     left = {name: layer.reason or "" for name, layer in plan.layers.items() if layer.decomposition == "dense"}
-    return Result(small, plan, Report(problem.dense, after, {"apply": seconds}, left))
+    report = Report(
+        problem.dense,
+        after,
+        {"apply": seconds},
+        left,
+        dense_latency_ms=plan.dense_latency_ms,
+        latency_ms=plan.latency_ms,
+    )
+    return Result(small, plan, report)
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:

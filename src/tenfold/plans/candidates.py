@@ -23,8 +23,8 @@ from tenfold.linalg.fold import Fold
 from tenfold.linalg.svd import singular_values
 from tenfold.plans.budget import Budget
 from tenfold.plans.plan import LayerPlan, Plan
-from tenfold.plans.problem import ALLOWED, NO_SAVING, Problem
-from tenfold.ranks.candidates import Candidates
+from tenfold.plans.problem import ALLOWED, NO_SAVING, NOT_FASTER, Problem
+from tenfold.ranks.candidates import Candidates, entries
 from tenfold.ranks.measures import Measure
 
 
@@ -38,6 +38,9 @@ class MakesFactors(Protocol):
 
 Errors = Callable[[str, int, int], Tensor]
 """``(fold, slices, n) -> (n,)``: the errors of one site at rank 1, 2, ..., n."""
+NOTHING_FASTER = (
+    "No network that it can make was measured to be faster than the dense one: take a larger batch or another runtime."
+)
 _NAMED = 3
 """How many of the layers that stay dense an error names."""
 
@@ -59,7 +62,7 @@ def candidates(
         spectra = {fold: problem.spectra(fold, slices) for fold in folds}
         each = [{fold: spectra[fold][i] for fold in folds} for i in range(len(problem.sites))]
         problem.tables[key] = [
-            judged(site, {fold: tuple(values) for fold, values in s.items()}, _by_weight(site, measure, s))
+            problem.fast(site, judged(site, {f: tuple(ks) for f, ks in s.items()}, _by_weight(site, measure, s)))
             for site, s in zip(problem.sites, each, strict=True)
         ]
     return list(problem.tables[key])
@@ -67,7 +70,7 @@ def candidates(
 
 def shapes(problem: Problem, fold: str) -> list[Candidates]:
     """The unsliced candidates of every site in one fold, by their shapes alone: costs are known, errors are NaN."""
-    return [judged(site, {fold: (1,)}, unknown) for site in problem.sites]
+    return [problem.fast(site, judged(site, {fold: (1,)}, unknown)) for site in problem.sites]
 
 
 def unknown(fold: str, slices: int, n: int) -> Tensor:
@@ -124,12 +127,6 @@ def with_bias(problem: Problem, site: FoundLayer, table: Candidates) -> Candidat
     return entries(replace(table, costs=table.costs | {"params": params}, bias=True), np.flatnonzero(worth))
 
 
-def entries(table: Candidates, which: NDArray[np.int64]) -> Candidates:
-    """The table of these entries alone."""
-    costs = {name: cost[which] for name, cost in table.costs.items()}
-    return replace(table, **{n: getattr(table, n)[which] for n in ("fold", "slices", "rank", "error")}, costs=costs)
-
-
 def as_plan(
     problem: Problem,
     method: str,
@@ -159,7 +156,7 @@ def as_plan(
     """
     if choice is None:
         assert budget is not None
-        raise refuse(problem, budget, smallest(tables, list(budget.limits)))
+        raise refuse(problem, budget, smallest(tables, budget.costs))
     if budget is not None and not any(choice):
         why = ALLOWED
     reasons = left or {}
@@ -178,7 +175,8 @@ def layer_plan(table: Candidates, i: int, why: str = ALLOWED) -> LayerPlan:
         fold = table.folds[table.fold[i]]
         rank, slices, error = int(table.rank[i]), int(table.slices[i]), float(table.error[i])
         return LayerPlan("low-rank", rank, slices, fold, error, bias=table.bias)
-    return LayerPlan("dense", reason=NO_SAVING if len(table.rank) == 1 else why)
+    nothing = NO_SAVING if table.place is None else NOT_FASTER
+    return LayerPlan("dense", reason=nothing if len(table.rank) == 1 else why)
 
 
 def smallest(tables: Sequence[Candidates], names: Sequence[str]) -> dict[str, int]:
@@ -190,6 +188,11 @@ def require_reachable(problem: Problem, budget: Budget, tables: Sequence[Candida
     """Raise the `BudgetError` of `refuse` where a limit is below what the options cost at least, each on its own."""
     limits = problem.limits(budget)
     least = smallest(tables, list(limits))
+    if (
+        problem.times is not None and "latency" in limits
+    ):  # of the fastest network as a whole: sums are some per cent off
+        limits["latency"] += budget.allowed("latency", problem.times.dense) - problem.aim(budget)
+        least["latency"] = problem.times.measured(problem.times.fastest()) - problem.rest
     if any(least[name] > limit for name, limit in limits.items()):
         raise refuse(problem, budget, least)
 
@@ -210,11 +213,19 @@ def refuse(
     """
     parts, reachable = [], {}
     limits = problem.limits(budget)
-    for name, value in budget.limits.items():
-        dense = getattr(problem.dense, name)
-        total = least[name] + budget.allowed(name, dense) - limits[name]
-        reachable[name] = _round_up(total / dense) if isinstance(value, float) else total
-        parts.append(f"{name}={value} asked, {reachable[name]} reachable ({total:,} of {dense:,})")
+    for asked, value in budget.limits.items():
+        name = "latency" if asked == "latency_ms" else asked
+        dense = problem.dense_cost(name)
+        allowed = problem.aim(budget) if name == "latency" else budget.allowed(name, dense)
+        total = least[name] + allowed - limits[name]
+        if asked == "latency_ms":
+            reachable[asked] = _round_up(total / 1e6, None)
+        else:
+            reachable[asked] = _round_up(total / dense) if isinstance(value, float) else total
+        of = f"{total / 1e6:.3g} of {dense / 1e6:.3g} ms" if name == "latency" else f"{total:,} of {dense:,}"
+        parts.append(f"{asked}={value} asked, {reachable[asked]} reachable ({of})")
+    if reachable.get("latency") == 1.0:
+        advice = NOTHING_FASTER
     joint = "" if len(parts) == 1 else " Each alone; together they may demand more."
     return BudgetError(
         f"`budget` is below what this method can reach on this model: {'; '.join(parts)}.{joint} "
@@ -231,9 +242,10 @@ def _largest_dense(problem: Problem) -> str:
     return f" Largest of those that stay dense: {'; '.join(words)}." if words else ""
 
 
-def _round_up(fraction: float) -> float:
+def _round_up(number: float, most: float | None = 1.0) -> float:
     """To five digits, upwards: what the message names must itself be reachable."""
-    return min(1.0, float(np.ceil(fraction * 1e5 + 1e-6) / 1e5))
+    rounded = float(np.ceil(number * 1e5 + 1e-6) / 1e5)
+    return rounded if most is None else min(most, rounded)
 
 
 def _by_weight(site: FoundLayer, measure: Measure, spectra: Mapping[str, Mapping[int, Tensor]]) -> Errors:

@@ -20,11 +20,11 @@ from tenfold.linalg.alternation import best_encoder
 from tenfold.linalg.fold import Fold
 from tenfold.linalg.output_decoders import factors
 from tenfold.linalg.output_forms import OutputForm
-from tenfold.plans.candidates import Errors, entries, judged, unknown, with_bias
+from tenfold.plans.candidates import Errors, judged, unknown, with_bias
 from tenfold.plans.problem import Problem
 from tenfold.plans.site_forms import SiteForms, competing, relative_errors, side_of
 from tenfold.ranks import uniform
-from tenfold.ranks.candidates import Candidates
+from tenfold.ranks.candidates import Candidates, entries
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _competing(site: FoundLayer, forms: Sequence[str]) -> dict[str, Sequence[int
 
 
 def _table(problem: Problem, site: FoundLayer, forms: Mapping[str, Sequence[int]], errors: Errors) -> Candidates:
-    return with_bias(problem, site, judged(site, forms, errors))
+    return problem.fast(site, with_bias(problem, site, judged(site, forms, errors)))
 
 
 def _cheapest_below(table: Candidates, error: float) -> int | None:

@@ -157,7 +157,9 @@ def _table(
 ) -> Candidates:
     """The options of a site at their price, with errors by rank or by pair of ranks."""
     pairs = tucker and not pointwise(site)
-    return with_bias(problem, site, judged_pairs(site, pair_errors) if pairs else judged(site, forms, errors))
+    if pairs:
+        return with_bias(problem, site, judged_pairs(problem, site, pair_errors))
+    return problem.fast(site, with_bias(problem, site, judged(site, forms, errors)))
 
 
 def _low_rank(site: SiteForms) -> Errors:

@@ -43,4 +43,4 @@ def minmax_plan(
     found, kept, reasons = allotted(method, left, tables, lambda each: allocate(each, limits, spend=spend))
     choice, level = (None, None) if found is None else (found.choice, found.level)
     made = {} if outputs is None else outputs.made(choice)
-    return as_plan(problem, method, kept, choice, budget, left=reasons, measure=measure, level=level, **made)
+    return as_plan(problem, method, kept, choice, budget, left=reasons, measure=measure, level=level, gap=0.0, **made)

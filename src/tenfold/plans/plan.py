@@ -44,6 +44,7 @@ class LayerPlan:
         norm: the batch norm in whose metric the kernel is cut, as `LRPET` does; None: in its own, the Frobenius norm.
         transfer: whether what is kept is scaled so that the kernel loses no energy; see `tenfold.linalg.project`.
         layer: what the costs are computed from; None for layers of an unknown kind.
+        latency_ms: measured, of all its uses in one forward pass; None where nobody asked.
     """
 
     decomposition: str
@@ -59,6 +60,7 @@ class LayerPlan:
     norm: str | None = None
     transfer: bool = False
     layer: LayerCost | None = None
+    latency_ms: float | None = None
 
     @property
     def dense_params(self) -> int:
@@ -95,8 +97,13 @@ class Plan(Printed):
             through it; 0 where there was none.
         compared: of a method that built several plans, what each one's outputs lost on held-out calibration examples,
             by the rule that made it; the plan is the best of them.
-        factors: then, the factors by layer name. They do not travel in JSON: build the plan where it was made, and
-            save the model.
+        latency_ms: with a budget on latency, measured milliseconds of a network of this plan's shapes, batch norm
+            folded; None where nobody asked, or the plan was edited.
+        dense_latency_ms: of the dense network, in its best memory format.
+        conditions: that these were measured under: runtime, version, threads, memory format, device, input shapes.
+        gap: how far the objective may be from the best one possible, relatively; None where that is not known.
+        factors: where the method makes them from data, the factors by layer name. They do not travel in JSON: build
+            the plan where it was made, and save the model.
         fingerprints: of the weights that the factors were made of, by layer name; they stay where the factors stay.
     """
 
@@ -110,6 +117,10 @@ class Plan(Printed):
     from_data: bool = False
     calibration_bytes: int = 0
     compared: dict[str, float] = field(default_factory=dict)
+    latency_ms: float | None = None
+    dense_latency_ms: float | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+    gap: float | None = None
     factors: Mapping[str, Factors] = field(default_factory=dict, compare=False, repr=False)
     fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -149,12 +160,12 @@ class Plan(Printed):
             raise PlanError(f"only {', '.join(_EDITABLE)} can be edited; got {', '.join(changes)}.")
         owner = self.layers[name].tied_to or name
         edited = {
-            n: priced(n, construct(LayerPlan, vars(old) | {"error": None} | changes, f"'{n}'"))
+            n: priced(n, construct(LayerPlan, vars(old) | {"error": None, "latency_ms": None} | changes, f"'{n}'"))
             for n, old in self.layers.items()
             if owner in (n, old.tied_to)
         }
         kept = {name: f for name, f in self.factors.items() if name != owner}
-        return replace(self, layers=self.layers | edited, level=None, factors=kept)
+        return replace(self, layers=self.layers | edited, level=None, gap=None, latency_ms=None, factors=kept)
 
     def diff(self, other: Plan) -> dict[str, tuple[LayerPlan | None, LayerPlan | None]]:
         """The layers that differ in another plan: ``{name: (here, there)}``; None where a plan lacks the name."""
@@ -192,7 +203,7 @@ class Plan(Printed):
         kept = {k: v for k, v in body.items() if k not in ("format", "params", "macs", *_UNWRITTEN)}
         plan = construct(cls, kept | {"layers": layers}, "the plan")
         _check_totals(plan)
-        return plan if layers == written else replace(plan, level=None)
+        return plan if layers == written else replace(plan, level=None, gap=None, latency_ms=None)
 
 
 _UNWRITTEN = ("factors", "fingerprints")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from tenfold.errors import ArgumentError, UnsupportedLayer
-from tenfold.layers.cost import Call, Cost, count_params, layer_cost, trace
+from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count
+from tenfold.layers.cost import Call, Cost, call_arguments, count_params, layer_cost, trace
 from tenfold.layers.find import FoundLayer, find
 from tenfold.layers.select import Selection
 from tenfold.layers.spec import spec_of
@@ -27,7 +29,14 @@ from tenfold.plans.budget import Budget
 from tenfold.plans.loss_gradients import Loss
 from tenfold.plans.output_moments import Moments, collect
 from tenfold.plans.plan import Factors, LayerPlan, Plan, fingerprint, priced
+from tenfold.ranks.aligned import ACCELERATORS, CONVOLUTIONS, at_aligned
+from tenfold.ranks.candidates import Candidates, entries
 
+if TYPE_CHECKING:
+    from tenfold.plans.network_times import NetworkTimes
+
+_AIM = 0.98
+"""Of a limit on latency, what is aimed at: a measurement errs by that."""
 _BATCHED = 1 << 17
 """Kernels up to this many numbers are factorised together with others of their shape; larger ones gain nothing."""
 
@@ -47,6 +56,12 @@ class Problem:
         example_inputs: what MACs are counted for; None where nobody asked for them.
         tables: the cache of `tenfold.plans.candidates`.
         data: calibration batches, see `survey`; None without any.
+        times: what layers and networks take, for a budget on latency; None where nobody asked.
+        layers: then, of a plan whose whole network tells what a pass takes outside its sites; at first the dense one.
+        runtime: that latency is measured in.
+        threads: that it may use.
+        align: ranks are multiples of it, and of half of it in linear layers; of a smaller one where a layer would have
+            few left.
     """
 
     model: nn.Module
@@ -58,6 +73,11 @@ class Problem:
     data: Iterable[Any] | None = None
     given: nn.Module | None = None
     selected: bool = False
+    times: NetworkTimes | None = None
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    runtime: str = "eager"
+    threads: int = 1
+    align: int = 1
     _spectra: dict[tuple[str, str, int], Tensor] = field(default_factory=dict, repr=False)
     tables: dict[Any, Any] = field(default_factory=dict, repr=False)
     _moments: dict[Any, dict[str, Moments]] = field(default_factory=dict, repr=False)
@@ -66,18 +86,65 @@ class Problem:
         """The budget of all sites together, by cost: the limits less the cost of everything that stays as it is.
 
         Raises:
-            ArgumentError: a limit on MACs without example inputs.
+            ArgumentError: a limit on MACs or latency without example inputs.
         """
         limits = {}
-        for name in budget.limits:
-            dense = getattr(self.dense, name)
-            if dense is None:
-                raise ArgumentError(
-                    f"`example_inputs` must be given for a budget on {name}: a batch as the model takes it."
-                )
+        for name in budget.costs:
+            dense = self.dense_cost(name)
+            if name == "latency":
+                limits[name] = self.aim(budget) - self.rest
+                continue
             sites = sum(getattr(site.cost.dense(), name) for site in self.sites)
             limits[name] = budget.allowed(name, dense) - (dense - sites)
         return limits
+
+    @property
+    def rest(self) -> int:
+        """Nanoseconds of a pass that are not spent in the sites, as the network of ``layers`` tells."""
+        assert self.times is not None
+        names = [site.name for site in self.sites]
+        return self.times.measured(self.layers) - self.times.predicted(names, self.layers)
+
+    def aim(self, budget: Budget) -> int:
+        """The nanoseconds that are aimed at: a little less than a budget allows."""
+        assert self.times is not None
+        return int(_AIM * budget.allowed("latency", self.times.dense))
+
+    def dense_cost(self, name: str) -> int:
+        """The cost of the dense model, by name.
+
+        Args:
+            name: "params", "macs" or "latency", in nanoseconds.
+
+        Raises:
+            ArgumentError: MACs or latency without example inputs.
+        """
+        dense = getattr(self.dense, name, None)
+        if name == "latency" and self.times is not None:
+            dense = self.times.dense
+        if dense is None:
+            raise ArgumentError(
+                f"`example_inputs` must be given for a budget on {name}: a batch as the model takes it."
+            )
+        return dense
+
+    def fast(self, site: FoundLayer, table: Candidates) -> Candidates:
+        """The options of a site that are to compete: those at aligned ranks; with times, those of them that are faster.
+
+        Args:
+            site: the layer.
+            table: all its options.
+        """
+        if self.times is not None:
+            return self.times.timed(site, table)
+        if self.align == 1 or table.rank.ndim > 1:  # pairs of ranks are aligned from the start
+            return table
+        kept = np.append(0, at_aligned(table, self.multiple(site)))
+        return replace(entries(table, kept), place=table.rank[kept])
+
+    def multiple(self, site: FoundLayer) -> int:
+        """The number that the ranks of a site are to be multiples of; 1 for any."""
+        return max(1, self.align // 2) if site.options.linear else self.align
 
     def modules_of(self, site: FoundLayer) -> list[str]:
         """The modules that hold a site's weight, each under its first name."""
@@ -170,6 +237,7 @@ class Problem:
         budget: Budget | None = None,
         measure: str | None = None,
         level: float | None = None,
+        gap: float | None = None,
         factors: Mapping[str, Factors] | None = None,
         calibration_bytes: int = 0,
     ) -> Plan:
@@ -181,6 +249,7 @@ class Problem:
             budget: what it was chosen for.
             measure: what errors and level mean.
             level: the objective reached.
+            gap: how far it may be from the best one, relatively; None where that is not known.
             factors: of a method that makes them from data, by site.
             calibration_bytes: the memory that it took for that.
         """
@@ -207,6 +276,7 @@ class Problem:
             {} if budget is None else budget.limits,
             from_data=factors is not None,
             calibration_bytes=calibration_bytes,
+            gap=gap,
             factors=dict(factors or {}),
             fingerprints={name: fingerprint(weight) for name, weight in weights.items()},
         )
@@ -229,6 +299,7 @@ READ = (
     "name it in target_modules to decompose it all the same"
 )
 NO_SAVING = "no decomposition of it saves anything"
+NOT_FASTER = "no form of it was measured to be faster here"
 RANK_SAVES_NOTHING = "at the rank that the method gives it nothing would be saved"
 
 
@@ -239,6 +310,9 @@ def survey(
     data: Iterable[Any] | None = None,
     target_modules: Selection = None,
     exclude_modules: Selection = None,
+    runtime: str = "eager",
+    threads: int = 1,
+    align: int | None = 1,
 ) -> Problem:
     """Find the layers that may be decomposed and count what they cost. The model is untouched.
 
@@ -251,13 +325,16 @@ def survey(
             target)``; see `tenfold.layers.calibration_batches`.
         target_modules: only these layers: a regular expression for the whole name, or a list of names or endings.
         exclude_modules: never these.
+        runtime: that a budget on latency is measured in: "eager", "compile" or "onnxruntime".
+        threads: that it may use there, >= 1.
+        align: see `tenfold.plan`; 1: any rank, as a method's source has them.
 
     Raises:
-        ArgumentError: a selection that matches nothing; inputs that the model does not take.
+        ArgumentError: a selection that matches nothing; inputs that the model does not take; no alignment.
         TenfoldError: a weight with NaN or infinite entries, by name.
         UnsupportedLayer: there is no layer to decompose, or one named in full cannot be.
     """
-    given = model
+    given, align = model, _alignment(align, example_inputs)
     refuse_unusable(model)
     refuse_without_numbers(model)
     model = multiplied_back(model)
@@ -275,8 +352,30 @@ def survey(
         found = [replace(x, calls=tuple(c for name in x.names for c in used.get(name, ()))) for x in found]
     sites = tuple(layer for layer in found if layer.reason is None)
     return Problem(
-        model, tuple(found), sites, dense, used, example_inputs, data, given, selected=target_modules is not None
+        model,
+        tuple(found),
+        sites,
+        dense,
+        used,
+        example_inputs,
+        data,
+        given,
+        selected=target_modules is not None,
+        runtime=runtime,
+        threads=threads,
+        align=align,
     )
+
+
+def _alignment(align: int | None, example_inputs: Any) -> int:
+    """The number that ranks are to be multiples of; see `tenfold.plan`."""
+    check(align is None or is_count(align), "align", "an integer >= 1, or None", align)
+    if align is not None:
+        return align
+    tensors = [leaf for leaf in tree_leaves(call_arguments(example_inputs)) if isinstance(leaf, Tensor)]
+    if example_inputs is None or not tensors:
+        return 1
+    return CONVOLUTIONS if tensors[0].device.type == "cpu" else ACCELERATORS
 
 
 def _some(names: Sequence[str]) -> str:

@@ -26,6 +26,8 @@ _MOST_BESIDE_COSTS = 7
 """Layers that `print` shows of a plan, alone and with the costs of a result: 25 lines at most."""
 _REASONS = 2
 """Reasons for dense layers that `print` shows."""
+_FASTER = 1.03
+"""The ratio from which on a network is called faster."""
 _NAME = 16
 """A layer's name is not cut to less than this."""
 
@@ -88,25 +90,41 @@ def plan_sheet(made: Plan, *, most: int | None = None) -> Sheet:
         most: so many layers, those that change most, and the others summed up in one row; without kernels and empty
             columns, and names cut to fit into `WIDTH`. None: everything.
     """
-    columns = ("Layer", "Kernel", "Becomes", "Rank", "Slices", "Params", "MACs", "Error")
+    columns = ("Layer", "Kernel", "Becomes", "Rank", "Slices", "Params", "MACs", "ms", "Error")
     layers = made.layers if most is None else _largest_changes(made.layers, most)
     rows = [(name, *_cells(layer)) for name, layer in layers.items()]
     rest = [layer for name, layer in made.layers.items() if name not in layers]
     if rest:
         dense = sum(layer.decomposition == "dense" for layer in rest)
-        rows.append((f"and {len(rest)} more", "", f"{dense} dense" if dense else "", "", "", *_sums(rest), ""))
+        rows.append((f"and {len(rest)} more", "", f"{dense} dense" if dense else "", "", "", *_sums(rest), "", ""))
     share = f"{made.params / max(made.dense_params, 1):.1%}"
-    total = ("all", "", share, "", "", change(made.dense_params, made.params), change(made.dense_macs, made.macs), "")
+    costs = (change(made.dense_params, made.params), change(made.dense_macs, made.macs))
+    total = ("all", "", share, "", "", *costs, "" if made.latency_ms is None else f"{made.latency_ms:.3g}", "")
     title = f"Plan by {made.method}" + ("" if made.level is None else f", level {made.level:.4g}")
     left = {name: layer.reason for name, layer in made.layers.items() if layer.reason}
     notes = _reasons(left, None if most is None else _REASONS)
     if made.calibration_bytes:
         notes.append(f"Calibration took up to {made.calibration_bytes / 1e6:.1f} MB of memory.")
+    if made.latency_ms is not None and made.dense_latency_ms is not None:
+        notes.append(latency_words(made))
     if made.compared:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in made.compared.items())
         notes.append(f"Lost on held-out examples, refitted, by allocation: {figures}.")
     whole = Sheet(title, columns, rows, total, notes)
     return whole if most is None else _narrowed(whole)
+
+
+def latency_words(made: Plan) -> str:
+    """The latency of a plan that has one, in a sentence."""
+    dense, small, about = made.dense_latency_ms or 0.0, made.latency_ms or 0.0, made.conditions
+    ratio = dense / max(small, 1e-9)
+    faster = f"{ratio:.2f} times as fast" if ratio > _FASTER else "not faster than noise"
+    shapes = ", ".join("×".join(map(str, shape)) for shape in about.get("inputs", []))
+    threads = about.get("threads", 1)
+    return (
+        f"Measured: {dense:.3g} ms dense, {small:.3g} ms compressed, {faster}; {about.get('runtime')}, "
+        f"{threads} thread{'s' * (threads > 1)}, inputs {shapes}, batch norm folded."
+    )
 
 
 def cost_sheet(dense: Cost, small: Cost, notes: Sequence[str] = ()) -> Sheet:
@@ -135,6 +153,7 @@ def _cells(layer: LayerPlan) -> tuple[str, ...]:
         str(layer.slices) if low_rank else "",
         change(layer.dense_params, layer.params),
         change(layer.dense_macs, layer.macs),
+        "" if layer.latency_ms is None else f"{layer.latency_ms:.3g}",
         "" if not low_rank else "?" if layer.error is None else f"{layer.error:.3f}",
     )
 

@@ -15,9 +15,8 @@ from tenfold.layers.cost import count_params
 from tenfold.layers.find import find
 from tenfold.layers.select import Selection
 from tenfold.plans.budget import Budget
-from tenfold.plans.candidates import entries
 from tenfold.plans.problem import Problem
-from tenfold.ranks.candidates import Candidates
+from tenfold.ranks.candidates import Candidates, entries
 from tenfold.ranks.negligible import smallest_within
 
 End = Literal["first", "last"]
@@ -79,13 +78,13 @@ def spared(
     Raises:
         ArgumentError: a limit on MACs without example inputs.
     """
-    costs = ["params"] if budget is None else list(problem.limits(budget))
+    costs = ["params"] if budget is None else list(budget.costs)
     if problem.selected or not problem.sites:
         return Spared()
     at = {"first": problem.sites[0].name, "last": problem.sites[-1].name}
     kept = {at[end]: f"the {end} layer, as `ends` asks" for end in ends}
     open_ = [t for t in tables if len(t.rank) > 1 and t.name not in kept]
-    whole = [max(getattr(problem.dense, name), 1) for name in costs]
+    whole = [max(problem.dense_cost(name), 1) for name in costs]
     shares = np.array([[t.costs[name][0] for name in costs] for t in open_]).reshape(-1, len(whole)) / whole
     found = smallest_within(shares, share)
     sums = zip(costs, shares[found].sum(0), strict=True)

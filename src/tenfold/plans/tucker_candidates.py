@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from tenfold.layers.tucker import channel_sizes
 from tenfold.linalg.multilinear import rank_pair_errors
 from tenfold.plans.candidates import candidates
 from tenfold.plans.problem import Problem
+from tenfold.ranks.aligned import CONVOLUTIONS, aligned_ranks
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
 
@@ -27,6 +29,8 @@ PairErrors = Callable[[Sequence[int]], NDArray[np.float64] | None]
 """Input ranks -> relative errors of pairs ``(r_out, r_in)``, known at these input ranks; None where none is known."""
 _GRID = 64
 """Ranks of a mode that compete: all up to so many, of a larger mode evenly spread ones."""
+_TIMED = 6
+"""Ranks of a mode that compete where each pair is measured."""
 _TABLES, _LOST = "rank pairs", "lost by rank pairs"
 
 
@@ -36,7 +40,8 @@ def tucker_candidates(problem: Problem) -> list[Candidates]:
         matrices = replace(problem, sites=tuple(s for s in problem.sites if pointwise(s)), tables={})
         flat = iter(candidates(matrices, MEASURES["fro"], slices=(1,)))
         problem.tables[_TABLES] = [
-            next(flat) if pointwise(s) else judged_pairs(s, lambda _, s=s: _lost(problem, s)) for s in problem.sites
+            next(flat) if pointwise(s) else judged_pairs(problem, s, lambda _, s=s: _lost(problem, s))
+            for s in problem.sites
         ]
     return list(problem.tables[_TABLES])
 
@@ -53,7 +58,8 @@ def tucker_line(problem: Problem, site: FoundLayer, end: tuple[int, int], *, mea
     entries, shares = math.prod(site.cost.shape[2:]), np.arange(1, max(end) + 1) / max(end)
     outer, inner = (np.maximum(1, np.rint(n * shares)).astype(np.int64) for n in end)
     outer = np.minimum(outer, entries * inner)
-    return _saving(site, outer, np.minimum(inner, entries * outer), _lost(problem, site) if measured else None)
+    lost = _lost(problem, site) if measured else None
+    return problem.fast(site, _saving(site, outer, np.minimum(inner, entries * outer), lost))
 
 
 def pointwise(site: FoundLayer) -> bool:
@@ -61,19 +67,21 @@ def pointwise(site: FoundLayer) -> bool:
     return math.prod(site.cost.shape[2:]) == 1
 
 
-def judged_pairs(site: FoundLayer, errors: PairErrors) -> Candidates:
+def judged_pairs(problem: Problem, site: FoundLayer, errors: PairErrors) -> Candidates:
     """Dense, and every pair on the grid that a Tucker tensor can have and that saves what low-rank options save.
 
     Args:
+        problem: the layers; with times, the ranks of the grid are those at which layers are fast.
         site: a convolution with spatial axes.
         errors: asked for once.
     """
     sizes, entries = channel_sizes(site.cost.shape, site.cost.groups)
-    outer, inner = map(_grid, sizes)
+    grid = _grid if problem.align == 1 and problem.times is None else partial(_aligned_grid, problem)
+    outer, inner = map(grid, sizes)
     lost = errors(inner.tolist())
     outer, inner = (x.ravel() for x in np.meshgrid(outer, inner, indexing="ij"))
     possible = (outer <= entries * inner) & (inner <= entries * outer)
-    return _saving(site, outer[possible], inner[possible], lost)
+    return problem.fast(site, _saving(site, outer[possible], inner[possible], lost))
 
 
 def unknown_pairs(inner: Sequence[int]) -> None:
@@ -121,3 +129,10 @@ def _saving(
 
 def _grid(n: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(1, n, min(n, _GRID)).round().astype(np.int64))
+
+
+def _aligned_grid(problem: Problem, n: int) -> NDArray[np.int64]:
+    """Ranks at which a layer is fast: all, or a few where each pair of them has to be measured."""
+    ranks = aligned_ranks(n, max(problem.align, 1) if problem.times is None else CONVOLUTIONS)
+    most = _GRID if problem.times is None else _TIMED
+    return np.array(ranks[:: -(-len(ranks) // most)], dtype=np.int64)

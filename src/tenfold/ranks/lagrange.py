@@ -28,6 +28,7 @@ Source: Everett 1963; as a rank rule Idelbayev & Carreira-Perpinan 2020 (L-Rank,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -45,7 +46,23 @@ _NEAR = 8
 """Candidates of each layer, at least, that the integer programme chooses among."""
 _COLUMNS = 512
 """Candidates of all layers together, if there are so many. More make it slower, and the loss hardly smaller."""
-_GAP = 1e-3
+_GAP, _FINE_GAP = 1e-3, 1e-4
+_FEW = 4000
+"""Candidates of all layers together up to which the programme takes all of them."""
+
+
+class Allocated(NamedTuple):
+    """A choice of one option per layer.
+
+    Args:
+        choice: index into the options of each layer.
+        price: the multiplier.
+        gap: how far the loss is from the least one at most, relative to it; None where that is not proven.
+    """
+
+    choice: list[int]
+    price: float
+    gap: float | None
 
 
 def allocate(
@@ -54,17 +71,19 @@ def allocate(
     limits: Mapping[str, int],
     *,
     spend: bool = False,
-) -> tuple[list[int], float] | None:
+) -> Allocated | None:
     """Lagrangian rank allocation: the choice per layer and its multiplier; None where no choice fits.
 
-    With several limits the multiplier is the sum of theirs.
+    With several limits the multiplier is the sum of theirs. Where the integer programme decides among all options, what
+    it proves is the gap.
 
     Args:
         tables: the options of each layer.
         losses: what each option loses, >= 0, comparable between layers; one array per layer, same length as its table.
         limits: what all layers together may cost.
         spend: whether what one limit leaves unspent is spent, by an integer programme within 0.1 % of the best choice
-            near the multiplier's; several limits are always spent so.
+            near the multiplier's, or, where there are few options, within 0.01 % of the best of all; several limits
+            are always spent so.
     """
     names = list(limits)
     bound = np.array([limits[n] for n in names])
@@ -75,7 +94,7 @@ def allocate(
     relative = [c / whole for c in costs]
     walked = _walk([_hull(c.mean(1), loss) for c, loss in zip(relative, losses, strict=True)], costs, bound)
     if (len(names) == 1 and not spend) or (walked is not None and walked[1] == 0):
-        return walked
+        return None if walked is None else Allocated(*walked, 0.0 if walked[1] == 0 else None)
 
     def lost(choice: list[int]) -> float:
         return sum(float(loss[i]) for loss, i in zip(losses, choice, strict=True))
@@ -87,16 +106,25 @@ def allocate(
     else:
         multipliers = _dual(units, relative, bound / whole)
     values = [loss + c @ multipliers for loss, c in zip(units, relative, strict=True)]
-    most = max(_NEAR, _COLUMNS // len(tables))
+    few = sum(map(len, losses)) <= _FEW
+    most = _FEW if few else max(_NEAR, _COLUMNS // len(tables))
     near = [np.argsort(value, kind="stable")[:most] for value in values]
-    among = cheapest([u[i] for u, i in zip(units, near, strict=True)], _rows(costs, near), bound, _GAP)
+    gap = _FINE_GAP if few else _GAP
+    among = cheapest([u[i] for u, i in zip(units, near, strict=True)], _rows(costs, near), bound, gap)
     choices = [] if walked is None else [walked[0]]
     if among is not None:
-        choices.append([int(i[k]) for i, k in zip(near, among, strict=True)])
+        choices.append([int(i[k]) for i, k in zip(near, among[0], strict=True)])
     elif walked is None:
         every = cheapest(units, costs, bound, _GAP)
-        choices += [] if every is None else [every]
-    return (min(choices, key=lost), float(multipliers.sum() * scale)) if choices else None
+        choices += [] if every is None else [every[0]]
+    if not choices:
+        return None
+    best = min(choices, key=lost)
+    proven = None
+    if few and among is not None:  # scaled as the programme was
+        reached = lost(best) / scale
+        proven = max(0.0, (reached - among[1]) / max(reached, 1e-12))
+    return Allocated(best, float(multipliers.sum() * scale), proven)
 
 
 def _walk(

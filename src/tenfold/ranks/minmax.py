@@ -159,7 +159,7 @@ class _Levels:
         scale = np.maximum(self.bound, 1)
         # any choice within the limits will do; a cheap one leaves more to spend
         found = cheapest([(cost / scale).sum(1) for cost in costs], costs, self.bound, gap=1e-3)
-        return None if found is None else [int(front[i]) for front, i in zip(fronts, found, strict=True)]
+        return None if found is None else [int(front[i]) for front, i in zip(fronts, found[0], strict=True)]
 
 
 def _one_order(table: Candidates, names: list[str]) -> bool:

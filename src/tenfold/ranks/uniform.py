@@ -44,6 +44,9 @@ def allocate(
     def fits(choice: list[int]) -> bool:
         return all(sum(int(t.costs[n][c]) for t, c in zip(tables, choice, strict=True)) <= limits[n] for n in limits)
 
+    if any(t.place is not None for t in tables):  # measured times need not rise with the rank
+        best = next((a for a in steps[::-1] if fits(choose(a))), None)
+        return None if best is None else (choose(best), float(best))
     if not fits(choose(steps[0])):
         return None
     low, high = 0, len(steps)
@@ -73,4 +76,21 @@ def at_share(
         least: the smallest rank of a layer.
     """
     scaled = [min(n, max(least, int(np.floor(a * r + half + 1e-12)))) for r, n in zip(ranks, full, strict=True)]
-    return [j if j < len(t.rank) else 0 for t, j in zip(tables, scaled, strict=True)]
+    return [entry_at(t, j) for t, j in zip(tables, scaled, strict=True)]
+
+
+def ranks_of(tables: Sequence[Candidates], choice: Sequence[int]) -> list[int]:
+    """The ranks that a choice of entries has; 0 for dense."""
+    return [int(t.rank[i]) for t, i in zip(tables, choice, strict=True)]
+
+
+def entry_at(table: Candidates, place: int) -> int:
+    """The entry of a table at a rank (of Tucker, a place on its line), or at the next smaller one that it has.
+
+    A rank above all of them saves nothing: dense, entry 0. One below all of them gets the smallest.
+    """
+    if table.place is None:
+        return place if place < len(table.rank) else 0
+    if not 0 < place <= table.place[-1]:
+        return 0
+    return max(1, int(np.searchsorted(table.place[1:], place, side="right")))

@@ -71,13 +71,12 @@ def sampled_spectra(
 
     Groups are pooled as ``sqrt(sum_g s_g[i]^2)``, so that the energies are those of the whole kernel.
     """
-    chosen = {"target_modules": target_modules, "exclude_modules": exclude_modules}
-    then, now = (_spectra(model, **chosen) for model in (before, after))
+    then, now = (_spectra(model, target_modules, exclude_modules) for model in (before, after))
     return [Spectra(name, sampled(s), sampled(now[name])) for name, s in then.items() if name in now]
 
 
-def _spectra(model: nn.Module, **chosen: Selection) -> dict[str, Tensor]:
-    problem = survey(model, **chosen)
+def _spectra(model: nn.Module, target: Selection, exclude: Selection) -> dict[str, Tensor]:
+    problem = survey(model, target_modules=target, exclude_modules=exclude)
     found = problem.spectra("channel", (1,))
     return {site.name: s[1].square().sum((0, 1)).sqrt() for site, s in zip(problem.sites, found, strict=True)}
 

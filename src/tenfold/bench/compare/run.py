@@ -214,7 +214,9 @@ def _compressed(setting: Setting, row: Row, trained: nn.Module) -> Result:
     selection = setting.selection()
     with warnings.catch_warnings():  # an experiment without budgets means it
         warnings.filterwarnings("ignore", ".*`budget` was not given.*", TenfoldWarning)
-        return compress(trained, method, row.budget, example_inputs=example, data=data, norms="keep", **selection)
+        return compress(
+            trained, method, row.budget, example_inputs=example, data=data, norms="keep", align=1, **selection
+        )
 
 
 def _cut(setting: Setting, row: Row, trained: nn.Module) -> list[CutCurve]:

@@ -34,6 +34,7 @@ from tenfold.plans.budget import Budget
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 from tenfold.plans.refit_result import Refit, check_refit, norms_after, refitted
+from tenfold.plans.within_latency import with_times, within_latency
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Goal:
         exclude_modules: see `tenfold.plan`.
         steps_per_epoch: optimizer steps of one epoch, >= 1; for methods that act by epoch.
         steps: of the whole run, >= 1; for methods that act in a part of it only.
+        runtime: that a budget on latency is measured in; see `tenfold.plan`.
+        threads: that it may use.
 
     Raises:
         ArgumentError: a number below 1.
@@ -61,6 +64,8 @@ class Goal:
     exclude_modules: Selection = None
     steps_per_epoch: int | None = None
     steps: int | None = None
+    runtime: str = "eager"
+    threads: int = 1
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
@@ -87,6 +92,8 @@ class Method(ABC):
     """Whether there must be a layer to decompose."""
     keeps_norms: ClassVar[bool] = False
     """Whether what it makes is fitted for the statistics that batch norm has: then they are not estimated again."""
+    times_itself: ClassVar[bool] = False
+    """Whether `choose` keeps to a budget on latency by itself: by `within_latency`, where that is cheap."""
     needs_budget: ClassVar[bool] = True
     """Whether `plan` needs a budget; methods that choose ranks themselves do not."""
 
@@ -175,12 +182,27 @@ class Method(ABC):
             )
         if self.needs_layers:
             problem.require_sites()
-        made = self.choose(problem, budget)
+        timed = budget is not None and "latency" in budget.costs
+        if timed and budget is not None:
+            problem = with_times(problem)
+        if timed and budget is not None and not self.times_itself:
+            made = within_latency(problem, budget, self.choose)
+        else:
+            made = self._chosen(problem, budget)
         check(isinstance(made, Plan), "choose", f"a method of {self.name} that returns a Plan", made)
         over = None if budget is None else budget.exceeded(problem.dense, Cost(made.params, made.macs))
         if over is not None:
             raise BudgetError(f"{self.name} does not keep to `budget`: its plan has {over}. Take another method.")
         return made
+
+    def _chosen(self, problem: Problem, budget: Budget | None) -> Plan:
+        """The plan at aligned ranks where the budget can be kept so, else at any."""
+        if problem.align == 1 or budget is None:
+            return self.choose(problem if problem.align == 1 else replace(problem, align=1, tables={}), budget)
+        try:
+            return self.choose(problem, budget)
+        except BudgetError:
+            return self.choose(replace(problem, align=1, tables={}), budget)
 
     def finish(
         self,
@@ -193,6 +215,9 @@ class Method(ABC):
         exclude_modules: Selection = None,
         refit: Refit | None = None,
         norms: Norms = "auto",
+        runtime: str = "eager",
+        threads: int = 1,
+        align: int | None = 1,
     ) -> Result:
         """Compress a trained model: plan, build, measure, and choose batch-norm statistics; see `tenfold.compress`.
 
@@ -205,6 +230,9 @@ class Method(ABC):
             exclude_modules: see `tenfold.plan`.
             refit: see `tenfold.compress`.
             norms: see `tenfold.compress`.
+            runtime: see `tenfold.plan`.
+            threads: see `tenfold.plan`.
+            align: see `tenfold.plan`; 1 leaves ranks as they were trained.
 
         Raises:
             ArgumentError: another word for ``norms``, no data for "reestimate", data that can be gone through once
@@ -223,6 +251,9 @@ class Method(ABC):
             data=data,
             target_modules=target_modules,
             exclude_modules=exclude_modules,
+            runtime=runtime,
+            threads=threads,
+            align=align,
         )
         made = self.plan(problem, budget)
         if budget is None and self.needs_layers and not made.compresses:

@@ -22,16 +22,18 @@ from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.methods.contract.surveyed import surveyed
 from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained, trained_by
 from tenfold.optim.projection.projector import RENEW, ProjectionResult, ProjectionSettings, project_
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan, candidates, refuse, shapes
 from tenfold.plans.plan import Plan
-from tenfold.plans.problem import Problem, survey
+from tenfold.plans.problem import Problem
 from tenfold.plans.spared import spared, warn_of_small
 from tenfold.plans.uniform_plan import full_ranks
 from tenfold.ranks.candidates import Candidates
 from tenfold.ranks.measures import MEASURES
+from tenfold.ranks.uniform import entry_at
 
 INTERVAL = 250
 """Steps between projections by epoch where nobody says how long an epoch is: Guo et al.'s on ImageNet."""
@@ -157,7 +159,7 @@ class Projection(Method):
             UnsupportedLayer: there is a budget, and the method leaves every layer dense.
         """
         if goal is not None and goal.budget is not None:
-            self._refuse_unreachable(self._taken(_surveyed(model, goal)), goal.budget)
+            self._refuse_unreachable(self._taken(surveyed(model, goal, self.choose)), goal.budget)
         return super().begin(model, goal=goal)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
@@ -333,18 +335,9 @@ def epoch_steps(goal: Goal, name: str) -> int:
     return goal.steps_per_epoch
 
 
-def _surveyed(model: nn.Module, goal: Goal) -> Problem:
-    return survey(
-        model,
-        example_inputs=goal.example_inputs,
-        target_modules=goal.target_modules,
-        exclude_modules=goal.exclude_modules,
-    )
-
-
 def _entries(tables: Sequence[Candidates], ranks: Sequence[int]) -> list[int]:
     """The entries of the tables at these ranks; dense where a rank saves nothing."""
-    return [rank * (rank < len(table.rank)) for rank, table in zip(ranks, tables, strict=True)]
+    return [entry_at(table, rank) for rank, table in zip(ranks, tables, strict=True)]
 
 
 def _found(ranks: Ranks) -> list[int]:
@@ -369,7 +362,7 @@ class _ProjectedModel:
 
     @classmethod
     def of(cls, method: Projection, model: nn.Module, goal: Goal, frozen_after: int | None) -> _ProjectedModel:
-        problem = _surveyed(model, goal)
+        problem = surveyed(model, goal, method.choose)
         if problem.model is not model:
             raise ArgumentError("`model` must be dense to be projected; this one is factorised. See tenfold.to_dense.")
         problem = method.narrowed(problem, goal.budget)
@@ -389,7 +382,7 @@ class _ProjectedModel:
             if norm is not None:
                 rule = f"batch norms of as many channels as their layers ('{site.name}': {fold.shape[0]})"
                 check(norm.num_features == fold.shape[0], "norms", rule, norm.num_features)
-            most = fold.full_rank if method.sheds else len(table.rank) - 1
+            most = fold.full_rank if method.sheds else int(table.rank[-1])
             weights.append(FoldedWeight(site.name, modules[site.name], site.options, fold, most, norm))
         return cls(method, weights, sites, fixed, frozen_after)
 

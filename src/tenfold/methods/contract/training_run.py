@@ -95,6 +95,8 @@ class TrainingRun:
                 exclude_modules=goal.exclude_modules,
                 refit=refit,
                 norms=norms,
+                runtime=goal.runtime,
+                threads=goal.threads,
             )
 
     def _refuse_second(self) -> None:
@@ -137,6 +139,8 @@ def begin(
     exclude_modules: Selection = None,
     steps_per_epoch: int | None = None,
     steps: int | None = None,
+    runtime: str = "eager",
+    threads: int = 1,
 ) -> TrainingRun:
     """Begin a training run of ``model`` by ``method``, for any training loop.
 
@@ -156,6 +160,8 @@ def begin(
         exclude_modules: never these.
         steps_per_epoch: optimizer steps of one epoch, >= 1; for methods that act by epoch.
         steps: of the whole run, >= 1; for methods that act in a part of it only.
+        runtime: see `tenfold.plan`.
+        threads: see `tenfold.plan`.
 
     Raises:
         ArgumentError: a model, method or budget of the wrong type; a number below 1; a selection that matches nothing.
@@ -166,7 +172,10 @@ def begin(
     check_budget(budget)
     refuse_unusable(model)
     refuse_without_numbers(model)
-    goal = Goal(budget, example_inputs, target_modules, exclude_modules, steps_per_epoch, steps)
-    if budget is not None and "macs" in budget.limits and example_inputs is None:
-        raise ArgumentError("`example_inputs` must be given for a budget on macs: a batch as the model takes it.")
+    goal = Goal(budget, example_inputs, target_modules, exclude_modules, steps_per_epoch, steps, runtime, threads)
+    needy = [] if budget is None or example_inputs is not None else [n for n in budget.costs if n != "params"]
+    if needy:
+        raise ArgumentError(
+            f"`example_inputs` must be given for a budget on {needy[0]}: a batch as the model takes it."
+        )
     return TrainingRun(method, goal, method.begin(model, goal=goal))

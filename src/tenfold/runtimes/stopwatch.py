@@ -1,0 +1,203 @@
+"""The stopwatch of latency budgets: times of layers and of networks in a runtime, in nanoseconds of one steady clock.
+
+All of them are relative to a yardstick convolution measured in the same round, times the yardstick's own time, measured
+once; see `tenfold.runtimes.rounds`. What was measured is kept, see `tenfold.runtimes.time_cache`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from tenfold.errors import TenfoldError
+from tenfold.runtimes import get_runtime
+from tenfold.runtimes.rounds import Call, Clock, ColdCaches, relative_times
+from tenfold.runtimes.time_cache import TimeCache, cache_folder
+
+Make = Callable[[], nn.Module]
+_PROTOCOL = 1
+_LAYER_ROUNDS = 11
+_NETWORK_SECONDS, _FEWEST, _MOST = 2.0, 5, 25
+"""What measuring a network may take, and rounds of it at least and at most."""
+_YARDSTICK_ROUNDS = 25
+_CACHE_BYTES = 1 << 20
+"""Of the second level, where the system does not tell."""
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions that a latency was measured under.
+
+    Args:
+        runtime: see `tenfold.runtimes.get_runtime`.
+        version: of it.
+        threads: that it may use.
+        memory_format: of weights and inputs with four axes: "contiguous" or "channels_last".
+        device: "cpu", or the name of a GPU.
+    """
+
+    runtime: str
+    version: str
+    threads: int
+    memory_format: str
+    device: str
+
+
+class Stopwatch:
+    """Measures layers and networks under some conditions.
+
+    Args:
+        runtime: "eager", "compile" or "onnxruntime".
+        threads: that it may use on the CPU, >= 1.
+        memory_format: see `Conditions`.
+        device: where the inputs are.
+        folder: where times are kept, see `cache_folder`; None: only as long as this object lives.
+
+    Raises:
+        ArgumentError: no such runtime.
+        TenfoldError: its package is missing.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        *,
+        threads: int = 1,
+        memory_format: str = "contiguous",
+        device: torch.device | str = "cpu",
+        folder: Path | None = None,
+    ) -> None:
+        self.runtime = get_runtime(runtime)
+        self.threads, self.device = threads, torch.device(device)
+        on = "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        self.conditions = Conditions(runtime, self.runtime.version, threads, memory_format, on)
+        self.format = FORMATS[memory_format]
+        self.clock: Clock = time.thread_time if threads == 1 and on == "cpu" else time.perf_counter
+        about = {"protocol": _PROTOCOL, "torch": torch.__version__, "processor": _processor(), "l2": _second_level()}
+        self.cache = TimeCache(self.about | about, folder)
+        self.cold = ColdCaches(_second_level()) if on == "cpu" else lambda: None
+        self._yardstick: Call | None = None
+        self._substitute = _substitute(runtime, threads, self.device, folder)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The conditions, as JSON."""
+        return asdict(self.conditions)
+
+    def layer(
+        self, key: str, options: Mapping[str, Make], shape: Sequence[int], dtype: torch.dtype
+    ) -> dict[str, float]:
+        """Nanoseconds of one call of each option of a layer.
+
+        Args:
+            key: what the layer is, with all that its time depends on.
+            options: by name; built only where they have to be measured.
+            shape: of the layer's input.
+            dtype: of it.
+        """
+        if self._substitute is not None:
+            return self._substitute.layer(key, options, shape, dtype)
+        yardstick, unit = self._ready()
+        key = f"{key} on {tuple(shape)} {dtype}"
+        known = self.cache.times.get(key, {})
+        if not set(options) <= set(known):  # all of them in the same rounds, or they could not be compared
+            x = self._placed(torch.randn(tuple(shape), device=self.device).to(dtype))
+            calls = {name: self._prepared(make(), x, layer=True) for name, make in options.items()}
+            found = relative_times(calls, yardstick, rounds=_LAYER_ROUNDS, clock=self.clock, before=self.cold)
+            self.cache.keep(key, {name: ratio * unit * 1e9 for name, ratio in found.items()})
+            known = self.cache.times[key]
+        return {name: known[name] for name in options}
+
+    def network(self, key: str, make: Make, inputs: Any) -> float:
+        """Nanoseconds of a forward pass.
+
+        Args:
+            key: what the network is, with all that its time depends on.
+            make: builds it, where it has to be measured.
+            inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        """
+        yardstick, unit = self._ready()
+        if key not in self.cache.times:
+            call = self._prepared(make(), tree_map_only(torch.Tensor, self._placed, inputs), layer=False)
+            start = self.clock()
+            call()
+            rounds = int(min(max(_NETWORK_SECONDS / max(self.clock() - start, 1e-6), _FEWEST), _MOST))
+            found = relative_times({"": call}, yardstick, rounds=rounds, clock=self.clock)
+            self.cache.keep(key, {"": found[""] * unit * 1e9})
+        return self.cache.times[key][""]
+
+    def _ready(self) -> tuple[Call, float]:
+        """The yardstick, and its seconds."""
+        if self._yardstick is None:
+            x = self._placed(torch.randn(1, 64, 16, 16, device=self.device))
+            call = self._prepared(nn.Conv2d(64, 64, 3, padding=1, device=self.device), x, layer=True)
+            for _ in range(3):
+                call()
+            seconds = []
+            for _ in range(_YARDSTICK_ROUNDS):
+                self.cold()
+                start = self.clock()
+                call()
+                seconds.append(self.clock() - start)
+            self.cache.agree(statistics.median(seconds))
+            self._yardstick = call
+        assert self.cache.yardstick is not None
+        return self._yardstick, self.cache.yardstick
+
+    def _prepared(self, module: nn.Module, inputs: Any, *, layer: bool) -> Call:
+        module = module.eval()
+        if self.format is torch.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stub lacks it
+        prepare = self.runtime.prepare_layer if layer else self.runtime.prepare
+        return prepare(module, inputs, threads=self.threads)
+
+    def _placed(self, x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous(memory_format=self.format) if x.ndim == 4 else x
+
+
+def _substitute(runtime: str, threads: int, device: torch.device, folder: Path | None) -> Stopwatch | None:
+    """The stopwatch of single layers for a runtime that takes seconds to prepare each: that of the nearest other one.
+
+    What its layers take is a little off; the whole networks that are measured correct it.
+    """
+    if runtime != "compile":
+        return None
+    if device.type == "cpu":
+        with contextlib.suppress(TenfoldError):
+            return Stopwatch("onnxruntime", threads=threads, device=device, folder=folder)
+    return Stopwatch("eager", threads=threads, memory_format="channels_last", device=device, folder=folder)
+
+
+def stopwatch(runtime: str, *, threads: int, memory_format: str, device: torch.device | str) -> Stopwatch:
+    """A stopwatch that keeps what it measures on disk; arguments as in `Stopwatch`."""
+    folder = cache_folder()
+    return Stopwatch(runtime, threads=threads, memory_format=memory_format, device=device, folder=folder)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        wanted = ("vendor_id", "cpu family", "model", "model name", "flags")
+        lines = info.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        return "; ".join(line.split(":", 1)[1].strip() for line in lines if line.split("\t")[0] in wanted)
+    return platform.processor() or platform.machine()
+
+
+def _second_level() -> int:
+    """Bytes of the second-level cache."""
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if (index / "level").read_text().strip() == "2":
+            size = (index / "size").read_text().strip()
+            return int(size.rstrip("KM")) * (1 << 20 if size.endswith("M") else 1 << 10)
+    return _CACHE_BYTES
