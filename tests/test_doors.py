@@ -32,6 +32,8 @@ DOORS = {
     "to_dense": lambda model, _: tenfold.to_dense(model),
     "deploy": lambda model, _: tenfold.deploy(model),
     "fold_batchnorm": lambda model, _: tenfold.fold_batchnorm(model),
+    "optimize_for_inference": lambda model, _: tenfold.optimize_for_inference(model, INPUTS),
+    "runtime": lambda model, _: tenfold.runtimes.get_runtime("eager").prepare(model, INPUTS),
     "refit_": lambda model, _: tenfold.refit_(model, net(), [INPUTS]),
     "prune_filters": lambda model, _: tenfold.prune_filters(model, keep=0.5, example_inputs=INPUTS),
     "save": lambda model, path: tenfold.save(model, path / "a"),

@@ -26,7 +26,8 @@ PUBLIC = {
     "tenfold": "Budget plan begin apply to_dense compress cost Cost save load reestimate_"
     " Calibrated refit_ RefitReport distill DistillReport survey Problem Plan LayerPlan"
     " Report Result build_model list_methods get_method Method Goal sweep RankCut FilterCut SweepRow prune_filters"
-    " deploy fold_batchnorm ALDS SVD SVDEnergy LRank PCA ActivationSVD FisherSVD VBMF Tucker Dense TRP LRPET SFW TDLRT"
+    " deploy fold_batchnorm optimize_for_inference runtimes"
+    " ALDS SVD SVDEnergy LRank PCA ActivationSVD FisherSVD VBMF Tucker Dense TRP LRPET SFW TDLRT"
     " Factors GroupLasso NuclearNorm LowRankLinear LowRankConv TuckerConv linalg balls layers methods plans train bench"
     " TenfoldError BudgetError PlanError CheckpointError UnsupportedLayer DataError ArgumentError TenfoldWarning",
     "tenfold.linalg": "truncated_svd singular_values project truncate_core hosvd tucker_truncate tucker_full",

@@ -70,6 +70,7 @@ from tenfold.plans.prune_filters import Pruned as Pruned
 from tenfold.plans.prune_filters import prune_filters as prune_filters
 from tenfold.plans.serialization import load as load
 from tenfold.plans.serialization import save as save
+from tenfold.runtimes.optimize import optimize_for_inference as optimize_for_inference
 
 if TYPE_CHECKING:
     from tenfold import bench as bench

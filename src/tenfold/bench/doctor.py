@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tenfold.bench.latency import batch_size, milliseconds, undisturbed_clock
+from tenfold.bench.latency import batch_size, milliseconds
 from tenfold.errors import TenfoldError, check
 from tenfold.layers.cost import call_arguments
 from tenfold.layers.find import FoundLayer
@@ -26,6 +26,7 @@ from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.select import Selection
 from tenfold.linalg.fold import NAMES, Fold
 from tenfold.plans.problem import Problem, survey
+from tenfold.runtimes.timing import undisturbed_clock
 
 BLOCK = 8
 """Ranks are aligned to multiples of this."""

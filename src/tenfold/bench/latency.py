@@ -1,28 +1,39 @@
-"""Latency of forward passes: two models measured in turns.
-
-Machines change their speed from one second to the next. So the two are measured in turns, A B A B, each turn long
-enough for the clock, and what counts is the median, of the times and of the ratios of neighbouring turns.
-"""
+"""Latency of forward passes: a dense and a compressed model measured in turns, in one runtime or in several."""
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from tenfold.errors import check
-from tenfold.layers.cost import call_arguments
+from tenfold.runtimes import get_runtime
+from tenfold.runtimes.optimize import Optimized, optimized
+from tenfold.runtimes.runtime import Call, torch_tensors
+from tenfold.runtimes.timing import turns, undisturbed_clock
 
-_WARMUP = 3
-_TURN = 0.005
-"""Seconds that a turn should take at least: far above the clock's resolution, far below a change of frequency."""
+
+@dataclass(frozen=True)
+class Form:
+    """The form in which a model was measured.
+
+    Args:
+        runtime: "eager", "compile" or "onnxruntime".
+        version: of its package, and settings.
+        memory_format: of the weights of convolutions.
+        folded: number of batch norms folded into layers.
+        joined: number of sliced layers with a block-diagonal kernel in place of groups.
+    """
+
+    runtime: str
+    version: str
+    memory_format: str | None = None
+    folded: int = 0
+    joined: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,12 +42,14 @@ class Comparison:
 
     Args:
         batch: inputs in the batch.
-        threads: that torch might use.
+        threads: that may be used.
         rounds: pairs of turns.
         dense_ms: median milliseconds of a forward pass.
         small_ms: the same of the compressed model.
         speedup: median of the rounds' ratios dense / compressed.
         speedup_quartiles: of the same ratios.
+        dense_form: what the dense model ran as.
+        small_form: what the compressed model ran as.
     """
 
     batch: int
@@ -46,6 +59,21 @@ class Comparison:
     small_ms: float
     speedup: float
     speedup_quartiles: tuple[float, float]
+    dense_form: Form
+    small_form: Form
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Comparisons in several runtimes, measured in the same turns, for one batch size.
+
+    Args:
+        each: dense and compressed in the same runtime, one for each runtime.
+        best: the dense model in the runtime that is fastest for it, the compressed one in the one that is for it.
+    """
+
+    each: tuple[Comparison, ...]
+    best: Comparison
 
 
 def compare(
@@ -56,26 +84,71 @@ def compare(
     threads: int = 1,
     rounds: int = 30,
     clock: Callable[[], float] = time.perf_counter,
+    runtime: str = "eager",
 ) -> Comparison:
-    """Time the forward passes of two models on the same input, in turns.
+    """Time the forward passes of two models, as they are, on the same input, in turns.
 
     Args:
-        dense: on the device of ``x``; its mode is put back after.
+        dense: on the device of ``x``; untouched.
         small: the same.
         x: a batch: a tensor, a tuple of positional or a dict of keyword arguments.
-        threads: that torch may use on the CPU, >= 1.
+        threads: that may be used on the CPU, >= 1.
         rounds: pairs of turns, >= 3.
         clock: seconds. ``time.thread_time``, for one thread on a CPU, leaves out what other programs take from it.
+        runtime: "eager", "compile" or "onnxruntime".
 
     Raises:
-        ArgumentError: a number out of its range.
+        ArgumentError: a number out of its range, an unknown runtime, inputs that a model does not take.
+        TenfoldError: the runtime cannot run a model, or lacks a package.
     """
     check(rounds >= 3, "rounds", ">= 3", rounds)
-    a, b = zip(*_turns((dense, small), x, threads, rounds, clock), strict=True)
-    ratios = [first / second for first, second in zip(a, b, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    before, after = statistics.median(a) * 1e3, statistics.median(b) * 1e3
-    return Comparison(batch_size(x), threads, rounds, before, after, middle, (low, high))
+    runs = get_runtime(runtime)
+    calls = [runs.prepare(model, x, threads=threads) for model in (dense, small)]
+    form = Form(runs.name, runs.version)
+    measured = _Measured(x, threads, turns(calls, x, threads=threads, rounds=rounds, clock=clock), (form, form))
+    return measured.pair(0, 1)
+
+
+def benchmark(
+    dense: nn.Module,
+    small: nn.Module,
+    x: Any,
+    *,
+    runtimes: Sequence[str] = ("eager",),
+    threads: int = 1,
+    rounds: int = 30,
+) -> Benchmark:
+    """Time two models as `tenfold.optimize_for_inference` makes them, both alike, in each runtime; all in turns.
+
+    With one thread on a CPU its own time counts, which other programs do not lengthen; else that of the wall.
+
+    Args:
+        dense: on the device of ``x``; untouched.
+        small: the same.
+        x: as in `compare`.
+        runtimes: at least one name.
+        threads: as in `compare`.
+        rounds: as in `compare`.
+
+    Raises:
+        ArgumentError: as in `compare`, or no runtime.
+        TenfoldError: as in `compare`.
+    """
+    check(rounds >= 3, "rounds", ">= 3", rounds)
+    check(len(runtimes) > 0, "runtimes", "at least one name", list(runtimes))
+    found = [get_runtime(name) for name in dict.fromkeys(runtimes)]
+    calls: list[Call] = []
+    forms: list[Form] = []
+    for runs in found:
+        for model in (dense, small):
+            made = optimized(model, x, runtime=runs.name, threads=threads)
+            calls.append(runs.prepare(made.model, x, threads=threads))
+            forms.append(_form(made, runs.version))
+    clock = undisturbed_clock(x, threads)
+    measured = _Measured(x, threads, turns(calls, x, threads=threads, rounds=rounds, clock=clock), tuple(forms))
+    each = tuple(measured.pair(i, i + 1) for i in range(0, len(calls), 2))
+    first, second = (min(range(at, len(calls), 2), key=measured.ms) for at in (0, 1))
+    return Benchmark(each, measured.pair(first, second))
 
 
 def milliseconds(
@@ -86,64 +159,37 @@ def milliseconds(
     rounds: int = 30,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median milliseconds of a forward pass of each model, all measured in turns; arguments as in `compare`."""
-    turns = zip(*_turns(tuple(models.values()), x, threads, rounds, clock), strict=True)
-    return {name: statistics.median(times) * 1e3 for name, times in zip(models, turns, strict=True)}
-
-
-def undisturbed_clock(x: Any, threads: int) -> Callable[[], float]:
-    """Seconds that leave out what other programs take: of this thread, where it alone computes; else of the wall."""
-    alone = threads == 1 and all(leaf.device.type == "cpu" for leaf in tree_leaves(x) if isinstance(leaf, Tensor))
-    return time.thread_time if alone else time.perf_counter
-
-
-def _turns(
-    models: tuple[nn.Module, ...], x: Any, threads: int, rounds: int, clock: Callable[[], float]
-) -> list[tuple[float, ...]]:
-    """Seconds of a forward pass of each model, round by round."""
-    check(threads >= 1, "threads", ">= 1", threads)
-    with _quiet(models, threads), torch.inference_mode():
-        for model in models:
-            _turn(model, x, _WARMUP, clock)
-        calls = [max(1, round(_TURN / max(_turn(model, x, _WARMUP, clock), 1e-7))) for model in models]
-        pairs = list(zip(models, calls, strict=True))
-        return [tuple(_turn(model, x, n, clock) for model, n in pairs) for _ in range(rounds)]
+    """Median milliseconds of a forward pass of each model in eager mode, all in turns; arguments as in `compare`."""
+    eager = get_runtime("eager")
+    calls = [eager.prepare(model, x, threads=threads) for model in models.values()]
+    seconds = zip(*turns(calls, x, threads=threads, rounds=rounds, clock=clock), strict=True)
+    return {name: statistics.median(times) * 1e3 for name, times in zip(models, seconds, strict=True)}
 
 
 def batch_size(inputs: Any) -> int:
     """The batch size of inputs: the first axis of the first tensor; 1 where there is none."""
-    first = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
+    first = next(iter(torch_tensors(inputs)), None)
     return len(first) if first is not None and first.ndim else 1
 
 
-def _turn(model: nn.Module, x: Any, calls: int, clock: Callable[[], float]) -> float:
-    """Seconds of one forward pass, averaged over ``calls`` in a row."""
-    args, kwargs = call_arguments(x)
-    device = next((leaf.device for leaf in tree_leaves(x) if isinstance(leaf, Tensor)), torch.device("cpu"))
-    _wait(device)
-    start = clock()
-    for _ in range(calls):
-        model(*args, **kwargs)
-    _wait(device)
-    return (clock() - start) / calls
+@dataclass(frozen=True)
+class _Measured:
+    """Seconds of several calls on the same inputs, round by round."""
+
+    x: Any
+    threads: int
+    rows: list[tuple[float, ...]]
+    forms: tuple[Form, ...]
+
+    def ms(self, i: int) -> float:
+        return statistics.median(row[i] for row in self.rows) * 1e3
+
+    def pair(self, dense: int, small: int) -> Comparison:
+        low, middle, high = statistics.quantiles([r[dense] / r[small] for r in self.rows], n=4, method="inclusive")
+        forms = self.forms[dense], self.forms[small]
+        times = self.ms(dense), self.ms(small)
+        return Comparison(batch_size(self.x), self.threads, len(self.rows), *times, middle, (low, high), *forms)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@contextlib.contextmanager
-def _quiet(models: tuple[nn.Module, ...], threads: int) -> Iterator[None]:
-    """Evaluation mode and the number of threads, for the length of a measurement."""
-    modes = {module: module.training for model in models for module in model.modules()}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        for module, mode in modes.items():
-            module.training = mode
+def _form(made: Optimized, version: str) -> Form:
+    return Form(made.runtime, version, made.memory_format, len(made.folded), len(made.joined))

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tenfold.layers.decomposed import PlainParts
 from tenfold.layers.functional import padding_amounts
 from tenfold.layers.matrix import LowRankConv, LowRankLinear
 from tenfold.layers.spec import LayerSpec, spec_of
@@ -14,14 +13,15 @@ from tenfold.layers.tucker import TuckerConv
 
 _OPSET, _IR = 18, 10
 """Of all versions of ONNX Runtime that the package supports."""
-_PLAIN = (LowRankLinear, LowRankConv, TuckerConv)
+_CHAINS = (LowRankLinear, LowRankConv, TuckerConv, nn.Sequential)
+"""Modules that run their children one after another; no subclasses, which may do more."""
 
 
 def onnx_layer(module: nn.Module, x: Tensor) -> bytes | None:
     """The content of an ONNX file that computes ``module`` for inputs of the shape of ``x``; one input, one output.
 
     Args:
-        module: a plain layer, or a factorised one made of plain layers.
+        module: a plain layer, or a factorised one made of plain layers, or such layers in a row.
         x: its input.
 
     Returns:
@@ -34,7 +34,7 @@ def onnx_layer(module: nn.Module, x: Tensor) -> bytes | None:
     if x.ndim != axes + 2 if axes else x.ndim < 1:
         return None
     graph = _Graph(x)
-    if axes == 0 and parts[0][1].kernel_size:  # a sliced linear layer: its encoder is a grouped pointwise convolution
+    if isinstance(module, LowRankLinear) and module.slices > 1:  # its encoder is a grouped pointwise convolution
         (encoder, first), (decoder, second) = parts
         graph.reshape((-1, first.in_channels, 1))
         graph.convolution(encoder, first)
@@ -48,12 +48,13 @@ def onnx_layer(module: nn.Module, x: Tensor) -> bytes | None:
 
 def _parts(module: nn.Module) -> list[tuple[nn.Module, LayerSpec]] | None:
     """The plain layers that run one after another, with their options; None where there is more to it."""
-    layers = list(module.children()) if isinstance(module, PlainParts) and type(module) in _PLAIN else [module]
+    layers = list(module.children()) if type(module) in _CHAINS else [module]
     specs = [spec_of(layer) for layer in layers]
     if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (module, *layers)):
         return None
     found = [(layer, spec) for layer, spec in zip(layers, specs, strict=True) if spec is not None]
-    return found if len(found) == len(layers) else None
+    alike = isinstance(module, LowRankLinear) or len({len(spec.kernel_size) for _, spec in found}) == 1
+    return found if alike and len(found) == len(layers) else None
 
 
 class _Graph:
