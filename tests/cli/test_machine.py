@@ -20,13 +20,15 @@ def load(folder):
     return library.load(folder / "model", model=library.build_model("cnn", 10, 1, 8)).eval()
 
 
-def test_onnx_with_folded_norms_is_the_run(tenfold, runs, tmp_path):
+@pytest.mark.parametrize("option", ["--fold-batchnorm", "--optimize"])
+def test_onnx_with_folded_norms_is_the_run(tenfold, runs, tmp_path, option):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     file = tmp_path / "deep" / "small.onnx"
-    made = json.loads(tenfold("export", runs / "b", "--out", file, "--fold-batchnorm", "--json").stdout)
+    made = json.loads(tenfold("export", runs / "b", "--out", file, option, "--json").stdout)
     assert len(made["folded"]) == 5
     assert made["not_folded"] == {}
+    assert made["memory_format"] == ("default" if option == "--optimize" else None)
     assert made["bytes"] == file.stat().st_size
     assert made["opset"] >= 18
     assert max(made["check"]["difference"].values()) <= 1e-4

@@ -142,7 +142,7 @@ def test_a_compressed_network_is_a_run_that_later_verbs_read(tenfold, code, net,
     found = json.loads(tenfold("eval", tmp_path / "b", "--trust", "--json").stdout)
     assert found["score"] == made["stages"][-1]["score"]
     assert found["cost"] == made["cost"]
-    bench = tenfold("bench", tmp_path / "b", "--trust", "--rounds", 3, "--json")
+    bench = tenfold("bench", tmp_path / "b", "--trust", "--runtime", "eager", "--rounds", 3, "--json")
     assert [row["batch"] for row in json.loads(bench.stdout)["latency"]] == [8]
     again = tenfold("compress", tmp_path / "b", "--trust", "--budget", "params=0.5", "--out", tmp_path / "c", "--json")
     assert json.loads(again.stdout)["cost"]["share"]["params"] <= 0.5
@@ -200,7 +200,20 @@ def test_inputs_may_be_several_or_named(tenfold, code, tmp_path, model, inputs):
     made = tenfold("compress", *words, *cut, "--out", tmp_path / "b")
     assert made.exit_code == 0, made.stderr
     assert "was not measured" in made.stdout
-    timed = tenfold("bench", tmp_path / "b", "--trust", "--rounds", 3, "--batch-size", 2, "--batch-size", 8, "--json")
+    timed = tenfold(
+        "bench",
+        tmp_path / "b",
+        "--trust",
+        "--runtime",
+        "eager",
+        "--rounds",
+        3,
+        "--batch-size",
+        2,
+        "--batch-size",
+        8,
+        "--json",
+    )
     assert [row["batch"] for row in json.loads(timed.stdout)["latency"]] == [2, 8]
     doctor = json.loads(tenfold("doctor", *words, "--rungs", 2, "--rounds", 3, "--json").stdout)
     assert doctor["batch"] == 4

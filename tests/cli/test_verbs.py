@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import tenfold as library
+from tenfold.cli import bench
+from tenfold.errors import TenfoldError
 from tenfold.methods import list_methods
 from tenfold.train import evaluate, load_data
 
@@ -98,13 +100,46 @@ def test_a_compressed_run_can_be_compressed_again(tenfold, runs):
 
 
 def test_bench_sets_the_measured_beside_the_promised(tenfold, runs):
-    words = ("bench", runs / "b", "--batch-size", 1, "--batch-size", 4, "--rounds", 3, "--threads", 1)
+    sizes = ("--batch-size", 1, "--batch-size", 4)
+    words = ("bench", runs / "b", *sizes, "--rounds", 3, "--threads", 1, "--runtime", "eager")
     found = json.loads(tenfold(*words, "--json").stdout)
-    assert [row["batch"] for row in found["latency"]] == [1, 4]
+    assert [row["batch"] for row in found["latency"]] == [1, 4] == [row["batch"] for row in found["best"]]
+    assert {row["small_form"]["memory_format"] for row in found["latency"]} <= {"default", "channels_last"}
     assert all(row["dense_ms"] > 0 and row["small_ms"] > 0 and row["speedup"] > 0 for row in found["latency"])
     share = found["cost"]["share"]["macs"]
     assert found["predicted_speedup"] == pytest.approx(1 / share)
     assert "Speed-up" in tenfold(*words).stdout
+
+
+def test_bench_measures_in_every_runtime_that_is_named_and_sets_best_beside_best(tenfold, runs):
+    pytest.importorskip("onnxruntime")
+    words = ("bench", runs / "b", "--batch-size", 2, "--rounds", 3, "--runtime", "onnxruntime, eager")
+    found = json.loads(tenfold(*words, "--json").stdout)
+    assert [row["small_form"]["runtime"] for row in found["latency"]] == ["onnxruntime", "eager"]
+    best = found["best"][0]
+    assert best["dense_ms"] == min(row["dense_ms"] for row in found["latency"])
+    assert best["small_ms"] == min(row["small_ms"] for row in found["latency"])
+    assert "best: " in tenfold("bench", runs / "b", "--batch-size", 2, "--rounds", 3).stdout  # both are at hand
+    refused = tenfold("bench", runs / "b", "--runtime", "fast")
+    assert refused.exit_code != 0
+    assert "`--runtime` must be one of eager, compile, onnxruntime" in refused.stderr
+
+
+def test_bench_does_without_a_runtime_that_nobody_asked_for(tenfold, runs, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    real = bench.benchmark
+
+    def without(*given, runtimes, **options):
+        if "onnxruntime" in runtimes:
+            raise TenfoldError("the model cannot be exported")
+        return real(*given, runtimes=runtimes, **options)
+
+    monkeypatch.setattr(bench, "benchmark", without)
+    words = ("bench", runs / "b", "--batch-size", 1, "--batch-size", 2, "--rounds", 3)
+    shown = tenfold(*words).stdout
+    assert shown.count("Not measured in onnxruntime: the model cannot be exported") == 1
+    assert shown.count("eager") >= 2
+    assert tenfold(*words, "--runtime", "onnxruntime").exit_code != 0
 
 
 def test_methods_lists_every_method_and_field(tenfold):

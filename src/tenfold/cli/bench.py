@@ -8,21 +8,28 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from tenfold.bench.latency import Comparison, compare
+from tenfold.bench.latency import Benchmark, Comparison, benchmark
 from tenfold.cli import tables
 from tenfold.cli.command import Outcome, verb
 from tenfold.cli.network_options import takes_network
 from tenfold.cli.opening import open_network
+from tenfold.cli.option_names import renamed
 from tenfold.cli.options import with_default
 from tenfold.cli.progress import Steps
 from tenfold.cli.source import NetworkSource
-from tenfold.errors import ArgumentError
+from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.layers.cost import cost
 from tenfold.layers.swap import structure_of, to_dense
+from tenfold.runtimes import at_hand, get_runtime
+from tenfold.runtimes.optimize import DEFAULT
+from tenfold.runtimes.timing import WORTH
 
 NAME = "bench"
 EXAMPLES = (
-    "Examples:\n\ntenfold bench runs/b\n\ntenfold bench runs/b --batch-size 1 --batch-size 64 --threads 2 --rounds 50"
+    "Examples:\n\n"
+    "tenfold bench runs/b\n\n"
+    "tenfold bench runs/b --batch-size 1 --batch-size 64 --threads 2 --rounds 50\n\n"
+    "tenfold bench runs/b --runtime eager,compile,onnxruntime"
 )
 
 _SHORT = 0.8
@@ -40,10 +47,26 @@ def command(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 1,
     rounds: Annotated[int, typer.Option(min=3, help="Pairs of measurements; the median counts.")] = 30,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=with_default(
+                "eager, compile, onnxruntime: each measures both networks, and the best of one is set beside the best "
+                "of the other.",
+                "eager, and onnxruntime where it is installed",
+            ),
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> Outcome:
-    """Measure a compressed run against its dense equivalent: interleaved, medians, beside what the MACs promise."""
+    """Measure a compressed run against its dense equivalent: interleaved, medians, beside what the MACs promise.
+
+    Both are optimised for inference alike: batch norms folded, memory format and form of sliced layers as measured
+    fastest. With one thread on the CPU its own time counts, not that of other programs.
+    """
     where = place(device)
+    chosen = _runtimes(runtime, where)
     opened = open_network(source, needs=["inputs"], reason="to be timed")
     if not structure_of(opened.model):
         words = source.named.words
@@ -52,10 +75,17 @@ def command(
     dense = to_dense(small)
     sizes = batch_size or ([1, 32] if opened.inputs is None else [None])
     inputs = [opened.batch(n) for n in sizes]
-    steps, found = Steps(len(sizes)), []
+    steps, found, notes = Steps(len(sizes)), [], []
     for n, x in zip(sizes, inputs, strict=True):
         with steps.step("measuring" if n is None else f"batches of {n}"):
-            found.append(compare(dense, small, x, threads=threads, rounds=rounds))
+            try:
+                found.append(benchmark(dense, small, x, runtimes=chosen, threads=threads, rounds=rounds))
+            except TenfoldError as error:
+                if runtime is not None or len(chosen) == 1 or isinstance(error, ArgumentError):
+                    raise
+                notes.append(f"Not measured in {chosen[-1]}: {error}")  # it was not asked for: eager will do
+                chosen = chosen[:1]
+                found.append(benchmark(dense, small, x, runtimes=chosen, threads=threads, rounds=rounds))
     before, after = cost(dense, opened.example), cost(small, opened.example)
     predicted = (before.macs or 0) / max(after.macs or 0, 1)
     body: dict[str, Any] = {
@@ -66,28 +96,55 @@ def command(
         "torch": torch.__version__,
         "predicted_speedup": predicted,
         "cost": tables.cost_dict(before, after),
-        "latency": [asdict(row) for row in found],
+        "latency": [asdict(row) for made in found for row in made.each],
+        "best": [asdict(made.best) for made in found],
     }
-    shown: list[Any] = [_table(found, predicted, f"{where}, {threads} thread(s)"), tables.costs(before, after)]
-    if min(row.speedup for row in found) < _SHORT * predicted:
+    shown: list[Any] = [_table(found, predicted, f"{where}, {threads} thread(s)"), *notes]
+    shown.append(tables.costs(before, after))
+    least = min(made.best.speedup for made in found)
+    if least < WORTH:
+        shown.append(f"Not faster than dense, or by no more than noise ({least:.2f}×).")
+    if least < _SHORT * predicted:
         shown.append(f"Slower than its MACs promise. Layer by layer: tenfold doctor {source.named.words}")
     return Outcome(body, shown)
 
 
-def _table(found: list[Comparison], predicted: float, where: str) -> Any:
-    columns = ("Batch", "Dense ms", "Compressed ms", "Speed-up", "Middle half", "MACs promise")
-    made = tables.table(columns)
-    for row in found:
-        low, high = row.speedup_quartiles
-        made.add_row(
-            str(row.batch),
-            f"{row.dense_ms:.3f}",
-            f"{row.small_ms:.3f}",
-            f"{row.speedup:.2f}×",
-            f"{low:.2f} to {high:.2f}",
-            f"{predicted:.2f}×",
-        )
-    return tables.titled(f"Latency of a forward pass, median of {found[0].rounds} pairs; {where}", made)
+def _runtimes(words: str | None, where: torch.device) -> tuple[str, ...]:
+    """The runtimes that the option names; without it those that are at hand."""
+    if words is None:
+        return at_hand() if where.type == "cpu" else ("eager",)
+    with renamed(runtime="--runtime"):
+        return tuple(get_runtime(word.strip()).name for word in words.split(","))
+
+
+def _table(found: list[Benchmark], predicted: float, where: str) -> Any:
+    made = tables.table(("Batch", "Runtime", "Dense ms", "Compressed ms", "Speed-up", "Middle half"), left=2)
+    for each in found:
+        for row in each.each:
+            made.add_row(*_cells(row, row.small_form.runtime))
+        if len(each.each) > 1:
+            best = dict.fromkeys((each.best.dense_form.runtime, each.best.small_form.runtime))
+            made.add_row(*_cells(each.best, f"best: {' vs '.join(best)}"), style="bold")
+        made.add_section()
+    title = f"Latency of a forward pass, median of {found[0].best.rounds} pairs; {where}; MACs promise {predicted:.2f}×"
+    return tables.titled(title, made, _about(found))
+
+
+def _cells(row: Comparison, runtime: str) -> tuple[str, ...]:
+    low, high = row.speedup_quartiles
+    times = (f"{row.dense_ms:.3f}", f"{row.small_ms:.3f}", f"{row.speedup:.2f}×")
+    return str(row.batch), runtime, *times, f"{low:.2f} to {high:.2f}"
+
+
+def _about(found: list[Benchmark]) -> list[str]:
+    """What dense and compressed were measured as, in a line each."""
+    lines = ["Dense and compressed alike: batch norm folded, the rest as measured fastest."]
+    for each in found:
+        for row in each.each:
+            forms = row.dense_form.memory_format, row.small_form.memory_format
+            if forms != (DEFAULT, DEFAULT):
+                lines.append(f"Batch {row.batch}, {row.small_form.runtime}: {forms[0]} dense, {forms[1]} compressed.")
+    return lines
 
 
 def place(name: str) -> torch.device:

@@ -21,6 +21,7 @@ from tenfold.layers.cost import count_params
 from tenfold.layers.fold_batchnorm import NormFold, fold_batchnorm, norm_folds
 from tenfold.plans.rendering import short
 from tenfold.runtimes.onnx_capture import onnx_runtime
+from tenfold.runtimes.optimize import optimized
 
 NAME = "export"
 EXAMPLES = (
@@ -45,6 +46,14 @@ def command(
     fold_norms: Annotated[
         bool,
         typer.Option("--fold-batchnorm", help="Fold every batch norm that allows it into the layer before it: exact."),
+    ] = False,
+    optimize: Annotated[
+        bool,
+        typer.Option(
+            "--optimize",
+            help="Also what is measured faster here for the inputs at hand, in ONNX Runtime (torch for torch-export): "
+            "memory format, and sliced layers as single convolutions. The file may grow.",
+        ),
     ] = False,
     tolerance: Annotated[
         float,
@@ -75,9 +84,13 @@ def command(
     free = free_axes(words, example)
     folds: list[NormFold] = []
     with Steps().step("exporting"):
-        shipped = model
-        if fold_norms:
+        shipped, chosen = model, None
+        if fold_norms or optimize:
             folds = norm_folds(model, example_inputs=example)
+        if optimize:
+            chosen = optimized(model, example, runtime="onnxruntime" if format == "onnx" else "eager")
+            shipped = chosen.model
+        elif fold_norms:
             shipped = fold_batchnorm(model, example_inputs=example)
         kind = {"format": format, "opset": opset, "tolerance": tolerance, "dynamic": words}
         made = export(shipped, example, out, reference=model, **kind)
@@ -95,8 +108,10 @@ def command(
         "params": count_params(shipped),
         "torch": torch.__version__,
         "input": {"shape": shapes} | ({} if train is None else {"mean": list(train.mean), "std": list(train.std)}),
-        "folded": [fold.norm for fold in folds if fold.reason is None],
+        "folded": list(chosen.folded) if chosen else [fold.norm for fold in folds if fold.reason is None],
         "not_folded": {fold.norm: fold.reason for fold in folds if fold.reason is not None},
+        "joined": [] if chosen is None else list(chosen.joined),
+        "memory_format": None if chosen is None else chosen.memory_format,
         "check": {
             "difference": {str(n): gap for n, gap in made.difference.items()},
             "largest_output": made.magnitude,
@@ -115,6 +130,8 @@ def _shown(made: Exported, body: dict[str, Any], folds: list[NormFold]) -> list[
     if folds:
         shown.append(f"Batch norms folded: {len(body['folded'])} of {len(folds)}")
         shown += [f"Not folded, {name}: {reason}" for name, reason in body["not_folded"].items()]
+    if body["memory_format"] is not None:
+        shown.append(f"Sliced layers joined: {len(body['joined'])}; memory format: {body['memory_format']}")
     about = f"{made.format}" if made.opset is None else f"ONNX, opset {made.opset}"
     size = short(made.bytes)
     return [*shown, f"Written to {made.path}: {about}, {size} bytes, input {body['input']['shape']}"]

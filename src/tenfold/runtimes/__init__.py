@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from tenfold.errors import check
 from tenfold.runtimes.compiled import Compiled
 from tenfold.runtimes.eager import Eager
+from tenfold.runtimes.onnx_capture import ONNX_PACKAGES
 from tenfold.runtimes.onnx_runtime import OnnxRuntime
 from tenfold.runtimes.runtime import Runtime as Runtime
 
 _KINDS: dict[str, type[Runtime]] = {kind.name: kind for kind in (Eager, Compiled, OnnxRuntime)}
 NAMES = tuple(_KINDS)
+
+
+def at_hand() -> tuple[str, ...]:
+    """The runtimes that are ready in seconds and whose packages are installed: all but "compile", at most."""
+    installed = all(find_spec(name) is not None for name in ONNX_PACKAGES)
+    return (Eager.name, OnnxRuntime.name) if installed else (Eager.name,)
 
 
 def get_runtime(name: str) -> Runtime:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tenfold.errors import TenfoldError, check
 from tenfold.runtimes.foreign import foreign_errors
 
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CAPTURE_REMEDY = "torch.export needs a forward pass without steps that depend on the values."
 _LARGEST = 2**31 - 2**26
 """Bytes of weights that one ONNX file can hold, less what the graph may take."""
@@ -23,9 +24,7 @@ def onnx_runtime() -> Any:
         TenfoldError: one is missing, with the command that installs it.
     """
     try:
-        for name in ("onnx", "onnxscript"):
-            importlib.import_module(name)
-        return importlib.import_module("onnxruntime")
+        return [importlib.import_module(name) for name in ONNX_PACKAGES][-1]
     except ImportError as error:
         name = error.name or "a package"
         raise TenfoldError(f"ONNX needs {name}, which is missing: pip install 'tenfold[export]'.") from error

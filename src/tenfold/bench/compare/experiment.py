@@ -26,6 +26,7 @@ from tenfold.methods.contract.own import record
 from tenfold.methods.dense import Dense
 from tenfold.plans.budget import Budget
 from tenfold.plans.refit_result import Refit, check_refit
+from tenfold.runtimes import NAMES
 from tenfold.train.recipe import Recipe
 from tenfold.validation import construct
 
@@ -70,18 +71,21 @@ class LatencyProtocol:
     Args:
         batch: examples in the batch, >= 1.
         rounds: pairs of turns, >= 3; the median counts.
+        runtime: "eager", "compile" or "onnxruntime".
 
     Raises:
-        ArgumentError: a number out of range.
+        ArgumentError: a number out of range, another runtime.
     """
 
     batch: int = 1
     rounds: int = 15
+    runtime: str = "eager"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check(is_count(self.batch), "batch", "an integer >= 1", self.batch)
         check(is_count(self.rounds, 3), "rounds", "an integer >= 3", self.rounds)
+        check(self.runtime in NAMES, "runtime", f"one of {', '.join(NAMES)}", self.runtime)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ class Latency:
         small_ms: milliseconds of the final model.
         speedup: median of the ratios of neighbouring turns.
         quartiles: of the same ratios, two numbers.
+        runtime: that both ran in.
+        version: of its package, and settings; None where that was not recorded.
+        memory_formats: of dense and compressed, each as measured fastest; None where both ran as they were built.
     """
 
     device: str
@@ -99,6 +102,9 @@ class Latency:
     small_ms: float
     speedup: float
     quartiles: list[float]
+    runtime: str = "eager"
+    version: str | None = None
+    memory_formats: list[str] | None = None
 
 
 @dataclass(frozen=True)

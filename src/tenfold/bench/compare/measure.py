@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tenfold.bench.compare.findings import POINTS, Latency, Layer, LayerSpectrum, Price, Spectra
-from tenfold.bench.latency import compare
+from tenfold.bench.latency import benchmark
 from tenfold.layers.cost import cost
 from tenfold.layers.select import Selection
 from tenfold.layers.swap import multiplied_back
@@ -27,21 +26,28 @@ def price(report: Report, small: nn.Module, example: Tensor) -> Price:
     return Price(dense.params, now.params, dense.macs, now.macs)
 
 
-def speed(small: nn.Module, example: Tensor, *, batch: int, rounds: int) -> Latency:
-    """Measure the latency of ``small`` against its dense equivalent, in turns; arguments as in `compare`.
+def speed(small: nn.Module, example: Tensor, *, batch: int, rounds: int, runtime: str = "eager") -> Latency:
+    """Measure the latency of ``small`` against its dense equivalent, in turns; arguments as in `benchmark`.
 
-    Torch's present number of threads is used.
-
-    With one thread on the CPU its own time counts: other runs of the comparison may take turns with it.
+    Both are optimised for inference in the same way. Torch's present number of threads is used; with one on the CPU
+    its own time counts: other runs of the comparison may take turns with it.
     """
     threads = torch.get_num_threads()
-    clock = time.thread_time if threads == 1 and example.device.type == "cpu" else time.perf_counter
     dense = multiplied_back(small)
     x = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example.device)
-    found = compare(dense, small, x, threads=threads, rounds=rounds, clock=clock)
-    low, high = found.speedup_quartiles
+    found = benchmark(dense, small, x, runtimes=[runtime], threads=threads, rounds=rounds).best
+    forms = [str(form.memory_format) for form in (found.dense_form, found.small_form)]
     return Latency(
-        example.device.type, batch, found.threads, found.dense_ms, found.small_ms, found.speedup, [low, high]
+        example.device.type,
+        batch,
+        found.threads,
+        found.dense_ms,
+        found.small_ms,
+        found.speedup,
+        list(found.speedup_quartiles),
+        runtime,
+        found.small_form.version,
+        forms,
     )
 
 

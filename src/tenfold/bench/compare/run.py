@@ -193,7 +193,7 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
     example, timing = setting.example(small), experiment.latency
     found["price"] = price(result.report, small, example)
     found["spectra"] = sampled_spectra(trained, small, **setting.selection())
-    found["latency"] = speed(small, example, batch=timing.batch, rounds=timing.rounds)
+    found["latency"] = speed(small, example, batch=timing.batch, rounds=timing.rounds, runtime=timing.runtime)
     score = setting.score(small, setting.data.test)
     found["test"] = Verdict(score.accuracy, finite(score.loss))
     if experiment.keep:

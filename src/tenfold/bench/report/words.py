@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tenfold.bench.compare.findings import Latency
 from tenfold.bench.compare.results import Results
 from tenfold.bench.report.summary import ReportEntry, by_budget, latencies, percent
 
@@ -35,10 +36,15 @@ def facts(found: Sequence[ReportEntry], results: Results) -> list[tuple[str, str
         ("Epochs", _listed((_epoch_words(run.epochs) for run in runs), " or ")),
         (
             "Latency",
-            _listed(f"{m.device}, batch of {m.batch}, {plural(m.threads, 'thread')}" for m in latencies(results)),
+            _listed(map(_latency_words, latencies(results))),
         ),
     ]
     return [(term, text) for term, text in known if text]
+
+
+def _latency_words(found: Latency) -> str:
+    runtime = "" if found.runtime == "eager" else f", {found.runtime}"
+    return f"{found.device}, batch of {found.batch}, {plural(found.threads, 'thread')}{runtime}"
 
 
 def _listed(texts: Iterable[str], between: str = ", ") -> str:
