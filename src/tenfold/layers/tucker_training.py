@@ -25,11 +25,13 @@ from tenfold.layers.functional import compute, pointwise
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.spec import LayerSpec, to_weight
 from tenfold.layers.tucker import TuckerConv, channel_sizes, grouped_full
+from tenfold.layers.tucker_chain import Convolution, chain
 from tenfold.layers.tucker_protocol import active, put_
 from tenfold.linalg.change_of_basis import grow
 from tenfold.linalg.multilinear import feasible
 
 _WORTH = 0.8
+_AGAIN = 0.2
 _ALIVE: weakref.WeakSet[TrainedTucker] = weakref.WeakSet()
 
 
@@ -127,11 +129,31 @@ class TrainedTucker(Decomposed):
     def chain_share(self) -> float:
         """MACs of the chain, as stored, relative to those of the dense layer, borders not counted."""
         (out, inner), rest = channel_sizes(self.spec.shape, self.groups)
+        return sum(self._macs) / (out * inner * rest)
+
+    def recomputes(self, x: Tensor) -> bool:
+        """Whether the backward pass of the chain computes its first map for ``x`` again, in place of keeping it.
+
+        So it does where that map has more numbers than the layer has fewer weights and gradients than a dense one,
+        and where the MACs of a step with constant bases grow by a fifth at most.
+        """
+        first, core, last = self._macs
+        spared = 2 * (self.spec.params - sum(factor.numel() for factor in self.factors))
+        return self._first_map(x) > spared and first <= _AGAIN * (2 * first + 3 * core + 2 * last)
+
+    def _first_map(self, x: Tensor) -> float:
+        """How many numbers the first map of the chain has."""
+        fewer = math.prod(self.spec.stride) if self._pointwise else 1
+        return x.numel() / self.spec.in_channels * self.stored[1] / fewer
+
+    @property
+    def _macs(self) -> tuple[float, float, float]:
+        """MACs of the three parts per position where the dense layer works: of its output; transposed: of its input."""
+        (out, inner), rest = channel_sizes(self.spec.shape, self.groups)
         r_out, r_in = self.stored[:2]
-        # per position where the dense layer works: of its output; transposed: of its input
         more = 1 if self._pointwise else math.prod(self.spec.stride)
         before, after = (1, more) if self.spec.transposed else (more, 1)
-        return (before * r_in * inner + r_out * r_in * rest + after * r_out * out) / (out * inner * rest)
+        return before * r_in * inner, r_out * r_in * rest, after * r_out * out
 
     @torch.no_grad()
     def set_factors(self, core: Tensor, *bases: Tensor) -> None:
@@ -213,6 +235,12 @@ class TrainedTucker(Decomposed):
         if self.spec.linear:
             return nn.functional.linear((x @ inner) @ core.mT, outer, self.bias)
         axes, core = len(self.spec.kernel_size), grouped_full(core, spatial, self.groups, first=2)
+        options = Convolution.of(self.spec, x, output_size) if _keeps_maps(x, axes) else None
+        if options is not None:
+            encoder, plain = inner.mT.reshape(-1, len(inner), *[1] * axes), Convolution.pointwise(axes)
+            pair = (options, plain) if self._pointwise else (plain, options)
+            weights = (encoder, core if self._pointwise else to_weight(self.spec, core), outer)
+            return chain(x, weights, self.bias, *pair, again=self.recomputes(x))
         if self._pointwise:  # a stride drops positions before they cost anything
             encoder = inner.mT.reshape(-1, len(inner), *self.spec.kernel_size)
             middle = pointwise(axes, compute(self.spec, x, encoder), core.flatten(1))
@@ -271,6 +299,12 @@ class TrainedTucker(Decomposed):
 def basis_ids() -> set[int]:
     """The ids of the bases of all live `TrainedTucker` layers: no optimizer but an integrator may step them."""
     return {id(basis) for layer in _ALIVE for basis in layer.bases}
+
+
+def _keeps_maps(x: Tensor, axes: int) -> bool:
+    """Whether autograd would keep the maps of a chain. Compilers and tracers choose by themselves what is kept."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return torch.is_grad_enabled() and not tracing and x.ndim == axes + 2
 
 
 def _refuse_averages(owner: nn.Module, _: str, module: nn.Module | None) -> None:
