@@ -19,8 +19,8 @@ tenth; less on ResNet-50, whose 1x1 convolutions become two of a few channels, a
 depthwise layers stay.
 """
 
-import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -28,15 +28,14 @@ import torch
 
 import tenfold
 from benchmarks import nets
-from benchmarks.record import interleaved
-from tenfold.runtimes import get_runtime
+from benchmarks.record import rounded
+from tenfold.bench.latency import Comparison, benchmark
 
 METHOD = tenfold.ALDS(folds=("spatial", "spatial-t"), slices=(1,), measure="fro")
 SIZES = {"resnet18": 32, "vgg16_bn": 32, "resnet50": 224, "mobilenet_v2": 160}
 BUDGETS, BATCHES = (0.5, 0.25, 0.1), (1, 8)
-FORMATS = {"default": torch.contiguous_format, "channels last": torch.channels_last}
 RUNTIMES = ("eager", "compile", "onnxruntime")
-ROUNDS, SECONDS = 11, 6.0
+ROUNDS = 15
 SETTINGS = {
     "method": METHOD.to_dict(),
     "seed": nets.SEED,
@@ -69,49 +68,25 @@ def measure(net: str, budget: float, batch: int) -> dict[str, Any]:
     size = SIZES[net]
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(nets.SEED))
     small, _, report = tenfold.compress(model, METHOD, tenfold.Budget(macs=budget), example_inputs=x[:1])
-    both = {"dense": model, "small": small}
-    folded = {name: tenfold.fold_batchnorm(m, example_inputs=x[:1]) for name, m in both.items()}
-    rows = {name: in_runtime(name, folded, x) for name in RUNTIMES}
-    dense, compressed = (min(row[key] for row in rows.values()) for key in ("dense_ms", "small_ms"))
+    found = benchmark(model, small, x, runtimes=RUNTIMES, rounds=ROUNDS)
     ratio = report.dense.macs / report.small.macs
     return {
         "net": net,
         "budget": {"macs": round(budget, 4)},
         "batch": batch,
-        "runtimes": rows,
-        "speedup": round(dense / compressed, 3),
+        "runtimes": {row.dense_form.runtime: as_row(row) for row in found.each},
+        "best": as_row(found.best),
+        "speedup": round(found.best.speedup, 3),
         "mac_ratio": round(ratio, 3),
-        "quotient": round(dense / compressed / ratio, 3),
+        "quotient": round(found.best.speedup / ratio, 3),
     }
 
 
-def in_runtime(name: str, models: dict[str, Any], x: torch.Tensor) -> dict[str, Any]:
-    """Milliseconds of both networks, each in its best memory format where the runtime leaves the choice."""
-    runtime = get_runtime(name)
-    formats = FORMATS if name == "eager" else {"default": torch.contiguous_format}
-    calls = {
-        (which, form): runtime.prepare(model.to(memory_format=kind), x.contiguous(memory_format=kind))
-        for form, kind in formats.items()
-        for which, model in ((which, tenfold.fold_batchnorm(model)) for which, model in models.items())
+def as_row(row: Comparison) -> dict[str, Any]:
+    """One comparison: milliseconds of both, the ratio and its middle half, and the forms that were measured."""
+    figures = {"dense_ms": row.dense_ms, "small_ms": row.small_ms, "speedup": row.speedup}
+    return {name: round(value, 4) for name, value in figures.items()} | {
+        "speedup_quartiles": rounded(row.speedup_quartiles),
+        "dense": asdict(row.dense_form),
+        "small": asdict(row.small_form),
     }
-    with torch.inference_mode():
-        interleaved(calls, 1)
-        once = sum(seconds[0] for seconds in interleaved(calls, 1).values())
-        rounds = max(3, min(ROUNDS, round(SECONDS / once)))
-        turns = {key: partial(_repeat, call, max(1, round(0.01 / once))) for key, call in calls.items()}
-        seconds = interleaved(turns, rounds)
-    ms = {key: statistics.median(each) * 1e3 / max(1, round(0.01 / once)) for key, each in seconds.items()}
-    dense, small = (min((t, form) for (which, form), t in ms.items() if which == wanted) for wanted in models)
-    return {
-        "dense_ms": round(dense[0], 4),
-        "small_ms": round(small[0], 4),
-        "dense_format": dense[1],
-        "small_format": small[1],
-        "speedup": round(dense[0] / small[0], 3),
-        "version": runtime.version,
-    }
-
-
-def _repeat(call: Callable[[], Any], times: int) -> None:
-    for _ in range(times):
-        call()

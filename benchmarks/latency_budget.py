@@ -9,7 +9,6 @@ What is expected: a core's speed drifts by some per cent, and what is timed anew
 cannot be so fast, an error says so: MobileNetV2 has little to gain.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,9 +18,8 @@ import torch
 
 import tenfold
 from benchmarks import nets
-from benchmarks.inference import FORMATS, SIZES
-from benchmarks.record import interleaved
-from tenfold.runtimes import get_runtime
+from benchmarks.inference import SIZES
+from tenfold.bench.latency import benchmark
 
 METHODS = {
     "sum": tenfold.LRank(fold="spatial"),
@@ -76,7 +74,7 @@ def measure(net: str, runtime: str, batch: int, method: str, share: float) -> di
     seconds = time.process_time() - clock
     return about | {
         "planned": round(plan.latency_ms / plan.dense_latency_ms, 4),
-        "timed": round(again(runtime, model, small, x, plan.conditions["memory_format"]), 4),
+        "timed": round(1 / benchmark(model, small, x, runtimes=(runtime,), rounds=ROUNDS).best.speedup, 4),
         "dense_ms": round(plan.dense_latency_ms, 4),
         "small_ms": round(plan.latency_ms, 4),
         "macs": round(report.kept["macs"], 4),
@@ -85,21 +83,3 @@ def measure(net: str, runtime: str, batch: int, method: str, share: float) -> di
         "memory_format": plan.conditions["memory_format"],
         "seconds": round(seconds, 1),
     }
-
-
-def again(runtime: str, model: Any, small: Any, x: torch.Tensor, memory_format: str) -> float:
-    """The compressed network's time over the dense one's, each call a warm one; dense in its best format."""
-    run = get_runtime(runtime)
-    kinds = FORMATS if runtime == "eager" else {"default": torch.contiguous_format}
-    chosen = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
-
-    def call(net: Any, kind: torch.memory_format) -> Callable[[], Any]:
-        folded = tenfold.fold_batchnorm(net, example_inputs=x[:1]).to(memory_format=kind)
-        return run.prepare(folded, x.contiguous(memory_format=kind))
-
-    calls = {f"dense {name}": call(model, kind) for name, kind in kinds.items()} | {"small": call(small, chosen)}
-    with torch.inference_mode():
-        interleaved(calls, 2)
-        seconds = interleaved(calls, ROUNDS)
-    dense = min(statistics.median(each) for name, each in seconds.items() if name != "small")
-    return statistics.median(seconds["small"]) / dense

@@ -9,7 +9,6 @@ to multiples of `BLOCK`, and one rung is measured a second time with one rank mo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from tenfold.bench.latency import batch_size, milliseconds
 from tenfold.errors import TenfoldError, check
-from tenfold.layers.cost import call_arguments
 from tenfold.layers.find import FoundLayer
+from tenfold.layers.layer_inputs import Uses, layer_inputs
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.select import Selection
 from tenfold.linalg.fold import NAMES, Fold
@@ -165,14 +164,14 @@ def diagnose(
     with torch.random.fork_rng(devices=_gpus(x)):
         clock = undisturbed_clock(x, threads)
         whole = milliseconds({"model": problem.model}, x, threads=threads, rounds=rounds, clock=clock)["model"]
-        uses = _shapes(problem, x)
+        uses = layer_inputs(problem.model, {site.name: site.names for site in problem.sites}, x)
         sites = {site.name: site for site in problem.sites}
         found = []
         for target in problem.found:
             if target.name in sites:
                 report(len(found), len(problem.found), target.name)
                 site = sites[target.name]
-                found.append(_examine(problem, site, uses.get(site.name, Counter()), fold, rungs, rounds, threads))
+                found.append(_examine(problem, site, uses[site.name], fold, rungs, rounds, threads))
             else:
                 kernel = None if target.spec is None else target.spec.shape
                 found.append(Examined(target.name, kernel, target.params, reason=target.reason))
@@ -185,40 +184,10 @@ def _gpus(inputs: Any) -> list[torch.device]:
     return list({leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_cuda})
 
 
-def _shapes(problem: Problem, x: Any) -> dict[str, Counter[tuple[Shape, torch.dtype]]]:
-    """How often each site's weight meets inputs of which shape and type in one forward pass."""
-    uses: dict[str, Counter[tuple[Shape, torch.dtype]]] = {}
-    handles = []
-    modes = {module: module.training for module in problem.model.modules()}
-
-    def recorder(seen: Counter[tuple[Shape, torch.dtype]]) -> Callable[..., None]:
-        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = args[0] if args else kwargs["input"]
-            seen[tuple(value.shape), value.dtype] += 1
-
-        return record
-
-    args, kwargs = call_arguments(x)
-    try:
-        for site in problem.sites:
-            seen = uses.setdefault(site.name, Counter())
-            modules = {id(m): m for m in map(problem.model.get_submodule, site.names)}
-            handles += [m.register_forward_pre_hook(recorder(seen), with_kwargs=True) for m in modules.values()]
-        problem.model.eval()
-        with torch.no_grad():
-            problem.model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return uses
-
-
 def _examine(
     problem: Problem,
     site: FoundLayer,
-    uses: Counter[tuple[Shape, torch.dtype]],
+    uses: Uses,
     fold: str,
     rungs: int,
     rounds: int,
@@ -274,9 +243,7 @@ def _pair(layer: nn.Module, site: FoundLayer, rank: int, fold: str) -> LowRank:
     return pair.eval()
 
 
-def _times(
-    forms: dict[int, nn.Module], uses: Counter[tuple[Shape, torch.dtype]], rounds: int, threads: int
-) -> dict[int, float]:
+def _times(forms: dict[int, nn.Module], uses: Uses, rounds: int, threads: int) -> dict[int, float]:
     """Median milliseconds of each form, over all uses."""
     device = next(forms[0].parameters()).device
     total = dict.fromkeys(forms, 0.0)

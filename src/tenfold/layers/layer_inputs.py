@@ -28,7 +28,7 @@ def layer_inputs(model: nn.Module, layers: Mapping[str, Sequence[str]], inputs: 
 
     def recorder(seen: Uses) -> Callable[..., None]:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = args[0] if args else kwargs["input"]
+            value = args[0] if args else next(iter(kwargs.values()))
             seen[tuple(value.shape), value.dtype] += 1
 
         return record

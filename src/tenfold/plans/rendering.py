@@ -18,6 +18,7 @@ from rich.text import Text
 from tenfold.layers.cost import Cost
 from tenfold.plans.apply import Report, Result
 from tenfold.plans.plan import LayerPlan, Plan
+from tenfold.runtimes.timing import WORTH
 
 WIDTH = 80
 """Columns of what `print` shows."""
@@ -26,8 +27,6 @@ _MOST_BESIDE_COSTS = 7
 """Layers that `print` shows of a plan, alone and with the costs of a result: 25 lines at most."""
 _REASONS = 2
 """Reasons for dense layers that `print` shows."""
-_FASTER = 1.03
-"""The ratio from which on a network is called faster."""
 _NAME = 16
 """A layer's name is not cut to less than this."""
 
@@ -118,7 +117,7 @@ def latency_words(made: Plan) -> str:
     """The latency of a plan that has one, in a sentence."""
     dense, small, about = made.dense_latency_ms or 0.0, made.latency_ms or 0.0, made.conditions
     ratio = dense / max(small, 1e-9)
-    faster = f"{ratio:.2f} times as fast" if ratio > _FASTER else "not faster than noise"
+    faster = f"{ratio:.2f} times as fast" if ratio >= WORTH else "not faster than noise"
     shapes = ", ".join("×".join(map(str, shape)) for shape in about.get("inputs", []))
     threads = about.get("threads", 1)
     return (

@@ -22,6 +22,7 @@ from tenfold.plans.network_times import NetworkTimes
 from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.aligned import aligned_ranks
+from tenfold.runtimes.optimize import CHANNELS_LAST, DEFAULT
 from tenfold.runtimes.stopwatch import Stopwatch, stopwatch
 
 Choose = Callable[[Problem, Budget], Plan]
@@ -125,11 +126,11 @@ def _times(problem: Problem) -> NetworkTimes:
     def watch(memory_format: str) -> Stopwatch:
         return stopwatch(problem.runtime, threads=problem.threads, memory_format=memory_format, device=device)
 
-    plain = NetworkTimes(problem, watch("contiguous"))
+    plain = NetworkTimes(problem, watch(DEFAULT))
     maps = any(isinstance(m, nn.Conv2d) for m in problem.model.modules())
     if problem.runtime != "eager" or not maps:
         return plain
-    last = NetworkTimes(problem, watch("channels_last"), dense=plain.dense)
+    last = NetworkTimes(problem, watch(CHANNELS_LAST), dense=plain.dense)
     plain.dense = last.dense
     half = _half_ranks(problem)
     return min((last, plain), key=lambda times: times.measured(half))

@@ -9,7 +9,6 @@ left as it is.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.layers.calibration_runs import hooked
 from tenfold.layers.copy_model import duplicate, sharing_copy
-from tenfold.layers.cost import call_arguments
 from tenfold.layers.fold_batchnorm import fold_batchnorm
+from tenfold.layers.layer_inputs import Uses, layer_inputs
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.spec import CONVS, TRANSPOSED
 from tenfold.layers.unsliced import sliced, without_slices
@@ -169,30 +167,18 @@ def _joined(
     return (chosen[model], ("",)) if model in chosen else (model, tuple(found))
 
 
-_Use = tuple[torch.Size, torch.dtype, torch.device]
-
-
-def _uses(model: nn.Module, inputs: Any) -> dict[LowRank, Counter[_Use]]:
+def _uses(model: nn.Module, inputs: Any) -> dict[LowRank, Uses]:
     """How often each sliced layer meets which inputs in one pass of a model in eval mode."""
-    seen: dict[LowRank, Counter[_Use]] = {}
-
-    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["x"]
-        seen.setdefault(cast("LowRank", layer), Counter())[x.shape, x.dtype, x.device] += 1
-
-    layers = [module for module in model.modules() if sliced(module)]
-    args, kwargs = call_arguments(inputs)
-    with hooked([layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]), torch.no_grad():
-        if layers:
-            model(*args, **kwargs)
-    return seen
+    layers = {name: cast("LowRank", module) for name, module in model.named_modules() if sliced(module)}
+    found = layer_inputs(model, {name: [name] for name in layers}, inputs) if layers else {}
+    return {layers[name]: uses for name, uses in found.items() if uses}
 
 
-def _pays(layer: LowRank, whole: nn.Module, uses: Counter[_Use], runtime: Runtime, threads: int, form: str) -> bool:
+def _pays(layer: LowRank, whole: nn.Module, uses: Uses, runtime: Runtime, threads: int, form: str) -> bool:
     """Whether ``whole`` is faster than ``layer``, on inputs of all sizes that it meets, in a memory format."""
     grouped = single = 0.0
-    for (shape, dtype, device), count in uses.items():
-        x = _laid(torch.ones(shape, dtype=dtype, device=device), form)
+    for (shape, dtype), count in uses.items():
+        x = _laid(torch.ones(shape, dtype=dtype, device=layer.factors[0].device), form)
         calls = [runtime.prepare_layer(each, x, threads=threads) for each in (layer, whole)]
         clock = undisturbed_clock(x, threads)
         found = zip(*turns(calls, x, threads=threads, rounds=_ROUNDS, clock=clock), strict=True)

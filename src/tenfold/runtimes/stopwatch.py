@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from tenfold.errors import TenfoldError
 from tenfold.runtimes import get_runtime
+from tenfold.runtimes.optimize import CHANNELS_LAST, DEFAULT
 from tenfold.runtimes.rounds import Call, Clock, ColdCaches, relative_times
 from tenfold.runtimes.time_cache import TimeCache, cache_folder
 
@@ -32,7 +33,7 @@ _NETWORK_SECONDS, _FEWEST, _MOST = 2.0, 5, 25
 _YARDSTICK_ROUNDS = 25
 _CACHE_BYTES = 1 << 20
 """Of the second level, where the system does not tell."""
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+_FORMATS = {DEFAULT: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Conditions:
         runtime: see `tenfold.runtimes.get_runtime`.
         version: of it.
         threads: that it may use.
-        memory_format: of weights and inputs with four axes: "contiguous" or "channels_last".
+        memory_format: of weights and inputs with four axes: "default" or "channels_last".
         device: "cpu", or the name of a GPU.
     """
 
@@ -74,7 +75,7 @@ class Stopwatch:
         runtime: str,
         *,
         threads: int = 1,
-        memory_format: str = "contiguous",
+        memory_format: str = DEFAULT,
         device: torch.device | str = "cpu",
         folder: Path | None = None,
     ) -> None:
@@ -82,7 +83,7 @@ class Stopwatch:
         self.threads, self.device = threads, torch.device(device)
         on = "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
         self.conditions = Conditions(runtime, self.runtime.version, threads, memory_format, on)
-        self.format = FORMATS[memory_format]
+        self.format = _FORMATS[memory_format]
         self.clock: Clock = time.thread_time if threads == 1 and on == "cpu" else time.perf_counter
         about = {"protocol": _PROTOCOL, "torch": torch.__version__, "processor": _processor(), "l2": _second_level()}
         self.cache = TimeCache(self.about | about, folder)
@@ -176,7 +177,7 @@ def _substitute(runtime: str, threads: int, device: torch.device, folder: Path |
     if device.type == "cpu":
         with contextlib.suppress(TenfoldError):
             return Stopwatch("onnxruntime", threads=threads, device=device, folder=folder)
-    return Stopwatch("eager", threads=threads, memory_format="channels_last", device=device, folder=folder)
+    return Stopwatch("eager", threads=threads, memory_format=CHANNELS_LAST, device=device, folder=folder)
 
 
 def stopwatch(runtime: str, *, threads: int, memory_format: str, device: torch.device | str) -> Stopwatch:
