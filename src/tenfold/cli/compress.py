@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast, get_args
 import torch
 import typer
 
+from tenfold.bench.latency import Comparison
 from tenfold.cli import figures, parse, runs, tables
 from tenfold.cli.command import Outcome, verb
 from tenfold.cli.compression import CompressionOutcome, PlanSource, Timed, needed, way_to, work
@@ -240,6 +241,7 @@ def _results(out: Path, settings: runs.Settings, way: PlanSource, done: Compress
         "norms": None if report.norms is None else asdict(report.norms),
         "stages": [stage.to_dict() for stage in done.stages],
         "cost": tables.cost_dict(report.dense, report.small),
+        "latency": asdict(done.latency) if isinstance(done.latency, Comparison) else None,
         "plan": tables.plan_dict(done.result.plan),
         "history": [asdict(epoch) for epoch in done.history],
         "seconds": report.seconds | {"recover": done.seconds},
@@ -253,6 +255,8 @@ def _shown(out: Path, opened: Opened, way: PlanSource, done: CompressionOutcome)
     )
     shown += [tables.plan(done.result.plan), *figures.stages(opened.title, done.stages)]
     shown.append(tables.costs(report.dense, report.small))
+    if done.latency is not None:
+        shown.append(figures.faster(done.latency))
     if report.output_error:
         errors = ", ".join(f"{name} {value:.4g}" for name, value in report.output_error.items())
         shown.append(f"Error of the outputs: {errors}.")

@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold.bench.budget_search import Probe, smallest_budget
+from tenfold.bench.latency import Comparison, benchmark
 from tenfold.cli import parse, runs
 from tenfold.cli.figures import Stage
 from tenfold.cli.opening import Opened
 from tenfold.cli.option_names import renamed
 from tenfold.cli.progress import Steps
-from tenfold.errors import ArgumentError, PlanError, check
+from tenfold.errors import ArgumentError, PlanError, TenfoldError, check
 from tenfold.files import read_text
 from tenfold.layers.norm_choice import NormChoice, Norms, settle_norms_
 from tenfold.layers.refit import refit_
@@ -32,6 +33,9 @@ from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 from tenfold.plans.refit_result import SAMPLES, Refit, check_refit, norms_after, refitted
 from tenfold.train import Epoch, Recipe, fit
+
+_ROUNDS = 9
+"""Turns of each network whose median tells which is faster."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class CompressionOutcome:
         probes: the budgets that a guard tried; empty without one.
         least: the lowest score that the guard allows; None without one.
         kept_norms: whether batch norm kept its old statistics, for want of inputs.
+        latency: of the network before and of the final model, both made ready for inference; why it was not measured;
+            None without inputs, or where nothing was compressed.
     """
 
     stages: list[Stage]
@@ -110,12 +116,13 @@ class CompressionOutcome:
     probes: Sequence[Probe]
     least: float | None
     kept_norms: bool
+    latency: Comparison | str | None
 
 
 def way_to(
     *,
     method: str | None,
-    default: str,
+    default: Method,
     fields: Sequence[str],
     budget: Sequence[str],
     guard: float | None,
@@ -218,7 +225,7 @@ def work(
     fitted = way.label_free is not None or (way.method is not None and way.method.keeps_norms)
     norms = norms_after(norms, fitted=fitted)
     settles = has_norms and batches is not None and norms != "keep"
-    steps = Steps(3 + 2 * (settles + bool(way.refit) + bool(way.steps) + bool(epochs)))
+    steps = Steps(4 + 2 * (settles + bool(way.refit) + bool(way.steps) + bool(epochs)))
     stages: list[Stage] = []
 
     def measure(name: str, model: nn.Module) -> None:
@@ -266,7 +273,19 @@ def work(
         model, history, recovering = trained.model, trained.history, trained.seconds
         measure(f"recovered ({epochs} epoch{'s' * (epochs > 1)})", model)
     kept_norms = has_norms and batches is None
-    return CompressionOutcome(stages, result, model, history, recovering, probes, least, kept_norms)
+    latency = None
+    with steps.step("timing"):
+        if problem.example_inputs is not None and result.plan.compresses:
+            latency = _latency(problem.model, model, problem.example_inputs, way)
+    return CompressionOutcome(stages, result, model, history, recovering, probes, least, kept_norms, latency)
+
+
+def _latency(before: nn.Module, after: nn.Module, inputs: Any, way: PlanSource) -> Comparison | str:
+    """The time of both networks as they would serve, in turns; or why there is none, of a network that runs nowhere."""
+    try:
+        return benchmark(before, after, inputs, runtimes=(way.runtime,), threads=way.threads, rounds=_ROUNDS).best
+    except TenfoldError as error:
+        return str(error)
 
 
 def _without_labels(

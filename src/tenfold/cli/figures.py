@@ -11,9 +11,11 @@ from rich.console import Group
 from torch import Tensor, nn
 
 from tenfold.bench.budget_search import Probe
+from tenfold.bench.latency import Comparison
 from tenfold.cli import tables
 from tenfold.errors import ArgumentError
 from tenfold.own_code import call_own
+from tenfold.runtimes.timing import WORTH
 from tenfold.train import Data, Score, evaluate
 
 
@@ -148,3 +150,18 @@ def _cells(row: Stage) -> tuple[str, ...]:
 
 def _plain(score: Score) -> dict[str, float | None]:
     return {"loss": score.loss if math.isfinite(score.loss) else None, "accuracy": score.accuracy}
+
+
+def faster(latency: Comparison | str) -> str:
+    """A sentence on whether a compressed network is faster than the dense one; or why that is not known."""
+    if isinstance(latency, str):
+        return f"Not timed: {latency}"
+    threads = f"{latency.threads} thread{'s' * (latency.threads > 1)}"
+    where = f"{latency.small_form.runtime}, {threads}, batch of {latency.batch}, optimised for inference"
+    times = f"{latency.dense_ms:.3g} ms dense, {latency.small_ms:.3g} ms compressed"
+    if latency.speedup < WORTH:
+        return (
+            f"Not faster here: {times} ({where}). What can be had: --budget latency=0.7; a larger batch or another "
+            "runtime gains more."
+        )
+    return f"{latency.speedup:.2f} times as fast: {times} ({where})."

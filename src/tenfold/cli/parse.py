@@ -70,7 +70,7 @@ def method(name: str, settings: Sequence[str]) -> Method:
         raise ArgumentError(f"{name} cannot be made with {given}: {error}.") from error
 
 
-def method_or(default: str, name: str | None, settings: Sequence[str]) -> Method:
+def method_or(default: Method, name: str | None, settings: Sequence[str]) -> Method:
     """Make the method called ``name``, as `method` does; where none is named, the default one.
 
     Raises:
@@ -81,7 +81,7 @@ def method_or(default: str, name: str | None, settings: Sequence[str]) -> Method
             f"`--set` must come with --method, whose field it is; got {settings[0]!r} alone. "
             f"E.g. --method alds --set measure=fro."
         )
-    return method(name or default, settings)
+    return default if name is None else method(name, settings)
 
 
 def require_budget(made: Method, limits: Budget | None) -> None:
