@@ -16,6 +16,7 @@ from tenfold.layers.spec import spec_of
 from tenfold.layers.tucker import TuckerConv
 from tenfold.linalg.fold import NAMES as FOLDS
 from tenfold.runtimes import NAMES, get_runtime
+from tenfold.runtimes.foreign import foreign_errors
 from tenfold.runtimes.onnx_layer import onnx_layer
 from tenfold.runtimes.runtime import running
 
@@ -130,6 +131,21 @@ def test_training_on_afterwards_does_not_wake_dropout_in_the_call(quick):
     assert_same(quick, call, wanted)
 
 
+class Draws(nn.Linear):
+    """Draws a random number for nothing."""
+
+    def forward(self, x):
+        torch.rand(1)
+        return super().forward(x)
+
+
+def test_random_numbers_are_left_as_they_were():
+    model, x, drawn = Draws(3, 2), torch.randn(2, 3), torch.random.get_rng_state()
+    get_runtime("eager").prepare(model, x)
+    tenfold.optimize_for_inference(nn.Sequential(model, nn.Dropout()), x)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
 def test_a_call_computes_without_autograd_on_its_threads_and_nothing_else_within_running():
     seen = []
 
@@ -149,7 +165,7 @@ LAYERS = {
     "linear": (lambda: nn.Linear(6, 5), (2, 6)),
     "linear without bias, three axes": (lambda: nn.Linear(6, 5, bias=False), (2, 3, 6)),
     "linear of one vector": (lambda: nn.Linear(6, 5), (6,)),
-    "conv1d same": (lambda: nn.Conv1d(4, 6, 2, padding="same", dilation=2), (2, 4, 9)),
+    "conv1d same": (lambda: nn.Conv1d(4, 6, 4, padding="same"), (2, 4, 9)),
     "conv2d uneven": (lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2)), (2, 4, 9, 8)),
     "conv2d grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding="valid", bias=False), (1, 4, 7, 7)),
     "conv3d": (lambda: nn.Conv3d(4, 6, (3, 1, 2), padding=1), (1, 4, 5, 5, 5)),
@@ -162,6 +178,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("case", LAYERS)
 def test_a_layer_prepared_alone_equals_the_module(quick, case):
     make, shape = LAYERS[case]
@@ -230,10 +247,13 @@ def test_calls_of_the_compiler_are_compiled_once_with_their_weights_and_freed():
         for model, call, outputs in zip(models, calls, wanted, strict=True):
             model[1].weight.data.zero_()
             assert_same(compiler, call, outputs)  # frozen
+        del calls[0], call
+        gc.collect()
+        assert_same(compiler, calls[0], wanted[1])  # the end of one leaves the others as they are
         assert dict(counters["frames"]) == before
         assert before["ok"] >= len(models)
     left = [weakref.ref(model[0].weight) for model in models]
-    del models, calls, model, call
+    del models, calls, model
     gc.collect()
     assert [ref() for ref in left] == [None] * 4
 
@@ -258,6 +278,21 @@ def test_what_a_graph_cannot_hold_is_one_sentence():
     pytest.importorskip("onnxruntime")
     with pytest.raises(tenfold.TenfoldError, match="cannot be exported: ONNX failed"):
         get_runtime("onnxruntime").prepare(DataDependent(nn.Linear(4, 4)), torch.randn(2, 4))
+
+
+def test_a_type_without_kernels_is_one_sentence():
+    pytest.importorskip("onnxruntime")
+    ort, conv, x = get_runtime("onnxruntime"), nn.Conv2d(3, 4, 3).double(), torch.randn(1, 3, 5, 5).double()
+    with pytest.raises(tenfold.TenfoldError, match=r"ONNX Runtime failed.*Conv.*float32 runs") as refused:
+        ort.prepare_layer(conv, x)
+    assert ".." not in str(refused.value)
+
+
+def test_foreign_messages_are_taken_as_far_as_they_say_something():
+    for text, said in (("a:\n\nb.\nc", "a: b"), ("a\nb", "a"), ("", ""), ("a:", "a:")):
+        with pytest.raises(tenfold.TenfoldError) as refused, foreign_errors("X", "Do Y."):
+            raise ValueError(text)
+        assert str(refused.value) == f"X failed with ValueError: {said}. Do Y."
 
 
 def test_bad_arguments_are_refused(runtime):

@@ -27,8 +27,14 @@ def foreign_errors(what: str, remedy: str) -> Iterator[None]:
     except TenfoldError:
         raise
     except Exception as error:
-        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
-        raise TenfoldError(f"{what} failed with {type(error).__name__}: {text}. {remedy}") from error
+        raise TenfoldError(f"{what} failed with {type(error).__name__}: {_said(error)}. {remedy}") from error
+
+
+def _said(error: Exception) -> str:
+    """The first line of a message, and those after it that a line ending with a colon introduces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    end = next((i for i, line in enumerate(lines) if not line.endswith(":")), 0)
+    return " ".join(lines[: end + 1])[:300].rstrip(".")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from tenfold.runtimes.foreign import foreign_errors
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CAPTURE_REMEDY = "torch.export needs a forward pass without steps that depend on the values."
+_TYPES = "Its CPU kernels know few types: float32 runs, convolutions in float64 or bfloat16 do not."
 _LARGEST = 2**31 - 2**26
 """Bytes of weights that one ONNX file can hold, less what the graph may take."""
 
@@ -72,5 +73,5 @@ def open_session(content: bytes, *, threads: int = 0) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors: they come back as exceptions, too
-    with foreign_errors("the model cannot be exported: ONNX Runtime", CAPTURE_REMEDY):
+    with foreign_errors("the model cannot be exported: ONNX Runtime", _TYPES):
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -89,13 +89,13 @@ def optimize_for_inference(
 def optimized(model: nn.Module, example_inputs: Any, *, runtime: str = "eager", threads: int = 1) -> Optimized:
     """As `optimize_for_inference`, with what was chosen; arguments and errors are the same."""
     runs, eager = get_runtime(runtime), get_runtime("eager")
-    before = _outputs(eager, model, example_inputs, threads)
     with torch.random.fork_rng([t.device for t in torch_tensors(example_inputs) if t.is_cuda]):
+        before = _outputs(eager, model, example_inputs, threads)
         plain, folded = _without_norms(model, example_inputs)
         made = [(form, *_in_form(plain, example_inputs, runs, threads, form)) for form in _formats(plain, runs)]
-    calls = [runs.prepare(new, example_inputs, threads=threads) for _, new, _ in made]
-    form, new, joined = made[fastest(calls, example_inputs, threads=threads, rounds=_ROUNDS)]
-    gap = _difference(before, _outputs(eager, new, example_inputs, threads))
+        calls = [runs.prepare(new, example_inputs, threads=threads) for _, new, _ in made]
+        form, new, joined = made[fastest(calls, example_inputs, threads=threads, rounds=_ROUNDS)]
+        gap = _difference(before, _outputs(eager, new, example_inputs, threads))
     return Optimized(new, runs.name, threads, form, folded, joined, gap)
 
 
