@@ -83,18 +83,18 @@ def test_the_faster_memory_format_is_taken(chooses, last):
     chooses(1.0, last)
     model, x = Residual().to(memory_format=torch.channels_last), torch.randn(2, 3, 8, 8)
     found = optimized(model, x)
-    assert found.memory_format == ("channels_last" if last else "default")
+    assert found.memory_format == ("channels_last" if last else "contiguous")
     kernels = [m.weight for m in found.model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     form = torch.channels_last if last else torch.contiguous_format
     assert all(w.is_contiguous(memory_format=form) for w in kernels)
     torch.testing.assert_close(found.model(x), model.eval()(x), **CLOSE)
-    assert optimized(linear_chain(3, 2), torch.randn(1, 3)).memory_format == "default"  # nothing to choose
+    assert optimized(linear_chain(3, 2), torch.randn(1, 3)).memory_format == "contiguous"  # nothing to choose
 
 
 def test_an_onnx_graph_has_no_memory_format(chooses):
     pytest.importorskip("onnxruntime")
     chooses(1.0, True)
-    assert optimized(chain(), image(), runtime="onnxruntime").memory_format == "default"
+    assert optimized(chain(), image(), runtime="onnxruntime").memory_format == "contiguous"
 
 
 @pytest.mark.parametrize(("faster", "joined"), [(2.0, ("0",)), (1.01, ()), (0.5, ())])

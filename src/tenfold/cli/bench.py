@@ -21,7 +21,7 @@ from tenfold.errors import ArgumentError, TenfoldError
 from tenfold.layers.cost import cost
 from tenfold.layers.swap import structure_of, to_dense
 from tenfold.runtimes import at_hand, get_runtime
-from tenfold.runtimes.optimize import DEFAULT
+from tenfold.runtimes.optimize import CONTIGUOUS
 from tenfold.runtimes.timing import WORTH
 
 NAME = "bench"
@@ -142,7 +142,7 @@ def _about(found: list[Benchmark]) -> list[str]:
     for each in found:
         for row in each.each:
             forms = row.dense_form.memory_format, row.small_form.memory_format
-            if forms != (DEFAULT, DEFAULT):
+            if forms != (CONTIGUOUS, CONTIGUOUS):
                 lines.append(f"Batch {row.batch}, {row.small_form.runtime}: {forms[0]} dense, {forms[1]} compressed.")
     return lines
 

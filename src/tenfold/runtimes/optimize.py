@@ -1,6 +1,6 @@
 """A model made ready for inference: the same outputs, by fewer operations, in the forms that are measured fastest here.
 
-Batch norm is folded into the layers before it. Weights of convolutions lie in the default memory format or with
+Batch norm is folded into the layers before it. Weights of convolutions lie contiguously or with
 channels last; the encoders of sliced layers are grouped convolutions or single ones with block-diagonal kernels. Which
 is faster depends on the processor, the runtime and the sizes: all are timed in turns, and what is not clearly faster is
 left as it is.
@@ -29,7 +29,7 @@ from tenfold.runtimes import get_runtime
 from tenfold.runtimes.runtime import Runtime, torch_tensors
 from tenfold.runtimes.timing import WORTH, fastest, turns, undisturbed_clock
 
-DEFAULT, CHANNELS_LAST = "default", "channels_last"
+CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 _FORMS = {4: torch.channels_last, 5: torch.channels_last_3d}
 """By the number of a tensor's axes."""
 _ROUNDS = 9
@@ -46,7 +46,7 @@ class Optimized:
         model: itself, in eval mode.
         runtime: that it was timed in.
         threads: that it was timed with.
-        memory_format: of the weights of convolutions, "default" or "channels_last".
+        memory_format: of the weights of convolutions, "contiguous" or "channels_last".
         folded: batch norms that are gone.
         joined: sliced layers whose encoder is one convolution with a block-diagonal kernel.
         difference: largest absolute difference of the outputs for the example inputs.
@@ -112,7 +112,7 @@ def _without_norms(model: nn.Module, inputs: Any) -> tuple[nn.Module, tuple[str,
 def _formats(model: nn.Module, runtime: Runtime) -> tuple[str, ...]:
     """The memory formats to choose from. An ONNX graph has none: its runtime lays weights out itself."""
     choice = runtime.name != "onnxruntime" and next(_kernels(model), None) is not None
-    return (DEFAULT, CHANNELS_LAST) if choice else (DEFAULT,)
+    return (CONTIGUOUS, CHANNELS_LAST) if choice else (CONTIGUOUS,)
 
 
 def _kernels(model: nn.Module) -> Iterator[nn.Parameter]:
