@@ -17,7 +17,7 @@ class CountingWatch:
     """See `tenfold.runtimes.stopwatch.Stopwatch`."""
 
     def __init__(self, crowding=0.3):
-        self.about = {"runtime": "counted", "threads": 1, "memory_format": "default"}
+        self.about = {"runtime": "counted", "threads": 1, "memory_format": "contiguous"}
         self.crowding = crowding
         self.layers, self.networks = [], []
         self.kept = {}

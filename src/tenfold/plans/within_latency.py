@@ -22,7 +22,7 @@ from tenfold.plans.network_times import NetworkTimes
 from tenfold.plans.plan import LayerPlan, Plan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.aligned import aligned_ranks
-from tenfold.runtimes.optimize import CHANNELS_LAST, DEFAULT
+from tenfold.runtimes.optimize import CHANNELS_LAST, CONTIGUOUS
 from tenfold.runtimes.stopwatch import Stopwatch, stopwatch
 
 Choose = Callable[[Problem, Budget], Plan]
@@ -126,7 +126,7 @@ def _times(problem: Problem) -> NetworkTimes:
     def watch(memory_format: str) -> Stopwatch:
         return stopwatch(problem.runtime, threads=problem.threads, memory_format=memory_format, device=device)
 
-    plain = NetworkTimes(problem, watch(DEFAULT))
+    plain = NetworkTimes(problem, watch(CONTIGUOUS))
     maps = any(isinstance(m, nn.Conv2d) for m in problem.model.modules())
     if problem.runtime != "eager" or not maps:
         return plain

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from tenfold.errors import TenfoldError
 from tenfold.runtimes import get_runtime
-from tenfold.runtimes.optimize import CHANNELS_LAST, DEFAULT
+from tenfold.runtimes.optimize import CHANNELS_LAST, CONTIGUOUS
 from tenfold.runtimes.rounds import Call, Clock, ColdCaches, relative_times
 from tenfold.runtimes.time_cache import TimeCache, cache_folder
 
@@ -33,7 +33,7 @@ _NETWORK_SECONDS, _FEWEST, _MOST = 2.0, 5, 25
 _YARDSTICK_ROUNDS = 25
 _CACHE_BYTES = 1 << 20
 """Of the second level, where the system does not tell."""
-_FORMATS = {DEFAULT: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
+_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Conditions:
         runtime: see `tenfold.runtimes.get_runtime`.
         version: of it.
         threads: that it may use.
-        memory_format: of weights and inputs with four axes: "default" or "channels_last".
+        memory_format: of weights and inputs with four axes: "contiguous" or "channels_last".
         device: "cpu", or the name of a GPU.
     """
 
@@ -75,7 +75,7 @@ class Stopwatch:
         runtime: str,
         *,
         threads: int = 1,
-        memory_format: str = DEFAULT,
+        memory_format: str = CONTIGUOUS,
         device: torch.device | str = "cpu",
         folder: Path | None = None,
     ) -> None:
