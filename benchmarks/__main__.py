@@ -7,7 +7,16 @@ import torch
 
 from benchmarks.record import record
 
-NAMES = ("allocation", "inference", "latency_budget", "projection", "sfw_step", "spectral_oracle", "tucker_step")
+NAMES = (
+    "allocation",
+    "inference",
+    "latency_budget",
+    "projection",
+    "sfw_step",
+    "spectral_oracle",
+    "tucker_memory",
+    "tucker_step",
+)
 
 
 def main() -> None:

@@ -6,8 +6,7 @@ the deployed form; pointwise and linear layers stay dense. Ranks are pinned, so 
 three steps of a short cycle are timed one by one: the first (bases grow), one in between and the last (cut); a cycle of
 m = 10 is ``(first + 8 between + last) / 10``. "narrow" is a cycle whose bases grow by a quarter of their columns
 (``columns=0.25``), not by as many again. "one_pass" is a cycle of one step, and costs what "fixed" costs. Linear
-algebra is the time inside growing and cutting. Peak memory is that of building the model and of two steps, the second
-in the grown bases, in a process of its own. One thread, CPU time, after a first step that is not counted.
+algebra is the time inside growing and cutting. One thread, CPU time, after a first step that is not counted.
 
 The floor
 ---------
@@ -18,19 +17,11 @@ activations, the loss and the layers that stay dense cost the same in both: a te
 a QR and a subspace step of an ``n x 2r`` basis and an eigenproblem of order 2r, some 20 n r^2 multiply-adds in float64;
 for n = 512 a tenth of a second for each mode, once in a cycle. Expected: a cycle 2 to 3 times faster than dense at
 90 %, a narrow one 3 to 4 times, "fixed" less, since it pays the linear algebra in every step.
-
-Memory: norms and activations keep their maps as in the dense network, and a chain keeps its input, as the dense layer
-does. On top come w of each layer in steps that ask for gradients of bases, and z where a map is no larger than the
-weights and gradients that the layer saves. So the floor is the dense network without these weights, gradients and
-momenta: 0.83 of dense for ResNet-18 at 90 %, where 573 of 712 MiB are maps and their workspace. What the operating
-system counts is more, and by another share, since glibc holds on to blocks that fit nothing any more.
 """
 
 import functools
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +32,6 @@ import torch
 from torch import nn
 
 from benchmarks import memory, nets
-from benchmarks.record import ROOT
 from tenfold.layers.cost import layer_cost
 from tenfold.layers.spec import spec_of
 from tenfold.layers.tucker_model import to_tucker
@@ -54,10 +44,7 @@ Ranks = dict[str, tuple[int, ...]]
 
 NETS = ("resnet18", "vgg16_bn")
 FEWER = (0.5, 0.75, 0.9, 0.95)
-MEMORY = (0.9,)
 BATCH, CYCLE = 128, 10
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
-"""glibc gives every block above this size back at once; by itself it holds on to what it has given out."""
 INTEGRATORS = {
     "cycle": integration.IntegratorSettings(tau=0.1, every=3, pinned=True),
     "narrow": integration.IntegratorSettings(tau=0.1, every=3, pinned=True, columns=0.25),
@@ -69,27 +56,19 @@ SETTINGS = {
     "seed": nets.SEED,
     "cycle": CYCLE,
     "clock": "CPU time, one thread, one step of each kind after one that is not counted",
-    "goals": {"faster": 2, "at": 0.9, "memory": 1},
+    "goals": {"faster": 2, "at": 0.9},
 }
 
 
 def cases() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Times of every network and size, then memory."""
+    """Times of every network and size."""
     for net in NETS:
         for fewer in FEWER:
             yield f"{net} {fewer:.0%} fewer", partial(steps, net, fewer)
-    for net in NETS:
-        for fewer in MEMORY:
-            yield f"{net} {fewer:.0%} fewer, memory", partial(peaks, net, fewer)
 
 
 def line(result: dict[str, Any]) -> str:
     """One result in words."""
-    if "over_dense" in result:
-        size = {name: f"{bytes_ / 2**20:.0f} MiB" for name, bytes_ in result["peak_bytes"].items()}
-        return ", ".join(
-            [f"dense {size['dense']}", *(f"{k} {size[k]}: {r:.2f}" for k, r in result["over_dense"].items())]
-        )
     told = [
         f"{name} {result['seconds'][name]:.2f} s ({result['faster'][name]:.2f}x, {result['algebra'][name]:.0%} algebra)"
         for name in INTEGRATORS
@@ -126,22 +105,6 @@ def steps(net: str, fewer: float) -> dict[str, Any]:
         "faster": {name: round(seconds["dense"] / seconds[name], 3) for name in INTEGRATORS},
         "algebra": {name: round(share, 3) for name, share in algebra.items()},
     }
-
-
-def peaks(net: str, fewer: float) -> dict[str, Any]:
-    """Peak memory of model and training, each in a process of its own; once more with no memory held back."""
-    found: dict[str, dict[str, Any]] = {}
-    for kind, allocator in (("", {}), ("needed_", GIVES_BACK)):
-        peak = {}
-        for name, share, columns in (("dense", 0.0, 1.0), ("cycle", fewer, 1.0), ("narrow", fewer, 0.25)):
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.tucker_step", net, str(share), str(BATCH), str(columns)],
-                cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | allocator,
-            )  # fmt: skip
-            peak[name] = json.loads(done.stdout)["peak_bytes"]
-        ratios = {name: round(peak[name] / peak["dense"], 3) for name in ("cycle", "narrow")}
-        found |= {f"{kind}peak_bytes": peak, f"{kind}over_dense": ratios}
-    return {"net": net, "fewer": fewer, **found}
 
 
 class _Clock:

@@ -34,6 +34,9 @@ def test_train_writes_a_whole_run(runs, train_json):
     assert [epoch["epoch"] for epoch in train_json["history"]] == [1, 2]
     assert [stage["stage"] for stage in train_json["stages"]] == ["trained"]
     assert train_json["recipe"]["batch_size"] == 64
+    assert "small" in train_json["probe"]["reason"]  # nothing measured, so that this run can be had again
+    recorded = json.loads((runs / "a" / "run.json").read_text())["recipe"]
+    assert (recorded["precision"], recorded["memory_format"]) == ("no", "contiguous")
 
 
 def test_compress_shows_every_stage_and_keeps_to_the_budget(runs, train_json, compress_json):

@@ -208,6 +208,8 @@ def _refuse_training(finetune: int, recipe: dict[str, Any]) -> None:
 def _recovery(recipe: Recipe, epochs: int, changes: dict[str, Any]) -> Recipe:
     """The recipe of the recovery; where there is none, still checked."""
     changed = replace(recipe, **changes)
+    for name in changed.left_open:
+        check(False, "--" + name.replace("_", "-"), "said: a recovery is as the training was", changes.get(name))
     total = recipe.epochs if recipe.total is None else recipe.total
     check(epochs <= total, "--finetune", f"at most {total}, the epochs of the training to rewind", epochs)
     for name in _TEACHING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -138,7 +138,12 @@ def check_file(out: Path, *, force: bool) -> None:
 
 
 def recipe_options(
-    only: Sequence[str], *, panel: str, shown: str | None = None, plain: Sequence[str] = ()
+    only: Sequence[str],
+    *,
+    panel: str,
+    shown: str | None = None,
+    plain: Sequence[str] = (),
+    own: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """Give a verb one option per named field of `Recipe`; it receives those that were typed as ``recipe``, a dict.
 
@@ -147,12 +152,13 @@ def recipe_options(
         panel: the heading that they stand under.
         shown: what the help says the default is; None: the field's own.
         plain: fields that are shown with their own default in any case.
+        own: what the help says the default of a field is for this verb, by field; None: nothing.
     """
     texts, hints = arguments(Recipe), get_type_hints(Recipe)
     chosen = [f for f in fields(Recipe) if f.name in only]
 
     def decorate(work: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        own = [p for p in inspect.signature(work, eval_str=True).parameters.values() if p.name != "recipe"]
+        kept = [p for p in inspect.signature(work, eval_str=True).parameters.values() if p.name != "recipe"]
 
         @functools.wraps(work)
         def wrapped(**options: Any) -> Outcome:
@@ -163,12 +169,12 @@ def recipe_options(
         extra = []
         for f in chosen:
             default = str(f.default if f.default not in (None, ()) else "none")
-            default = default if f.name in plain else shown or default
+            default = (own or {}).get(f.name, default if f.name in plain else shown or default)
             text = with_default(texts[f.name], default)
             option = typer.Option("--" + f.name.replace("_", "-"), help=text, rich_help_panel=panel)
             kind = Annotated[_typed(hints[f.name]) | None, option]
             extra.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
-        return signed(wrapped, [*own, *extra])
+        return signed(wrapped, [*kept, *extra])
 
     return decorate
 

@@ -11,7 +11,7 @@ import typer
 from torch import nn
 
 from tenfold.cli import figures, parse, runs, tables
-from tenfold.cli.command import Outcome, verb
+from tenfold.cli.command import Outcome, console, verb
 from tenfold.cli.figures import ByAccuracy, Stage
 from tenfold.cli.network_options import Trust
 from tenfold.cli.options import (
@@ -42,6 +42,8 @@ from tenfold.plans.budget import Budget
 from tenfold.train import Fit, Recipe, fit
 from tenfold.train.calibration import CalibrationBatches
 from tenfold.train.data import Data
+from tenfold.train.probe import Choice, settled
+from tenfold.train.recipe import AUTO
 
 NAME = "train"
 EXAMPLES = (
@@ -52,11 +54,12 @@ EXAMPLES = (
     "tenfold train --out runs/b --resume"
 )
 _DEFAULTS: dict[str, Any] = {"data": "digits", "network": "cnn", "method": "dense"}
+_LEFT_OPEN = {"precision": AUTO, "memory_format": AUTO}
 _RECIPE = [name for name in Recipe.__dataclass_fields__ if name not in ("total", "distill", "temperature")]
 
 
 @verb
-@recipe_options(_RECIPE, panel="Recipe")
+@recipe_options(_RECIPE, panel="Recipe", own=_LEFT_OPEN)
 def command(
     *,
     out: Out,
@@ -105,16 +108,18 @@ def command(
     with only_writer(out):
         if not resume:
             runs.check_out(out, force=force)
-        job = _prepare(settings)
+        job, choice = _decided(_prepare(settings))
         with runs.resumed_folder(out) if resume else runs.training_folder(out, job.settings):
             trained = _fit(job, out, resume=resume, tensorboard=tensorboard)
         with Steps().step("compressing and evaluating"):
             result, rows = _finish(job, trained)
         figures = _results(out, job.settings, trained, result, rows)
+        figures["probe"] = None if choice is None else asdict(choice)
         body = runs.write_training(out, job.settings, result.model, result.plan, figures)
+    chosen = [] if choice is None else [choice.sentence]
     treated = job.method.describe(job.network, job.goal())
     return Outcome(
-        body, [*tables.described(job.method.name, treated), *_shown(out, job.settings, trained, result, rows)]
+        body, [*chosen, *tables.described(job.method.name, treated), *_shown(out, job.settings, trained, result, rows)]
     )
 
 
@@ -151,7 +156,7 @@ def _settings(old: runs.Settings | None, recipe: dict[str, Any], **given: Any) -
         network=_DEFAULTS["network"],
         method=record(parse.method(_DEFAULTS["method"], ())),
         budget={},
-        recipe={},
+        recipe=_LEFT_OPEN,
     )
     if base.command != NAME:
         raise CheckpointError("`--resume` goes on with a training; that folder was written by tenfold compress.")
@@ -177,6 +182,16 @@ def _prepare(settings: runs.Settings) -> _Job:
     job = _Job(settings, method, recipe, budget, data, runs.network(settings, data))
     make_plan(job.network, method, budget, example_inputs=job.example(torch.device("cpu")), **job.given())
     return job
+
+
+def _decided(job: _Job) -> tuple[_Job, Choice | None]:
+    """The job with a recipe that leaves nothing open, which is what ``run.json`` has, and the probe that it took."""
+    with Steps().step("measuring precision and memory format"):
+        recipe, choice = settled(job.recipe, job.network, job.method, job.data.train, job.goal())
+    screen = console(stderr=True)
+    if choice is not None and screen.is_terminal:
+        screen.print(choice.sentence)
+    return replace(job, recipe=recipe, settings=replace(job.settings, recipe=asdict(recipe))), choice
 
 
 def _fit(job: _Job, out: Path, *, resume: bool, tensorboard: bool) -> Fit:

@@ -69,7 +69,14 @@ class Convolution:
         return torch.ops.aten.convolution(x, weight, None, *options, 1)
 
     def gradients(self, g: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
-        """The gradients in ``x`` and ``weight`` for that of the output, ``g``; None for what is not wanted."""
+        """The gradients in ``x`` and ``weight``; None for what is not wanted.
+
+        Args:
+            g: the gradient of the output.
+            x: the input ``(N, in, *spatial)``.
+            weight: as torch stores it.
+            wanted: that of ``x``, that of ``weight``.
+        """
         options = (self.stride, self.padding, self.dilation, self.transposed, self.output_padding)
         return torch.ops.aten.convolution_backward(g, x, weight, None, *options, 1, [*wanted, False])[:2]
 

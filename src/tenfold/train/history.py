@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tenfold.train.recipe import Recipe
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -40,8 +42,10 @@ class Fit:
         model: as the last step left it (in the method's training form; ``method.finish`` compresses it).
         history: one `Epoch` per epoch, those before a resume included.
         seconds: of training, all epochs together.
+        recipe: as it was trained by: with what a probe chose in place of "auto".
     """
 
     model: nn.Module
     history: list[Epoch]
     seconds: float
+    recipe: Recipe

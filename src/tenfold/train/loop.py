@@ -20,6 +20,7 @@ from tenfold.train.data.split import Data, Split
 from tenfold.train.distill import fingerprint, frozen
 from tenfold.train.engine import engine
 from tenfold.train.history import Epoch, Fit
+from tenfold.train.probe import settled
 from tenfold.train.progress import Display, Meter, Scalars
 from tenfold.train.recipe import Recipe
 from tenfold.train.run import Run, check_finite, stream
@@ -73,7 +74,7 @@ def fit(
         model: the network to start from; it is not changed.
         method: what is done at each step; see `Trainable`.
         data: trained on ``data.train``, watched on ``data.validation``; ``data.test`` is not touched.
-        recipe: the hyper-parameters.
+        recipe: the hyper-parameters; what is "auto" in it is measured first, or as in the run that is resumed.
         goal: budget and selection, for methods that use them; the length of the training is filled in here.
         teacher: images -> logits, as the model; its distillation loss has the weight ``recipe.distill``. It is run in
             eval mode and not changed.
@@ -93,6 +94,7 @@ def fit(
     check(teacher is not None or not recipe.distill, "teacher", "given where `distill` is above 0", teacher)
     teacher = teacher if recipe.distill else None
     folder = Path(out or ".") / "checkpoint"
+    recipe = _decided(recipe, model, method, data, goal, folder if resume else None)
     board = Path(out or ".") / "tensorboard" if tensorboard else None
     identity = {"recipe": asdict(recipe), "method": repr(method), "data": f"{data.name} {data.checksum}"}
     identity |= {} if teacher is None else {"teacher": fingerprint(teacher)}
@@ -118,7 +120,18 @@ def fit(
                 if out is not None:
                     rows = [asdict(row) for row in history]
                     save_checkpoint(folder, run.parts, {**identity, "epoch": epoch, "history": rows})
-    return Fit(run.model, history, sum(row.seconds for row in history))
+    return Fit(run.model, history, sum(row.seconds for row in history), recipe)
+
+
+def _decided(
+    recipe: Recipe, model: nn.Module, method: Trainable, data: Data, goal: Goal | None, resumed: Path | None
+) -> Recipe:
+    """The recipe with nothing left open: as the run that is resumed has it, else by a probe."""
+    if resumed is None or not recipe.left_open:
+        return settled(recipe, model, method, data.train, goal)[0]
+    saved = read_record(resumed).get("recipe", {})
+    known = {name: saved[name] for name in recipe.left_open if name in saved}
+    return settled(replace(recipe, **known), model, method, data.train, goal)[0]
 
 
 def _begin(

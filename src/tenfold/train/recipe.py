@@ -10,8 +10,10 @@ from tenfold.errors import check
 from tenfold.train.data.augment import AUGMENTATIONS
 from tenfold.train.schedule import SCHEDULES, Schedule, make_schedule, window
 
-PRECISIONS = ("no", "bf16", "fp16")
-MEMORY_FORMATS = ("contiguous", "channels_last")
+AUTO = "auto"
+"""Left to a probe as the training begins; see `tenfold.train.probe`."""
+PRECISIONS = ("no", "bf16", "fp16", AUTO)
+MEMORY_FORMATS = ("contiguous", "channels_last", AUTO)
 _LATER = ("distill", "temperature", "memory_format")
 """Fields that checkpoints of version 0.1.0 may lack."""
 
@@ -35,8 +37,10 @@ class Recipe:
         clip_norm: limit of the gradient's 2-norm, > 0; None for no limit.
         accumulate: parts that each batch is computed in, >= 1: less memory, the same step (but for batch norm, which
             sees the parts).
-        precision: "no" (float32), "bf16" or "fp16" autocast; fp16 needs a GPU.
-        memory_format: of kernels and images, "contiguous" or "channels_last": the same network, often faster so.
+        precision: "no" (float32), "bf16" or "fp16" autocast; fp16 needs a GPU. "auto": "bf16" where a probe finds it
+            clearly faster here, else "no".
+        memory_format: of kernels and images, "contiguous" or "channels_last": the same network, often faster so; or
+            "auto", the one that a probe finds faster here.
         augment: "none", "crop" or "crop-flip".
         distill: weight ``a`` of the teacher in the loss ``(1 - a) CE + a T^2 KL(teacher || student)``, in [0, 1];
             0: no teacher.
@@ -101,6 +105,11 @@ class Recipe:
         check(self.augment in AUGMENTATIONS, "augment", f"one of {', '.join(AUGMENTATIONS)}", self.augment)
         check(0 <= self.distill <= 1, "distill", "in [0, 1]", self.distill)
         check(0 < self.temperature < math.inf, "temperature", "> 0", self.temperature)
+
+    @property
+    def left_open(self) -> list[str]:
+        """The fields that a probe is to decide: those that are "auto"."""
+        return [name for name in ("precision", "memory_format") if getattr(self, name) == AUTO]
 
     def factor(self) -> Schedule:
         """The learning-rate factor as a function of this run's time in epochs."""

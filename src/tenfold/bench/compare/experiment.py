@@ -27,7 +27,7 @@ from tenfold.methods.dense import Dense
 from tenfold.plans.budget import Budget
 from tenfold.plans.refit_result import Refit, check_refit
 from tenfold.runtimes import NAMES
-from tenfold.train.recipe import Recipe
+from tenfold.train.recipe import AUTO, Recipe
 from tenfold.validation import construct
 
 DENSE, AFTER, DURING = "dense", "post-training", "training"
@@ -229,6 +229,8 @@ class Experiment:
         check(is_count(self.recovery, 0), "recovery", "an integer >= 0", self.recovery)
         epochs = self.recipe.epochs
         check(self.recovery < epochs, "recovery", f"below the {epochs} epochs of the recipe", self.recovery)
+        one = "no, bf16 or fp16: one for all runs of a comparison"
+        check(self.recipe.precision != AUTO, "precision", one, self.recipe.precision)
         check(self.recipe.total is None, "total", "left out: the experiment windows the schedule", self.recipe.total)
         for name in ("methods", "seeds"):
             check(len(getattr(self, name)) > 0, name, "a list with at least one entry", [])
