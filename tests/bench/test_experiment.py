@@ -252,3 +252,12 @@ def test_an_entry_may_be_refitted_and_is_another_than_without(read):
     assert Experiment.from_dict(found.to_dict()).methods == found.methods
     with pytest.raises(ArgumentError, match=r"`refit:?` must be 'last', 'both' or None; got 'first'"):
         read(text.replace("refit: both", "refit: first"))
+
+
+def test_all_runs_have_one_precision_and_each_may_have_the_memory_format_that_it_is_fast_in():
+    body = {"name": "x", "data": "digits", "model": "cnn", "methods": ["svd"], "budgets": [{"params": 0.5}]}
+    assert Experiment.from_dict(body).recipe.left_open == []
+    left = Experiment.from_dict(body | {"recipe": {"memory_format": "auto"}})
+    assert left.whole(0).left_open == left.shortened(0).left_open == ["memory_format"]
+    with pytest.raises(ArgumentError, match="`precision` must be no, bf16 or fp16: one for all runs"):
+        Experiment.from_dict(body | {"recipe": {"precision": "auto"}})

@@ -40,6 +40,7 @@ COMPRESS = [
     (("--budget", "params=0.5", "--exclude", "("), "`--exclude`", "("),
     (("--budget", "params=0.5", "--finetune", "3"), "`--finetune`", "at most 2"),
     (("--budget", "params=0.5", "--finetune", "1", "--lr", "0"), "`--lr`", "> 0"),
+    (("--budget", "params=0.5", "--finetune", "1", "--precision", "auto"), "`--precision`", "as the training was"),
 ]
 
 
