@@ -131,20 +131,14 @@ class TrainedTucker(Decomposed):
         (out, inner), rest = channel_sizes(self.spec.shape, self.groups)
         return sum(self._macs) / (out * inner * rest)
 
-    def recomputes(self, x: Tensor) -> bool:
-        """Whether the backward pass of the chain computes its first map for ``x`` again, in place of keeping it.
+    @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass of the chain computes its first map again, in place of keeping it.
 
-        So it does where that map has more numbers than the layer has fewer weights and gradients than a dense one,
-        and where the MACs of a step with constant bases grow by a fifth at most.
+        So it does where that adds at most a fifth to the MACs of a step with constant bases.
         """
         first, core, last = self._macs
-        spared = 2 * (self.spec.params - sum(factor.numel() for factor in self.factors))
-        return self._first_map(x) > spared and first <= _AGAIN * (2 * first + 3 * core + 2 * last)
-
-    def _first_map(self, x: Tensor) -> float:
-        """How many numbers the first map of the chain has."""
-        fewer = math.prod(self.spec.stride) if self._pointwise else 1
-        return x.numel() / self.spec.in_channels * self.stored[1] / fewer
+        return first <= _AGAIN * (2 * first + 3 * core + 2 * last)
 
     @property
     def _macs(self) -> tuple[float, float, float]:
@@ -240,7 +234,7 @@ class TrainedTucker(Decomposed):
             encoder, plain = inner.mT.reshape(-1, len(inner), *[1] * axes), Convolution.pointwise(axes)
             pair = (options, plain) if self._pointwise else (plain, options)
             weights = (encoder, core if self._pointwise else to_weight(self.spec, core), outer)
-            return chain(x, weights, self.bias, *pair, again=self.recomputes(x))
+            return chain(x, weights, self.bias, *pair, again=self.recomputes)
         if self._pointwise:  # a stride drops positions before they cost anything
             encoder = inner.mT.reshape(-1, len(inner), *self.spec.kernel_size)
             middle = pointwise(axes, compute(self.spec, x, encoder), core.flatten(1))
