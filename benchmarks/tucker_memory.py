@@ -7,8 +7,9 @@ gives every block of 256 KiB back at once, which is what the steps need.
 The floor
 ---------
 Norms and activations keep their maps as in the dense network, and a chain keeps its input, as the dense layer does. On
-top come w of each layer in steps that ask for gradients of bases, and z where it costs too much to compute again. So the floor is the dense network without the
-weights, gradients and momenta that are saved: of ResNet-18's 712 MiB at 90 % some 115, a ratio of 0.84.
+top come w of each layer in steps that ask for gradients of bases, and z where it costs too much to compute again. So
+the floor is the dense network without the weights, gradients and momenta that are saved: of ResNet-18's 712 MiB at 90 %
+some 115, a ratio of 0.84.
 """
 
 import json
