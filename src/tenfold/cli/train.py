@@ -42,7 +42,7 @@ from tenfold.plans.budget import Budget
 from tenfold.train import Fit, Recipe, fit
 from tenfold.train.calibration import CalibrationBatches
 from tenfold.train.data import Data
-from tenfold.train.probe import Choice, settled
+from tenfold.train.probe import Probed, settled
 from tenfold.train.recipe import AUTO
 
 NAME = "train"
@@ -184,7 +184,7 @@ def _prepare(settings: runs.Settings) -> _Job:
     return job
 
 
-def _decided(job: _Job) -> tuple[_Job, Choice | None]:
+def _decided(job: _Job) -> tuple[_Job, Probed | None]:
     """The job with a recipe that leaves nothing open, which is what ``run.json`` has, and the probe that it took."""
     with Steps().step("measuring precision and memory format"):
         recipe, choice = settled(job.recipe, job.network, job.method, job.data.train, job.goal())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +22,16 @@ from tenfold.errors import TenfoldError
 from tenfold.runtimes import get_runtime
 from tenfold.runtimes.optimize import CHANNELS_LAST, CONTIGUOUS
 from tenfold.runtimes.rounds import Call, Clock, ColdCaches, relative_times
+from tenfold.runtimes.runtime import running
 from tenfold.runtimes.time_cache import TimeCache, cache_folder
+from tenfold.runtimes.timing import undisturbed_clock
 
 Make = Callable[[], nn.Module]
-_PROTOCOL = 1
+_PROTOCOL = 2
 _LAYER_ROUNDS = 11
 _NETWORK_SECONDS, _FEWEST, _MOST = 2.0, 5, 25
 """What measuring a network may take, and rounds of it at least and at most."""
-_YARDSTICK_ROUNDS = 25
+_WARM, _YARDSTICK_ROUNDS = 3, 25
 _CACHE_BYTES = 1 << 20
 """Of the second level, where the system does not tell."""
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
@@ -84,7 +85,7 @@ class Stopwatch:
         on = "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
         self.conditions = Conditions(runtime, self.runtime.version, threads, memory_format, on)
         self.format = _FORMATS[memory_format]
-        self.clock: Clock = time.thread_time if threads == 1 and on == "cpu" else time.perf_counter
+        self.clock: Clock = undisturbed_clock(torch.empty(0, device=self.device), threads)
         about = {"protocol": _PROTOCOL, "torch": torch.__version__, "processor": _processor(), "l2": _second_level()}
         self.cache = TimeCache(self.about | about, folder)
         self.cold = ColdCaches(_second_level()) if on == "cpu" else lambda: None
@@ -115,7 +116,8 @@ class Stopwatch:
         if not set(options) <= set(known):  # all of them in the same rounds, or they could not be compared
             x = self._placed(torch.randn(tuple(shape), device=self.device).to(dtype))
             calls = {name: self._prepared(make(), x, layer=True) for name, make in options.items()}
-            found = relative_times(calls, yardstick, rounds=_LAYER_ROUNDS, clock=self.clock, before=self.cold)
+            with running(self.threads):
+                found = relative_times(calls, yardstick, rounds=_LAYER_ROUNDS, clock=self.clock, before=self.cold)
             self.cache.keep(key, {name: ratio * unit * 1e9 for name, ratio in found.items()})
             known = self.cache.times[key]
         return {name: known[name] for name in options}
@@ -131,10 +133,11 @@ class Stopwatch:
         yardstick, unit = self._ready()
         if key not in self.cache.times:
             call = self._prepared(make(), tree_map_only(torch.Tensor, self._placed, inputs), layer=False)
-            start = self.clock()
-            call()
-            rounds = int(min(max(_NETWORK_SECONDS / max(self.clock() - start, 1e-6), _FEWEST), _MOST))
-            found = relative_times({"": call}, yardstick, rounds=rounds, clock=self.clock)
+            with running(self.threads):
+                start = self.clock()
+                call()
+                rounds = int(min(max(_NETWORK_SECONDS / max(self.clock() - start, 1e-6), _FEWEST), _MOST))
+                found = relative_times({"": call}, yardstick, rounds=rounds, clock=self.clock)
             self.cache.keep(key, {"": found[""] * unit * 1e9})
         return self.cache.times[key][""]
 
@@ -143,25 +146,33 @@ class Stopwatch:
         if self._yardstick is None:
             x = self._placed(torch.randn(1, 64, 16, 16, device=self.device))
             call = self._prepared(nn.Conv2d(64, 64, 3, padding=1, device=self.device), x, layer=True)
-            for _ in range(3):
-                call()
-            seconds = []
-            for _ in range(_YARDSTICK_ROUNDS):
-                self.cold()
-                start = self.clock()
-                call()
-                seconds.append(self.clock() - start)
+            with running(self.threads):
+                seconds = [self._cold_seconds(call) for _ in range(_WARM + _YARDSTICK_ROUNDS)][_WARM:]
             self.cache.agree(statistics.median(seconds))
             self._yardstick = call
         assert self.cache.yardstick is not None
         return self._yardstick, self.cache.yardstick
+
+    def _cold_seconds(self, call: Call) -> float:
+        self.cold()
+        start = self.clock()
+        call()
+        return self.clock() - start
 
     def _prepared(self, module: nn.Module, inputs: Any, *, layer: bool) -> Call:
         module = module.eval()
         if self.format is torch.channels_last:
             module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stub lacks it
         prepare = self.runtime.prepare_layer if layer else self.runtime.prepare
-        return prepare(module, inputs, threads=self.threads)
+        call = prepare(module, inputs, threads=self.threads)
+        if self.device.type == "cpu":
+            return call
+
+        def finished() -> None:
+            call()
+            torch.cuda.synchronize(self.device)
+
+        return finished
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:
         return x.contiguous(memory_format=self.format) if x.ndim == 4 else x

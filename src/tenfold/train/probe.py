@@ -39,7 +39,7 @@ _NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
-class Choice:
+class Probed:
     """The outcome of a probe.
 
     Args:
@@ -67,7 +67,7 @@ class Choice:
 
 def settled(
     recipe: Recipe, model: nn.Module, method: Trainable, train: Split, goal: Goal | None = None
-) -> tuple[Recipe, Choice | None]:
+) -> tuple[Recipe, Probed | None]:
     """Decide what a recipe leaves to the machine (`AUTO`), by forward and backward passes of a begun model.
 
     Ways are taken in turns, on examples of the first batch, and the fastest counts: where it is faster by 5 %, by 25 %
@@ -105,7 +105,7 @@ def _filled(recipe: Recipe, way: Way) -> Way:
     return precision, way[1] if recipe.memory_format == AUTO else recipe.memory_format
 
 
-def _chosen(recipe: Recipe, model: nn.Module, train: Split, device: torch.device) -> Choice:
+def _chosen(recipe: Recipe, model: nn.Module, train: Split, device: torch.device) -> Probed:
     plain = _filled(recipe, PLAIN)
     size = min(recipe.batch_size, len(train))
     order = torch.Generator().manual_seed(recipe.seed)
@@ -113,13 +113,13 @@ def _chosen(recipe: Recipe, model: nn.Module, train: Split, device: torch.device
     x, y = x.chunk(recipe.accumulate)[0], y.chunk(recipe.accumulate)[0]
     macs = _macs(model, x[:2]) / len(x[:2])
     if macs * len(x) < LEAST:
-        return Choice(*plain, {}, "the network is too small to measure")
+        return Probed(*plain, {}, "the network is too small to measure")
     ways = [PLAIN, ("no", "channels_last")]
     if recipe.precision == AUTO and all(p.dtype == torch.float32 for p in model.parameters()) and _rounds_fast(device):
         ways += [("bf16", "contiguous"), ("bf16", "channels_last")]
     ways = list(dict.fromkeys(_filled(recipe, way) for way in ways))
     if len(ways) == 1:
-        return Choice(*plain, {}, "there is nothing to choose from")
+        return Probed(*plain, {}, "there is nothing to choose from")
     count = min(len(x), max(_EXAMPLES, round(_MACS / max(macs, 1))))
     x, y = x[:count], y[:count]
 
@@ -128,7 +128,7 @@ def _chosen(recipe: Recipe, model: nn.Module, train: Split, device: torch.device
         return _seconds(lambda: _pass(model, x, y, way[0]), device)
 
     speeds = compared(ways, run, plain)
-    return Choice(*fastest(speeds, plain), {_named(way): ratio for way, ratio in speeds.items()})
+    return Probed(*fastest(speeds, plain), {_named(way): ratio for way, ratio in speeds.items()})
 
 
 def compared(ways: list[Way], run: Callable[[Way], float], plain: Way) -> dict[Way, float]:
