@@ -27,7 +27,7 @@ class CountingWatch:
         x = torch.randn(shape, dtype=dtype)
         return {name: time_of(make(), x) for name, make in options.items()}
 
-    def network(self, key, make, inputs):
+    def network(self, key, make, inputs, beside=None):
         if key not in self.kept:
             net = make()
             weights = sum(p.numel() for p in net.parameters())

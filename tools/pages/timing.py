@@ -15,22 +15,30 @@ def allocation_speed() -> str:
 
 
 def inference_speed() -> str:
-    """Forward passes: speed-up over the dense network, and how much of the MAC ratio that is."""
+    """Forward passes in three runtimes: speed-ups over the dense network in each, and best against best."""
     rows = []
     for row in benchmark("inference"):
-        wide = row["wide"]["quotient"] if row["wide"] else None
-        figures = [
-            f"{row['dense_ms']:.1f}",
-            f"{row['small_ms']:.1f}",
-            f"{row['speedup']:.2f}x",
-            f"{row['mac_ratio']:.1f}x",
-        ]
-        quotients = [f"{row['quotient']:.2f}", "" if wide is None else f"{wide:.2f}"]
-        rows.append(
-            [row["net"], row["method"], f"{row['budget']['macs']:.0%}", f"{row['batch']}", *figures, *quotients]
-        )
-    head = ["network", "method", "MACs kept", "batch", "dense, ms", "compressed, ms", "speed-up", "MAC ratio"]
-    return markdown([*head, "speed-up / ratio", "wide layers"], rows)
+        each = [f"{row['runtimes'][name]['speedup']:.2f}x" for name in ("eager", "compile", "onnxruntime")]
+        best = [f"{row['best']['dense_ms']:.2f}", f"{row['best']['small_ms']:.2f}", f"{row['speedup']:.2f}x"]
+        ratio = [f"{row['mac_ratio']:.1f}x", f"{row['quotient']:.2f}"]
+        rows.append([row["net"], f"{row['batch']}", f"{row['budget']['macs']:.0%}", *each, *best, *ratio])
+    head = ["network", "batch", "MACs kept", "eager", "compile", "ONNX Runtime", "best dense, ms", "best small, ms"]
+    return markdown([*head, "best / best", "MAC ratio", "quotient"], rows)
+
+
+def latency_budgets() -> str:
+    """Budgets on latency: what was planned, and what the built network takes, timed anew; shares of the dense time."""
+    rows = []
+    for row in benchmark("latency_budget"):
+        about = [row["net"], row["runtime"], f"{row['batch']}", row["method"], f"{row['share']:.0%}"]
+        if "refused" in row:
+            least = row["refused"]["latency"]
+            rows.append([*about, f"{least:.0%} at least" if least < 1 else "nothing is faster", "", "", ""])
+            continue
+        figures = [f"{100 * row[name]:.1f}%" for name in ("planned", "timed", "macs")]
+        rows.append([*about, *figures, f"{row['seconds']:.0f} s"])
+    head = ["network", "runtime", "batch", "rule", "budget", "planned", "timed anew", "MACs kept", "took"]
+    return markdown(head, rows)
 
 
 def projection_speed() -> str:

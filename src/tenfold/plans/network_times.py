@@ -51,8 +51,8 @@ class Measures(Protocol):
         """Nanoseconds of one call of each option of a layer; arguments as in `Stopwatch.layer`."""
         ...
 
-    def network(self, key: str, make: Make, inputs: Any) -> float:
-        """Nanoseconds of a forward pass."""
+    def network(self, key: str, make: Make, inputs: Any, beside: tuple[str, Make] | None = None) -> float:
+        """Nanoseconds of a forward pass, by another network as the yardstick or by none."""
         ...
 
 
@@ -62,13 +62,12 @@ class NetworkTimes:
     Args:
         problem: the layers, with example inputs.
         watch: measures.
-        dense: nanoseconds of the dense network in another memory format, which counts where it is faster there.
 
     Raises:
         ArgumentError: no example inputs.
     """
 
-    def __init__(self, problem: Problem, watch: Measures, *, dense: int | None = None) -> None:
+    def __init__(self, problem: Problem, watch: Measures) -> None:
         if problem.example_inputs is None:
             raise ArgumentError(
                 "`example_inputs` must be given for a budget on latency: a batch as the model takes it."
@@ -80,8 +79,7 @@ class NetworkTimes:
         self._sites = {site.name: site for site in problem.sites}
         self._times: dict[str, dict[str, int]] = {}
         self._options: dict[str, dict[str, LayerPlan]] = {}
-        own = self.measured({})
-        self.dense = own if dense is None else min(dense, own)
+        self.dense = self.measured({})
         self._unit = max(1, self.dense // _UNITS)
 
     @property
@@ -173,9 +171,13 @@ class NetworkTimes:
         """Nanoseconds of a forward pass of the network that a plan makes."""
         changed = {n: x for n, x in layers.items() if x.decomposition != "dense"}
         structure = {name: option_name(layer) for name, layer in changed.items()}
+        key, dense = (self._key(each) for each in (structure, {}))
+        beside = None if key == dense else (dense, lambda: self.model)
+        return round(self.watch.network(key, lambda: sketch(self.model, changed), self.inputs, beside))
+
+    def _key(self, structure: Mapping[str, str]) -> str:
         text = json.dumps([repr(self.model), self._shapes, structure], sort_keys=True)
-        key = f"network {hashlib.sha256(text.encode()).hexdigest()}"
-        return round(self.watch.network(key, lambda: sketch(self.model, changed), self.inputs))
+        return f"network {hashlib.sha256(text.encode()).hexdigest()}"
 
     def _of(self, site: FoundLayer, options: Mapping[str, LayerPlan]) -> dict[str, int]:
         """Nanoseconds of the options of a site, over all its uses in one forward pass; by name."""

@@ -130,10 +130,8 @@ def _times(problem: Problem) -> NetworkTimes:
     maps = any(isinstance(m, nn.Conv2d) for m in problem.model.modules())
     if problem.runtime != "eager" or not maps:
         return plain
-    last = NetworkTimes(problem, watch(CHANNELS_LAST), dense=plain.dense)
-    plain.dense = last.dense
-    half = _half_ranks(problem)
-    return min((last, plain), key=lambda times: times.measured(half))
+    half, last = _half_ranks(problem), NetworkTimes(problem, watch(CHANNELS_LAST))
+    return min((last, plain), key=lambda times: times.measured(half) / times.dense)
 
 
 def _half_ranks(problem: Problem) -> dict[str, LayerPlan]:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from tenfold.errors import TenfoldError
+from tenfold.layers.copy_model import duplicate
 from tenfold.runtimes import get_runtime
 from tenfold.runtimes.optimize import CHANNELS_LAST, CONTIGUOUS
 from tenfold.runtimes.rounds import Call, Clock, ColdCaches, relative_times
@@ -27,7 +28,7 @@ from tenfold.runtimes.time_cache import TimeCache, cache_folder
 from tenfold.runtimes.timing import undisturbed_clock
 
 Make = Callable[[], nn.Module]
-_PROTOCOL = 2
+_PROTOCOL = 4
 _LAYER_ROUNDS = 11
 _NETWORK_SECONDS, _FEWEST, _MOST = 2.0, 5, 25
 """What measuring a network may take, and rounds of it at least and at most."""
@@ -90,6 +91,7 @@ class Stopwatch:
         self.cache = TimeCache(self.about | about, folder)
         self.cold = ColdCaches(_second_level()) if on == "cpu" else lambda: None
         self._yardstick: Call | None = None
+        self._networks: dict[str, Call] = {}
         self._substitute = _substitute(runtime, threads, self.device, folder)
 
     @property
@@ -114,38 +116,60 @@ class Stopwatch:
         key = f"{key} on {tuple(shape)} {dtype}"
         known = self.cache.times.get(key, {})
         if not set(options) <= set(known):  # all of them in the same rounds, or they could not be compared
-            x = self._placed(torch.randn(tuple(shape), device=self.device).to(dtype))
-            calls = {name: self._prepared(make(), x, layer=True) for name, make in options.items()}
+            x = torch.randn(tuple(shape), device=self.device).to(dtype)
+            calls = {name: self._prepared(make(), x, self.format, layer=True) for name, make in options.items()}
             with running(self.threads):
                 found = relative_times(calls, yardstick, rounds=_LAYER_ROUNDS, clock=self.clock, before=self.cold)
             self.cache.keep(key, {name: ratio * unit * 1e9 for name, ratio in found.items()})
             known = self.cache.times[key]
         return {name: known[name] for name in options}
 
-    def network(self, key: str, make: Make, inputs: Any) -> float:
-        """Nanoseconds of a forward pass.
+    def network(self, key: str, make: Make, inputs: Any, beside: tuple[str, Make] | None = None) -> float:
+        """Nanoseconds of a forward pass; of one that is beside no other, in the memory format that is best for it.
 
         Args:
             key: what the network is, with all that its time depends on.
             make: builds it, where it has to be measured.
             inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+            beside: key and maker of another network for the same inputs that is the yardstick: their ratio is then as
+                good as can be. None: the convolution is.
         """
-        yardstick, unit = self._ready()
+        self._ready()
         if key not in self.cache.times:
-            call = self._prepared(make(), tree_map_only(torch.Tensor, self._placed, inputs), layer=False)
-            with running(self.threads):
-                start = self.clock()
+            if beside is None:
+                self._networks[key] = self._best(key, make, inputs)
+            else:
+                unit = self.network(*beside, inputs) / 1e9
+                if beside[0] not in self._networks:  # its time is known from another process
+                    self._networks[beside[0]] = self._best(*beside, inputs)
+                calls = {self.conditions.memory_format: self._prepared(make(), inputs, self.format)}
+                self._keep_fastest(key, calls, self._networks[beside[0]], unit)
+        return min(self.cache.times[key].values())
+
+    def _best(self, key: str, make: Make, inputs: Any) -> Call:
+        """The call of a network in the memory format that is fastest for it, measured if need be."""
+        formats = _FORMATS if self.conditions.runtime == "eager" else {CONTIGUOUS: torch.contiguous_format}
+        calls = {name: self._prepared(duplicate(make()), inputs, form) for name, form in formats.items()}
+        if key not in self.cache.times:
+            self._keep_fastest(key, calls, *self._ready())
+        times = self.cache.times[key]
+        return calls[min(times, key=lambda name: times[name])]
+
+    def _keep_fastest(self, key: str, calls: Mapping[str, Call], yardstick: Call, unit: float) -> None:
+        """Measure a network in some memory formats, all in the same rounds."""
+        with running(self.threads):
+            start = self.clock()
+            for call in calls.values():
                 call()
-                rounds = int(min(max(_NETWORK_SECONDS / max(self.clock() - start, 1e-6), _FEWEST), _MOST))
-                found = relative_times({"": call}, yardstick, rounds=rounds, clock=self.clock)
-            self.cache.keep(key, {"": found[""] * unit * 1e9})
-        return self.cache.times[key][""]
+            rounds = int(min(max(_NETWORK_SECONDS / max(self.clock() - start, 1e-6), _FEWEST), _MOST))
+            found = relative_times(calls, yardstick, rounds=rounds, clock=self.clock)
+        self.cache.keep(key, {name: ratio * unit * 1e9 for name, ratio in found.items()})
 
     def _ready(self) -> tuple[Call, float]:
         """The yardstick, and its seconds."""
         if self._yardstick is None:
-            x = self._placed(torch.randn(1, 64, 16, 16, device=self.device))
-            call = self._prepared(nn.Conv2d(64, 64, 3, padding=1, device=self.device), x, layer=True)
+            x, layer = torch.randn(1, 64, 16, 16, device=self.device), nn.Conv2d(64, 64, 3, padding=1)
+            call = self._prepared(layer.to(self.device), x, self.format, layer=True)
             with running(self.threads):
                 seconds = [self._cold_seconds(call) for _ in range(_WARM + _YARDSTICK_ROUNDS)][_WARM:]
             self.cache.agree(statistics.median(seconds))
@@ -159,12 +183,10 @@ class Stopwatch:
         call()
         return self.clock() - start
 
-    def _prepared(self, module: nn.Module, inputs: Any, *, layer: bool) -> Call:
-        module = module.eval()
-        if self.format is torch.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stub lacks it
+    def _prepared(self, module: nn.Module, inputs: Any, form: torch.memory_format, *, layer: bool = False) -> Call:
+        module = module.eval().to(memory_format=form)  # pyright: ignore[reportCallIssue] - stub lacks the overload
         prepare = self.runtime.prepare_layer if layer else self.runtime.prepare
-        call = prepare(module, inputs, threads=self.threads)
+        call = prepare(module, _placed(inputs, form), threads=self.threads)
         if self.device.type == "cpu":
             return call
 
@@ -174,8 +196,14 @@ class Stopwatch:
 
         return finished
 
-    def _placed(self, x: torch.Tensor) -> torch.Tensor:
-        return x.contiguous(memory_format=self.format) if x.ndim == 4 else x
+
+def _placed(inputs: Any, form: torch.memory_format) -> Any:
+    """The inputs in a memory format, where they have four axes."""
+
+    def place(x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous(memory_format=form) if x.ndim == 4 else x
+
+    return tree_map_only(torch.Tensor, place, inputs)
 
 
 def _substitute(runtime: str, threads: int, device: torch.device, folder: Path | None) -> Stopwatch | None:
