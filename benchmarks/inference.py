@@ -24,15 +24,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
-
 import tenfold
 from benchmarks import nets
 from benchmarks.record import rounded
 from tenfold.bench.latency import Comparison, benchmark
 
 METHOD = tenfold.ALDS(folds=("spatial", "spatial-t"), slices=(1,), measure="fro")
-SIZES = {"resnet18": 32, "vgg16_bn": 32, "resnet50": 224, "mobilenet_v2": 160}
+SIZES = {"resnet18": 32, "vgg16_bn": 32, "resnet50": 224, "mobilenet_v2": 160, "minilm": 64}
 BUDGETS, BATCHES = (0.5, 0.25, 0.1), (1, 8)
 RUNTIMES = ("eager", "compile", "onnxruntime")
 ROUNDS = 15
@@ -66,7 +64,7 @@ def measure(net: str, budget: float, batch: int) -> dict[str, Any]:
     """One network at one budget, in every runtime."""
     model = nets.network(net)
     size = SIZES[net]
-    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(nets.SEED))
+    x = nets.example(net, batch, size)
     small, _, report = tenfold.compress(model, METHOD, tenfold.Budget(macs=budget), example_inputs=x[:1])
     found = benchmark(model, small, x, runtimes=RUNTIMES, rounds=ROUNDS)
     ratio = report.dense.macs / report.small.macs

@@ -20,12 +20,28 @@ def network(name: str, seed: int = SEED) -> nn.Module:
     """A network in evaluation mode; every kernel gets the spectrum of `SPECTRUM`, at the norm it had."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build_model(name, **NETS.get(name, {}))
+        model = minilm() if name == "minilm" else build_model(name, **NETS.get(name, {}))
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             _set_spectrum_(module.weight.data, generator)
     return model.eval()
+
+
+def minilm() -> nn.Module:
+    """An encoder of the sizes of all-MiniLM-L6: six layers of 384 channels, twelve heads."""
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+    return BertModel(BertConfig(**sizes), add_pooling_layer=False)
+
+
+def example(name: str, batch: int, size: int) -> torch.Tensor:
+    """Inputs: normal images of ``size`` x ``size``, or ``size`` words."""
+    generator = torch.Generator().manual_seed(SEED)
+    if name == "minilm":
+        return torch.randint(1000, 20000, (batch, size), generator=generator)
+    return torch.randn(batch, 3, size, size, generator=generator)
 
 
 def size(model: nn.Module) -> int:

@@ -142,3 +142,19 @@ def test_what_is_out_of_range_is_refused(field, value):
 def test_a_model_without_layers_has_nothing_to_examine():
     found = doctor.diagnose(nn.Sequential(nn.ReLU()), torch.randn(1, 3))
     assert (found.layers, found.reachable) == ((), 0)
+
+
+def test_layers_are_timed_as_a_plan_makes_them_and_all_add_up():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 4, 1)), torch.randn(1, 8, 12, 12)
+    plan = tenfold.plan(model, tenfold.ALDS(slices=(2,)), tenfold.Budget(params=0.3))
+    found = doctor.diagnose(model, x, rungs=2, rounds=3, plan=plan)
+    changed = {name: layer for name, layer in plan.layers.items() if layer.decomposition != "dense"}
+    planned = {layer.name: layer.planned for layer in found.layers if layer.planned}
+    assert set(planned) == set(changed) != set()
+    assert {name: timing.form for name, timing in planned.items()} == {
+        name: f"channel/2/{layer.rank}" for name, layer in changed.items()
+    }
+    saved = sum(layer.ms - layer.planned.ms for layer in found.layers if layer.planned)
+    assert found.planned_ms == pytest.approx(found.ms - saved)
+    assert doctor.diagnose(model, x, rungs=2, rounds=3).planned_ms is None

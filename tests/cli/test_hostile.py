@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tenfold.bench.doctor import Diagnosis, Examined
+from tenfold.bench.diagnosis import Diagnosis, Examined
 from tenfold.cli import doctor, figures, tables
 from tenfold.cli.command import Outcome, _say
 from tenfold.errors import CheckpointError

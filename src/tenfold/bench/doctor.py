@@ -10,13 +10,14 @@ to multiples of `BLOCK`, and one rung is measured a second time with one rank mo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from tenfold.bench.diagnosis import Diagnosis, Examined, LayerTiming, PlannedTiming
 from tenfold.bench.latency import batch_size, milliseconds
 from tenfold.errors import TenfoldError, check
 from tenfold.layers.find import FoundLayer
@@ -24,106 +25,18 @@ from tenfold.layers.layer_inputs import Uses, layer_inputs
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.select import Selection
 from tenfold.linalg.fold import NAMES, Fold
+from tenfold.plans.network_times import layer_in_form, option_name
+from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
 from tenfold.runtimes.timing import undisturbed_clock
 
+_PLANNED = -1
+"""Stands for the form that a plan gives, where ranks name forms."""
 BLOCK = 8
 """Ranks are aligned to multiples of this."""
-_STEP = 1.1
-"""How much slower one rank more must be to be called a step: above the noise of a median."""
 UNUSED = "the forward pass does not use it"
 NO_RANK = "even rank 1 is no cheaper than the layer"
 SLOWER = "slower than dense at every rank that was timed"
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class LayerTiming:
-    """The time of a layer at one rank.
-
-    Args:
-        rank: per group.
-        ms: median milliseconds of all its uses in one forward pass.
-        speedup: dense time over this.
-        predicted: dense MACs over its MACs.
-    """
-
-    rank: int
-    ms: float
-    speedup: float
-    predicted: float
-
-
-@dataclass(frozen=True)
-class Examined:
-    """Costs, times and break-even ranks of one layer.
-
-    Args:
-        name: of the layer.
-        kernel: its shape, ``(out, in / groups, *k)``; None where its kind is unknown.
-        params: of the dense kernel.
-        macs: of the dense layer; None where unknown.
-        ms: median milliseconds of all its uses in one dense forward pass; None where it was not timed.
-        share: ``ms`` over the time of the whole model.
-        full_rank: the largest rank; None where it was not timed.
-        even_params: the largest rank that saves parameters; 0 for none.
-        even_macs: the largest rank that saves MACs; 0 for none.
-        even_ms: the largest rank timed from which on down every one timed was faster than dense; 0 for none.
-        timings: by ascending rank, multiples of `BLOCK` where there is room.
-        step: how many times as long one rank above a multiple of `BLOCK` takes; None where it was not measured.
-        step_rank: the multiple of `BLOCK` that it was measured above.
-        reason: why it cannot pay; None where it can.
-    """
-
-    name: str
-    kernel: Shape | None
-    params: int
-    macs: int | None = None
-    ms: float | None = None
-    share: float | None = None
-    full_rank: int | None = None
-    even_params: int = 0
-    even_macs: int = 0
-    even_ms: int = 0
-    timings: tuple[LayerTiming, ...] = ()
-    step: float | None = None
-    step_rank: int | None = None
-    reason: str | None = None
-
-    @property
-    def uneven(self) -> bool:
-        """Whether one rank above a multiple of `BLOCK` was clearly slower."""
-        return self.step is not None and self.step > _STEP
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The result of `diagnose`: the whole model, layer by layer.
-
-    Args:
-        ms: median milliseconds of a dense forward pass; where noise makes that less than all layers take, their sum.
-        batch: inputs in the batch.
-        threads: that torch might use.
-        fold: of the factor pairs.
-        layers: in module order.
-    """
-
-    ms: float
-    batch: int
-    threads: int
-    fold: str
-    layers: tuple[Examined, ...]
-
-    @property
-    def rest(self) -> float:
-        """Share of the time that is spent outside the layers timed: in activations, norms, layers left out."""
-        return 1.0 - sum(x.share or 0.0 for x in self.layers)
-
-    @property
-    def reachable(self) -> float:
-        """The share of the time that is spent in layers that can become faster."""
-        return sum(x.share or 0.0 for x in self.layers if x.reason is None)
 
 
 def diagnose(
@@ -136,6 +49,7 @@ def diagnose(
     threads: int = 1,
     target_modules: Selection = None,
     exclude_modules: Selection = None,
+    plan: Plan | None = None,
     report: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Diagnosis:
     """Time every layer of ``model`` beside factor pairs in its place. The model is untouched.
@@ -151,6 +65,7 @@ def diagnose(
         threads: that torch may use on the CPU, >= 1.
         target_modules: only these layers; see `tenfold.plan`.
         exclude_modules: never these.
+        plan: what the layers are to become; each is timed in that form, too.
         report: called before each layer with how many are done, how many there are, and its name.
 
     Raises:
@@ -171,7 +86,7 @@ def diagnose(
             if target.name in sites:
                 report(len(found), len(problem.found), target.name)
                 site = sites[target.name]
-                found.append(_examine(problem, site, uses[site.name], fold, rungs, rounds, threads))
+                found.append(_examine(problem, site, uses[site.name], fold, rungs, rounds, threads, plan))
             else:
                 kernel = None if target.spec is None else target.spec.shape
                 found.append(Examined(target.name, kernel, target.params, reason=target.reason))
@@ -192,6 +107,7 @@ def _examine(
     rungs: int,
     rounds: int,
     threads: int,
+    plan: Plan | None,
 ) -> Examined:
     """Time one site at a ladder of ranks, all interleaved with its dense form."""
     dense, one = site.cost.dense(), site.cost.low_rank(1, 1, fold)
@@ -208,7 +124,13 @@ def _examine(
     probe = aligned[len(aligned) // 2] if aligned else None
     forms: dict[int, nn.Module] = {0: layer}
     forms |= {rank: _pair(layer, site, rank, fold) for rank in {*ranks, *([probe + 1] if probe else [])}}
+    made = None if plan is None else plan.layers.get(site.name)
+    if made is not None and made.decomposition != "dense":
+        forms[_PLANNED] = layer_in_form(layer, made)
     ms = _times(forms, uses, rounds, threads)
+    as_planned = None
+    if made is not None and _PLANNED in ms:
+        as_planned = PlannedTiming(option_name(made), ms[_PLANNED], ms[0] / ms[_PLANNED])
     timings = tuple(
         LayerTiming(rank, ms[rank], ms[0] / ms[rank], (dense.macs or 0) / max((one.macs or 0) * rank, 1))
         for rank in ranks
@@ -220,7 +142,9 @@ def _examine(
         faster = timing.rank
     reason = NO_RANK if not ranks else None if faster else SLOWER
     step = None if probe is None else ms[probe + 1] / ms[probe]
-    return replace(base, ms=ms[0], even_ms=faster, timings=timings, step=step, step_rank=probe, reason=reason)
+    return replace(
+        base, ms=ms[0], even_ms=faster, timings=timings, step=step, step_rank=probe, reason=reason, planned=as_planned
+    )
 
 
 def _even(full: int, dense: int, one: int) -> int:

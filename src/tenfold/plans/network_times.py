@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from tenfold.layers.cost import call_arguments
 from tenfold.layers.find import FoundLayer
 from tenfold.layers.fold_batchnorm import fold_batchnorm
 from tenfold.layers.layer_inputs import Uses, layer_inputs
-from tenfold.layers.spec import LayerSpec, spec_of
+from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import planned, skeleton, structure_of
 from tenfold.plans.plan import LayerPlan
 from tenfold.plans.problem import Problem
@@ -188,7 +189,7 @@ class NetworkTimes:
             assert spec is not None
             total = dict.fromkeys(options, 0.0)
             for (shape, dtype), times in self.uses.get(site.name, Uses()).items():
-                makes = {name: _maker(layer, spec, plan) for name, plan in options.items()}
+                makes = {name: partial(layer_in_form, layer, plan) for name, plan in options.items()}
                 found = self.watch.layer(repr(spec), makes, shape, dtype)
                 total = {name: total[name] + times * found[name] for name in options}
             known |= {name: round(value / self._unit) * self._unit for name, value in total.items()}
@@ -243,13 +244,12 @@ def option_name(layer: LayerPlan) -> str:
     return f"{layer.fold}/{layer.slices}/{layer.rank}"
 
 
-def _maker(layer: nn.Module, spec: LayerSpec, plan: LayerPlan) -> Make:
-    def make() -> nn.Module:
-        if plan.decomposition == "dense":
-            return layer
-        return _fill_(planned(layer, replace(spec, bias=spec.bias or plan.bias), plan, empty=True))
-
-    return make
+def layer_in_form(layer: nn.Module, plan: LayerPlan) -> nn.Module:
+    """A layer as a plan makes it, in eval mode, with random factors: what numbers they are does not change its time."""
+    spec = spec_of(layer)
+    if plan.decomposition == "dense" or spec is None:
+        return layer
+    return _fill_(planned(layer, replace(spec, bias=spec.bias or plan.bias), plan, empty=True)).eval()
 
 
 @torch.no_grad()
