@@ -34,6 +34,7 @@ TABLES: dict[str, Callable[..., str]] = {
         trained.defaults,
         timing.allocation_speed,
         timing.inference_speed,
+        timing.inference_summary,
         timing.latency_budgets,
         timing.projection_speed,
         timing.projection_overhead,

@@ -26,6 +26,17 @@ def inference_speed() -> str:
     return markdown([*head, "best / best", "MAC ratio", "quotient"], rows)
 
 
+def inference_summary() -> str:
+    """Speed-ups best against best beside the MAC ratios, a row for each network and batch."""
+    found: dict[tuple[str, int], dict[float, str]] = {}
+    for row in benchmark("inference"):
+        cell = f"{row['speedup']:.2f}x of {row['mac_ratio']:.1f}x"
+        found.setdefault((row["net"], row["batch"]), {})[row["budget"]["macs"]] = cell
+    shares = (0.5, 0.25, 0.1)
+    rows = [[net, f"{batch}", *(cells.get(share, "") for share in shares)] for (net, batch), cells in found.items()]
+    return markdown(["network", "batch", *(f"{share:.0%} of the MACs" for share in shares)], rows)
+
+
 def latency_budgets() -> str:
     """Budgets on latency: what was planned, and what the built network takes, timed anew; shares of the dense time."""
     rows = []
