@@ -37,6 +37,26 @@ def test_onnx_with_folded_norms_is_the_run(tenfold, runs, tmp_path, option):
     torch.testing.assert_close(torch.as_tensor(found), load(runs / "b")(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_int8_says_what_it_costs_and_gains(tenfold, runs, tmp_path, kind):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "small.onnx"
+    words = ("export", runs / "b", "--out", file, "--int8", kind)
+    found = json.loads(tenfold(*words, "--json").stdout)
+    int8 = found["int8"]
+    assert (int8["kind"], found["bytes"]) == (kind, file.stat().st_size)
+    assert (int8["calibrated"] > 0, int8["random"]) == (kind == "static", False)
+    assert 0 < int8["error"] < 0.3
+    assert 0.5 < int8["same_top"] <= 1
+    shown = tenfold(*words, "--force")
+    assert shown.stderr == ""
+    for word in ("float", "int8", "Same top class", f"int8 ({kind})"):
+        assert word in shown.stdout
+    refused(tenfold(*words, "--force", "--format", "torch-export"), "`--int8`", "torch-export")
+    refused(tenfold(*words[:-1], "int4", "--force"), "`--int8`", "static, dynamic", "int4")
+
+
 def test_torch_export_is_the_run(tenfold, runs, tmp_path, files):
     file, before = tmp_path / "small.pt2", files(runs)
     words = ("export", runs / "b", "--format", "torch-export", "--out", file)

@@ -6,7 +6,8 @@ What torch cannot capture is not exported, and a file that does not compute what
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from tenfold.bench.int8 import Quantized, quantized
 from tenfold.errors import ArgumentError, TenfoldError, check, shortened
 from tenfold.files import atomic_file
 from tenfold.layers.calibration_runs import evaluating
@@ -22,12 +24,15 @@ from tenfold.layers.cost import call_arguments
 from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
 from tenfold.runtimes.foreign import foreign_errors, silenced
 from tenfold.runtimes.onnx_capture import CAPTURE_REMEDY, onnx_model, onnx_runtime, open_session
+from tenfold.runtimes.onnx_int8 import KINDS, STATIC
 from tenfold.runtimes.runtime import torch_tensors
 
 FORMATS = ("onnx", "torch-export")
 BATCHES = (1, 5)
 """Batch sizes that a file is checked on; neither is the one that it is captured with."""
 _CAPTURED = 3
+_NOISE = 64
+"""Random examples that a quantised file is measured on where there are no data."""
 
 _Run = Callable[[Any], list[Tensor]]
 
@@ -43,6 +48,7 @@ class Exported:
         opset: of ONNX; None for torch-export.
         difference: largest absolute difference to the model, by batch size.
         magnitude: largest absolute output of the model in the check.
+        int8: what quantisation changed; None without. The check above is of the float file that came before.
     """
 
     path: Path
@@ -51,6 +57,7 @@ class Exported:
     opset: int | None
     magnitude: float
     difference: dict[int, float] = field(default_factory=dict)
+    int8: Quantized | None = None
 
 
 def export(
@@ -63,6 +70,8 @@ def export(
     tolerance: float = 1e-4,
     reference: nn.Module | None = None,
     dynamic: Sequence[str] = (),
+    int8: str | None = None,
+    data: Iterable[Any] | None = None,
 ) -> Exported:
     """Export a model, in eval mode, as an ONNX file or a `torch.export` archive of any batch size.
 
@@ -80,15 +89,24 @@ def export(
         reference: what the file is compared with; None: ``model``. The model before its batch norms were folded, say.
         dynamic: further axes of any length: "height" and "width", the last two of tensors with four axes or more;
             "length", the last of those with two or three; or NAME=AXIS, e.g. "length=1", of all that have that axis.
+        int8: for ONNX: "static", weights and activations in int8, or "dynamic", weights of linear layers in int8 and
+            their inputs rounded in each run. After the check of the float file; outputs change, `Exported.int8` says
+            by how much. See `tenfold.runtimes.onnx_int8`.
+        data: for ``int8``: batches like those of `compress`, of which 512 examples are read. "static" takes the ranges
+            of activations from three quarters of them and is measured on the rest; "dynamic" is measured on all, or on
+            random inputs without any.
 
     Raises:
         ArgumentError: an unknown format, an opset that torch cannot write, a wrapped model, inputs without a batch, an
-            axis that no input has.
-        TenfoldError: a package is missing, the model cannot be captured, or the outputs differ: nothing is written.
+            axis that no input has; "static" without data.
+        DataError: data with too few examples, or of other inputs.
+        TenfoldError: a package is missing, the model cannot be captured or quantised, or the outputs differ: nothing
+            is written.
     """
     check(format in FORMATS, "format", f"one of {', '.join(FORMATS)}", format)
     check(opset is None or format == "onnx", "opset", "left out for torch-export", opset)
     check(tolerance > 0, "tolerance", "> 0", tolerance)
+    check_int8(int8, format, given=data is not None)
     refuse_unusable(model)
     refuse_without_numbers(model)
     if format == "onnx":
@@ -105,9 +123,34 @@ def export(
             content = _archive(model, args, kwargs, axes)
         run = _session(content) if format == "onnx" else _open(content)
         found, magnitude = _check(run, reference or model, example_inputs, tolerance, free)
+        made = None
+        if int8 is not None:
+            noise = resized(example_inputs, _NOISE, torch.Generator().manual_seed(0))
+            content, opset, made = quantized(content, int8, model, example_inputs, data, noise)
+            _check(_session(content), model, example_inputs, math.inf, free)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
-    return Exported(Path(path), format, len(content), opset, magnitude, found)
+    return Exported(Path(path), format, len(content), opset, magnitude, found, made)
+
+
+def check_int8(int8: str | None, format: str, *, given: bool) -> None:
+    """Refuse a quantisation that `export` cannot do.
+
+    Args:
+        int8: as `export` takes it.
+        format: as `export` takes it.
+        given: whether there are data.
+
+    Raises:
+        ArgumentError: it cannot.
+    """
+    if int8 is None:
+        check(not given, "data", "left out without `int8`, for which alone they are read", "some")
+        return
+    check(int8 in KINDS, "int8", f"one of {', '.join(KINDS)}", int8)
+    check(format == "onnx", "int8", "left out for torch-export", int8)
+    check(given or int8 != STATIC, "data", "given for static int8, which takes the ranges of activations from them",
+          None, "Or take dynamic.")  # fmt: skip
 
 
 def _archive(model: nn.Module, args: Any, kwargs: Any, axes: Any) -> bytes:

@@ -36,20 +36,21 @@ class OnnxRuntime(Runtime):
         with self._ready(module, inputs, threads) as own:
             content = onnx_layer(own, inputs)
             if content is not None:
-                return self._open(content, [inputs], threads)
+                return self.prepare_graph(content, [inputs], threads=threads)
         return self.prepare(module, inputs, threads=threads)
 
-    def outputs(self, result: Any) -> list[Tensor]:
-        """See `Runtime.outputs`."""
-        return [torch.from_numpy(value.numpy()) for value in result]
+    def prepare_graph(self, content: bytes, tensors: list[Tensor], *, threads: int = 1) -> Call:
+        """Make ready one pass of an ONNX file; outputs go where those of the first run are.
 
-    def _bind(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> Call:
-        with silenced():
-            content, _ = onnx_model(model, args, kwargs)
-        return self._open(content, torch_tensors((args, kwargs)), threads)
+        Args:
+            content: of the file.
+            tensors: its inputs, in their order, on the CPU.
+            threads: as in `prepare`.
 
-    def _open(self, content: bytes, tensors: list[Tensor], threads: int) -> Call:
-        """The call of an ONNX file on these inputs, in their order; outputs go where those of the first run are."""
+        Raises:
+            ArgumentError: inputs elsewhere.
+            TenfoldError: ONNX Runtime does not take the file.
+        """
         for tensor in tensors:
             check(tensor.device.type == "cpu", "inputs", "on the CPU for ONNX Runtime", str(tensor.device))
         session = open_session(content, threads=threads)
@@ -71,3 +72,12 @@ class OnnxRuntime(Runtime):
             return found
 
         return run
+
+    def outputs(self, result: Any) -> list[Tensor]:
+        """See `Runtime.outputs`."""
+        return [torch.from_numpy(value.numpy()) for value in result]
+
+    def _bind(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> Call:
+        with silenced():
+            content, _ = onnx_model(model, args, kwargs)
+        return self.prepare_graph(content, torch_tensors((args, kwargs)), threads=threads)
