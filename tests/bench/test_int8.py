@@ -176,7 +176,7 @@ def test_data_that_do_not_fit_are_one_sentence(tmp_path, data, says):
 
 
 def test_a_network_without_linear_layers_has_nothing_dynamic(tmp_path):
-    with pytest.raises(TenfoldError, match="nothing in the model to quantise.*try static"):
+    with pytest.raises(TenfoldError, match=r"nothing in the model to quantise.*try static"):
         export(nn.Conv2d(3, 8, 3), torch.zeros(1, *IMAGE), tmp_path / "net.onnx", int8="dynamic")
     assert list(tmp_path.iterdir()) == []
 

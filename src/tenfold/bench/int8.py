@@ -86,7 +86,8 @@ def quantized(
     runtime, tensors = OnnxRuntime(), torch_tensors((args, kwargs))
     calls = [runtime.prepare_graph(each, tensors, threads=1) for each in (content, new)]
     clock = undisturbed_clock(inputs, 1)
-    times = [1e3 * statistics.median(t) for t in zip(*turns(calls, inputs, threads=1, rounds=_ROUNDS, clock=clock))]
+    found = turns(calls, inputs, threads=1, rounds=_ROUNDS, clock=clock)
+    times = [1e3 * statistics.median(row[i] for row in found) for i in range(len(calls))]
     counts = sum(map(len, fit)), sum(map(len, held))
     return new, opset, Quantized(kind, len(content), times[0], times[1], *counts, data is None, error, same)
 

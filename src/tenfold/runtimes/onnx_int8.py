@@ -1,8 +1,8 @@
 """ONNX graphs with int8 weights, by ONNX Runtime's quantiser.
 
 Static: activations are int8 too, in ranges that are seen on data before; dynamic: linear layers alone, activations
-rounded in ranges that are measured in each run. Convolutions stay as they are there: the operator that they would become
-is nine times slower than float on a CPU.
+rounded in ranges that are measured in each run. Convolutions stay as they are there: ONNX Runtime's ConvInteger took
+nine times as long as float convolutions (ResNet-20, AVX2).
 """
 
 from __future__ import annotations
