@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[..., str]] = {
         accuracy.projection,
         accuracy.pretrained,
         accuracy.label_free,
+        accuracy.int8,
         comparison.comparison,
         comparison.stages,
         comparison.cuts,

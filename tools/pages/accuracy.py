@@ -122,3 +122,17 @@ def label_free(limit: str) -> str:
         took = [row["seconds"] for each in cells.values() for row in each if "failure" not in row]
         rows.append([*line, f"{statistics.median(took):.0f} s" if took else ""])
     return markdown(["method (draws)", *(f"{share:.0%} of the {limit}" for share in shares), "seconds"], rows)
+
+
+def int8() -> str:
+    """A trained network dense, in int8, with low rank, and both: bytes, milliseconds and accuracy in ONNX Runtime."""
+    rows = []
+    for result in results("int8"):
+        for row in result["rows"]:
+            sizes = [f"{row['macs'] / 1e6:.1f} M", f"{row['bytes'] / 1e3:,.0f} kB", percent(row["accuracy"])]
+            times = [
+                f"{found['ms']:.2f} ms ({found['speedup']:.2f}x)" if found else ""
+                for found in (row.get("latency", {}).get(size) for size in ("1", "8"))
+            ]
+            rows.append([row["name"], *sizes, *times])
+    return markdown(["ResNet-20", "MACs", "file", "accuracy", "batch 1", "batch 8"], rows)
