@@ -16,7 +16,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 runtime = pytest.importorskip("onnxruntime")
 
-IMAGE, VECTOR = (3, 8, 8), (64,)
+IMAGE, VECTOR, SEQUENCE = (3, 8, 8), (64,), (6, 64)
 
 
 def conv():
@@ -30,18 +30,22 @@ def linear():
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
+def attention():
+    layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0, batch_first=True)
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(6 * 64, 10))
+
+
 def small(make, shape):
     """The same with low rank."""
     x = torch.zeros(1, *shape)
     return tenfold.compress(make(), tenfold.SVD(), tenfold.Budget(params=0.6), example_inputs=x).model
 
 
-NETS = {"conv": (conv, IMAGE), "linear": (linear, VECTOR)}
+NETS = {"conv": (conv, IMAGE), "linear": (linear, VECTOR), "attention": (attention, SEQUENCE)}
 CASES = [
-    (name, kind, rank)
-    for name, kind in (("conv", "static"), ("linear", "static"), ("linear", "dynamic"))
-    for rank in ("dense", "low")
-]
+    ("conv", "static", "dense"), ("conv", "static", "low"), ("linear", "static", "dense"), ("linear", "static", "low"),
+    ("linear", "dynamic", "low"), ("attention", "static", "dense"), ("attention", "dynamic", "low"),
+]  # fmt: skip
 
 
 def made(name, rank):

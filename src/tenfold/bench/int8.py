@@ -1,4 +1,4 @@
-"""An exported graph in int8, and what that costs and gains: outputs on held-out examples, bytes, milliseconds."""
+"""Exported graphs in int8, and what that costs and gains: outputs on held-out examples, bytes, milliseconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROUNDS = 15
 
 @dataclass(frozen=True)
 class Quantized:
-    """What became of a graph in int8, beside the same graph in float.
+    """An exported graph in int8, beside the same graph in float.
 
     Args:
         kind: "static" or "dynamic".
@@ -127,7 +127,7 @@ def _divided(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     if not fit or not held:
         raise DataError(
             f"`data` must hold two examples or more that can be told apart, to calibrate on and to measure on; got "
-            f"{len(batches)} batch with {count}."
+            f"{count} in {len(batches)} batch(es)."
         )
     return fit, held
 
