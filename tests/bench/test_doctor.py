@@ -146,7 +146,10 @@ def test_a_model_without_layers_has_nothing_to_examine():
 
 def test_layers_are_timed_as_a_plan_makes_them_and_all_add_up():
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 4, 1)), torch.randn(1, 8, 12, 12)
+    model, x = (
+        nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 4, 1)),
+        torch.randn(1, 8, 12, 12),
+    )
     plan = tenfold.plan(model, tenfold.ALDS(slices=(2,)), tenfold.Budget(params=0.3))
     found = doctor.diagnose(model, x, rungs=2, rounds=3, plan=plan)
     changed = {name: layer for name, layer in plan.layers.items() if layer.decomposition != "dense"}

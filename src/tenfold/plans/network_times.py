@@ -53,7 +53,7 @@ class Measures(Protocol):
         ...
 
     def network(self, key: str, make: Make, inputs: Any, beside: tuple[str, Make] | None = None) -> float:
-        """Nanoseconds of a forward pass, by another network as the yardstick or by none."""
+        """Nanoseconds of a forward pass; arguments as in `Stopwatch.network`."""
         ...
 
 
