@@ -60,7 +60,7 @@ def compressed(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*smallest layers.*|.*tell enough.*")
         result = tenfold.compress(
-            model, method, budget, example_inputs=batches[0][:1], data=batches, **WAYS.get(way, {})
+            model, method, budget, example_inputs=batches[0][:1], data=batches, align=1, **WAYS.get(way, {})
         )
         if way == "steps":
             tenfold.distill(result.model, model, batches, loss="logits", steps=STEPS)

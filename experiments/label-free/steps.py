@@ -55,6 +55,7 @@ def main() -> None:
                 tenfold.Budget(macs=share),
                 example_inputs=batches[0][:1],
                 data=batches,
+                align=1,
             ).model
         before = evaluate(small, data.validation).accuracy
         body["rows"].append({"share": share, "rate": None, "images": None, "accuracy": before})

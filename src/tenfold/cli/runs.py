@@ -62,6 +62,7 @@ class Settings:
         score: reference to the user's function of a model; None without one.
         weights: of a network that came without a run: ``file`` (None: as the factory made it) and ``checksum``,
             SHA-256 over the names, types and bytes of its state before it was compressed.
+        probe: what was measured to choose precision and memory format; empty where the user gave both.
         tenfold: version of tenfold.
         torch: version of torch.
     """
@@ -84,6 +85,7 @@ class Settings:
     inputs: str | None = None
     score: str | None = None
     weights: dict[str, Any] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict)
     tenfold: str = field(default_factory=lambda: version("tenfold"))
     torch: str = torch.__version__
 

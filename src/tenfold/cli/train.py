@@ -114,7 +114,7 @@ def command(
         with Steps().step("compressing and evaluating"):
             result, rows = _finish(job, trained)
         figures = _results(out, job.settings, trained, result, rows)
-        figures["probe"] = None if choice is None else asdict(choice)
+        figures["probe"] = job.settings.probe or None
         body = runs.write_training(out, job.settings, result.model, result.plan, figures)
     chosen = [] if choice is None else [choice.sentence]
     treated = job.method.describe(job.network, job.goal())
@@ -191,7 +191,8 @@ def _decided(job: _Job) -> tuple[_Job, Probed | None]:
     screen = console(stderr=True)
     if choice is not None and screen.is_terminal:
         screen.print(choice.sentence)
-    return replace(job, recipe=recipe, settings=replace(job.settings, recipe=asdict(recipe))), choice
+    probe = job.settings.probe if choice is None else asdict(choice)
+    return replace(job, recipe=recipe, settings=replace(job.settings, recipe=asdict(recipe), probe=probe)), choice
 
 
 def _fit(job: _Job, out: Path, *, resume: bool, tensorboard: bool) -> Fit:
