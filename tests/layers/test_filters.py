@@ -101,6 +101,11 @@ def test_the_fewest_filters_go_that_a_budget_asks_for(budget) -> None:
     assert not fits(tenfold.prune_filters(model, remove=one_less, example_inputs=inputs, together=True).small)
 
 
+def test_a_latency_is_no_budget_for_filters() -> None:
+    with pytest.raises(tenfold.ArgumentError, match="limited in params or macs"):
+        tenfold.prune_filters(SumConcatDepthwise(), keep=tenfold.Budget(latency=0.5), example_inputs=x())
+
+
 def test_a_budget_out_of_reach_names_the_smallest_which_then_succeeds() -> None:
     with pytest.raises(tenfold.BudgetError) as caught:
         tenfold.prune_filters(SumConcatDepthwise(), keep=tenfold.Budget(params=0.001), example_inputs=x())

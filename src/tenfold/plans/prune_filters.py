@@ -119,6 +119,8 @@ def _amount(unnamed: tuple[Any, ...], keep: Any, remove: Any) -> Budget | float:
         check(share < 1, "remove", "a share of the filters in [0, 1)", remove, remedy)
         return share
     if isinstance(keep, Budget):
+        rule, remedy = "limited in params or macs", "A latency is a budget of tenfold.compress."
+        check("latency" not in keep.costs, "keep", rule, keep, remedy)
         return keep
     fine = isinstance(keep, float) and 0 < keep <= 1
     check(fine, "keep", "a tenfold.Budget, or a share of the filters in (0, 1] as a float", keep)
