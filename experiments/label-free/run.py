@@ -87,6 +87,14 @@ def row_of(model: nn.Module, data: Data, key: dict[str, Any], images: int) -> di
     }
 
 
+def opened(folder: Path, root: Path | None) -> tuple[nn.Module, Data]:
+    """The network of a training and its data."""
+    settings = json.loads((folder / "run.json").read_text())
+    data = load_data(settings["data"]["name"], root)
+    model = tenfold.build_model(settings["network"], data.classes, data.channels, data.size)
+    return tenfold.load(folder / "model", model=model).eval().to(memory_format=torch.channels_last), data
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a training")
@@ -100,10 +108,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    settings = json.loads((given.run / "run.json").read_text())
-    data = load_data(settings["data"]["name"], given.data_root)
-    model = tenfold.build_model(settings["network"], data.classes, data.channels, data.size)
-    model = tenfold.load(given.run / "model", model=model).eval().to(memory_format=torch.channels_last)
+    model, data = opened(given.run, given.data_root)
     body: dict[str, Any] = {
         "network": given.run.name,
         "images": given.images,

@@ -8,18 +8,17 @@
 import argparse
 import copy
 import itertools
-import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from run import drawn
+from run import drawn, opened
 
 import tenfold
 from tenfold.bench.environment import place
 from tenfold.files import write_json
-from tenfold.train import evaluate, load_data
+from tenfold.train import evaluate
 from tenfold.train.data.augment import random_flip
 
 RATES = (1e-3, 3e-4, 1e-4)
@@ -33,10 +32,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    settings = json.loads((given.run / "run.json").read_text())
-    data = load_data(settings["data"]["name"], given.data_root)
-    model = tenfold.build_model(settings["network"], data.classes, data.channels, data.size)
-    model = tenfold.load(given.run / "model", model=model).eval().to(memory_format=torch.channels_last)
+    model, data = opened(given.run, given.data_root)
     batches = drawn(data, 512, 0)
     generator = torch.Generator().manual_seed(0)
     ways = {"as they are": None, "mirrored": lambda x: random_flip(x, generator)}

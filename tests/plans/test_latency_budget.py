@@ -257,3 +257,58 @@ def test_what_trains_towards_a_latency_ends_within_it(name, watches):
     if name in ("factors", "lrpet"):  # the ranks of the training are those of the end: nothing is cut untrained
         again = TRAINING[name].plan(tenfold.survey(net(), example_inputs=x), budget)
         assert {n: p.rank for n, p in again.layers.items()} == {n: p.rank for n, p in plan.layers.items()}
+
+
+def test_timing_leaves_the_random_numbers_alone(watches):
+    model, x = net(), image()
+    before = torch.get_rng_state()
+    tenfold.plan(model, METHODS["l-rank"], tenfold.Budget(latency=0.6), example_inputs=x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class UsedTwice(nn.Module):
+    """No tracer follows it, and what the norm is given is used elsewhere as well: it cannot be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 32, 3, padding=1)
+        self.more = nn.Conv2d(32, 48, 3, padding=1)
+        self.norm = nn.BatchNorm2d(48)
+        self.norm.running_mean.fill_(0.5)
+
+    def forward(self, x):
+        if float(x.sum()) > 1e9:
+            return x
+        y = self.more(self.conv(x))
+        return self.norm(y) + y
+
+
+def test_a_norm_that_cannot_be_folded_is_timed_where_it_is(watches):
+    torch.manual_seed(0)
+    model = UsedTwice().eval()
+    plan = tenfold.plan(model, METHODS["alds"], tenfold.Budget(latency=0.8), example_inputs=image())
+    assert plan.latency_ms <= 0.8 * plan.dense_latency_ms
+
+
+def refused(share):
+    """The error of a budget that is out of reach; None where it can be kept."""
+    try:
+        tenfold.plan(net(), METHODS["alds"], tenfold.Budget(latency=share), example_inputs=image())
+    except tenfold.BudgetError as error:
+        return error
+    return None
+
+
+def test_what_is_named_is_always_above_what_was_refused_and_can_be_kept(watches):
+    errors = {share: error for share in np.linspace(0.1, 0.6, 6).tolist() if (error := refused(share))}
+    assert 0 < len(errors) < 6
+    for share, error in errors.items():
+        assert error.smallest["latency"] > share
+        assert refused(error.smallest["latency"] * 1.03) is None
+
+
+@pytest.mark.parametrize("wrong", [{"runtime": "tensorflow"}, {"threads": 0}, {"threads": 1.5}])
+def test_runtime_and_threads_are_checked_at_the_door(wrong):
+    [name] = wrong
+    with pytest.raises(tenfold.ArgumentError, match=f"`{name}`"):
+        tenfold.plan(net(), METHODS["svd"], tenfold.Budget(params=0.5), **wrong)

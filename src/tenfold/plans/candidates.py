@@ -216,8 +216,11 @@ def refuse(
     for asked, value in budget.limits.items():
         name = "latency" if asked == "latency_ms" else asked
         dense = problem.dense_cost(name)
-        allowed = problem.aim(budget) if name == "latency" else budget.allowed(name, dense)
+        allowed = budget.allowed(name, dense)
         total = least[name] + allowed - limits[name]
+        if name == "latency":  # the smallest budget whose aim, a little below it, can be kept
+            aim = problem.aim(budget)
+            total = round((least[name] + aim - limits[name]) * allowed / max(aim, 1))
         if asked == "latency_ms":
             reachable[asked] = _round_up(total / 1e6, None)
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -17,12 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from tenfold.errors import ArgumentError
 from tenfold.layers.cost import call_arguments
 from tenfold.layers.find import FoundLayer
-from tenfold.layers.fold_batchnorm import fold_batchnorm
 from tenfold.layers.layer_inputs import Uses, layer_inputs
 from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import planned, skeleton, structure_of
@@ -30,6 +29,8 @@ from tenfold.plans.plan import LayerPlan
 from tenfold.plans.problem import Problem
 from tenfold.ranks.aligned import CONVOLUTIONS, MATRICES, at_aligned, knots
 from tenfold.ranks.candidates import Candidates, entries
+from tenfold.runtimes.optimize import without_norms
+from tenfold.runtimes.runtime import torch_tensors
 
 Make = Callable[[], nn.Module]
 _UNITS = 100_000
@@ -74,7 +75,7 @@ class NetworkTimes:
                 "`example_inputs` must be given for a budget on latency: a batch as the model takes it."
             )
         self.watch, self.inputs = watch, problem.example_inputs
-        self.model = folded(problem.model, self.inputs)
+        self.model, _ = without_norms(problem.model, self.inputs)
         sites = {site.name: problem.modules_of(site) for site in problem.sites}
         self.uses = layer_inputs(self.model, sites, self.inputs)
         self._sites = {site.name: site for site in problem.sites}
@@ -90,8 +91,7 @@ class NetworkTimes:
 
     @property
     def _shapes(self) -> list[tuple[tuple[int, ...], str]]:
-        leaves = tree_leaves(call_arguments(self.inputs))
-        return [(tuple(t.shape), str(t.dtype)) for t in leaves if isinstance(t, torch.Tensor)]
+        return [(tuple(t.shape), str(t.dtype)) for t in torch_tensors(call_arguments(self.inputs))]
 
     @property
     def words(self) -> str:
@@ -174,7 +174,12 @@ class NetworkTimes:
         structure = {name: option_name(layer) for name, layer in changed.items()}
         key, dense = (self._key(each) for each in (structure, {}))
         beside = None if key == dense else (dense, lambda: self.model)
-        return round(self.watch.network(key, lambda: sketch(self.model, changed), self.inputs, beside))
+        with self._random_numbers_kept():
+            return round(self.watch.network(key, lambda: sketch(self.model, changed), self.inputs, beside))
+
+    def _random_numbers_kept(self) -> AbstractContextManager[None]:
+        """Layers and inputs that are timed hold random numbers, which nobody else's are to depend on."""
+        return torch.random.fork_rng([t.device for t in torch_tensors(call_arguments(self.inputs)) if t.is_cuda])
 
     def _key(self, structure: Mapping[str, str]) -> str:
         text = json.dumps([repr(self.model), self._shapes, structure], sort_keys=True)
@@ -190,7 +195,8 @@ class NetworkTimes:
             total = dict.fromkeys(options, 0.0)
             for (shape, dtype), times in self.uses.get(site.name, Uses()).items():
                 makes = {name: partial(layer_in_form, layer, plan) for name, plan in options.items()}
-                found = self.watch.layer(repr(spec), makes, shape, dtype)
+                with self._random_numbers_kept():
+                    found = self.watch.layer(repr(spec), makes, shape, dtype)
                 total = {name: total[name] + times * found[name] for name in options}
             known |= {name: round(value / self._unit) * self._unit for name, value in total.items()}
             self._options.setdefault(site.name, {}).update(options)
@@ -209,11 +215,6 @@ class NetworkTimes:
     def _multiple(self, table: Candidates) -> int:
         spec = spec_of(self.model.get_submodule(table.name))
         return MATRICES if spec is not None and spec.linear else CONVOLUTIONS
-
-
-def folded(model: nn.Module, inputs: Any) -> nn.Module:
-    """The model as it runs for inference: batch norms folded into the layers before them, as far as they can be."""
-    return fold_batchnorm(model, example_inputs=inputs)
 
 
 def sketch(model: nn.Module, layers: Mapping[str, LayerPlan]) -> nn.Module:

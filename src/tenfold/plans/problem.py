@@ -31,6 +31,7 @@ from tenfold.plans.output_moments import Moments, collect
 from tenfold.plans.plan import Factors, LayerPlan, Plan, fingerprint, priced
 from tenfold.ranks.aligned import ACCELERATORS, CONVOLUTIONS, at_aligned
 from tenfold.ranks.candidates import Candidates, entries
+from tenfold.runtimes import NAMES
 
 if TYPE_CHECKING:
     from tenfold.plans.network_times import NetworkTimes
@@ -330,11 +331,14 @@ def survey(
         align: see `tenfold.plan`; 1: any rank, as a method's source has them.
 
     Raises:
-        ArgumentError: a selection that matches nothing; inputs that the model does not take; no alignment.
+        ArgumentError: a selection that matches nothing; inputs that the model does not take; an unknown runtime; a
+            number out of its range.
         TenfoldError: a weight with NaN or infinite entries, by name.
         UnsupportedLayer: there is no layer to decompose, or one named in full cannot be.
     """
     given, align = model, _alignment(align, example_inputs)
+    check(runtime in NAMES, "runtime", f"one of {', '.join(NAMES)}", runtime)
+    check(is_count(threads), "threads", "an integer >= 1", threads)
     refuse_unusable(model)
     refuse_without_numbers(model)
     model = multiplied_back(model)

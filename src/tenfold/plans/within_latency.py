@@ -30,8 +30,6 @@ _BUILDS = 5
 """Networks that are timed, at most."""
 _NEAR = 0.95
 """From this share of the limit on a plan is near enough."""
-_ABOVE = 1.02
-"""Times the limit: what is reachable at least, where a network within it was measured that the rule does not make."""
 _TIMES = "network times"
 
 
@@ -58,18 +56,20 @@ def within_latency(problem: Problem, budget: Budget, choose: Choose) -> Plan:
         choose: the rule.
 
     Raises:
-        BudgetError: no plan of the rule was within the limit; the message names the shortest time that was measured.
+        BudgetError: no plan of the rule was within the limit; the message names the shortest time of one, or what the
+            rule itself says.
     """
     times = problem.times
     assert times is not None
     allowed = budget.allowed("latency", times.dense)
     tried: dict[int, Plan] = {}
+    refused: BudgetError | None = None
     layers: Mapping[str, LayerPlan] = {}
     for _ in range(_BUILDS):
         try:
             plan = choose(replace(problem, layers=layers), budget)
-        except BudgetError:
-            fastest = times.fastest()
+        except BudgetError as error:
+            refused, fastest = error, times.fastest()
             if layers or fastest == layers:
                 break
             layers = fastest  # the dense network's rest may be longer than a small one's
@@ -83,8 +83,10 @@ def within_latency(problem: Problem, budget: Budget, choose: Choose) -> Plan:
         layers = plan.layers
     within = [ns for ns in tried if ns <= allowed]
     if not within:
-        shortest = min([*tried, times.measured(times.fastest())])
-        raise _refusal(budget, times, max(shortest, round(_ABOVE * allowed)))
+        if tried:
+            raise _refusal(budget, times, min(tried))
+        assert refused is not None
+        raise refused
     return finished(problem, tried[max(within)])
 
 

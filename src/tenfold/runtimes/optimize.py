@@ -91,7 +91,7 @@ def optimized(model: nn.Module, example_inputs: Any, *, runtime: str = "eager", 
     runs, eager = get_runtime(runtime), get_runtime("eager")
     with torch.random.fork_rng([t.device for t in torch_tensors(example_inputs) if t.is_cuda]):
         before = _outputs(eager, model, example_inputs, threads)
-        plain, folded = _without_norms(model, example_inputs)
+        plain, folded = without_norms(model, example_inputs)
         made = [(form, *_in_form(plain, example_inputs, runs, threads, form)) for form in _formats(plain, runs)]
         calls = [runs.prepare(new, example_inputs, threads=threads) for _, new, _ in made]
         form, new, joined = made[fastest(calls, example_inputs, threads=threads, rounds=_ROUNDS)]
@@ -99,8 +99,8 @@ def optimized(model: nn.Module, example_inputs: Any, *, runtime: str = "eager", 
     return Optimized(new, runs.name, threads, form, folded, joined, gap)
 
 
-def _without_norms(model: nn.Module, inputs: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """A copy in eval mode with batch norms folded, and their names."""
+def without_norms(model: nn.Module, inputs: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    """A copy in eval mode with batch norms folded as far as they can be, and their names."""
     try:
         new = fold_batchnorm(model, example_inputs=inputs)
     except ArgumentError:  # an untraceable model that uses a layer's output twice: the outputs differed

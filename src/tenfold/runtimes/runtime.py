@@ -86,7 +86,7 @@ class Runtime(ABC):
         refuse_unusable(model)
         refuse_without_numbers(model)
         gpus = list({t.device for t in torch_tensors(inputs) if t.is_cuda})
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(gpus), _threads(threads):
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(gpus), torch_threads(threads):
             own = sharing_copy(model).eval()
             _first_pass(own, *call_arguments(inputs))
             yield own
@@ -101,7 +101,7 @@ def running(threads: int) -> Iterator[None]:
     Args:
         threads: as many as the calls were prepared for.
     """
-    with _threads(threads), torch.inference_mode():
+    with torch_threads(threads), torch.inference_mode():
         yield
 
 
@@ -129,7 +129,8 @@ def torch_tensors(result: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
+def torch_threads(number: int) -> Iterator[None]:
+    """So many threads of torch for the block; as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -17,12 +17,10 @@ import contextlib
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from tenfold.bench.compare.experiment import AFTER, Experiment, Row
 from tenfold.bench.compare.queue import claim, journal
@@ -31,6 +29,7 @@ from tenfold.bench.compare.run import Setting, Tell, failed, run, train_base
 from tenfold.bench.environment import place
 from tenfold.errors import CheckpointError, shortened
 from tenfold.files import atomic_file, read_json, write_json
+from tenfold.runtimes.runtime import torch_threads
 from tenfold.train import Data, build_model, load_data
 from tenfold.train.engine import refuse_launched
 from tenfold.validation import construct
@@ -103,7 +102,7 @@ def compare(
     """
     refuse_launched()
     out = Path(out)
-    with _threads(experiment.threads):
+    with torch_threads(experiment.threads):
         choice = experiment.data
         data = load_data(choice.name, choice.root).part(choice.examples, choice.validation)
         if experiment.calibration is not None:
@@ -249,13 +248,3 @@ def _keep_experiment(experiment: Experiment, data: Data, out: Path) -> None:
                 f"another folder; only methods, budgets and seeds can be added to one."
             )
     write_json(file, body)
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -182,11 +182,9 @@ class Method(ABC):
             )
         if self.needs_layers:
             problem.require_sites()
-        timed = budget is not None and "latency" in budget.costs
-        if timed and budget is not None:
+        if budget is not None and "latency" in budget.costs:
             problem = with_times(problem)
-        if timed and budget is not None and not self.times_itself:
-            made = within_latency(problem, budget, self.choose)
+            made = self.choose(problem, budget) if self.times_itself else within_latency(problem, budget, self.choose)
         else:
             made = self._chosen(problem, budget)
         check(isinstance(made, Plan), "choose", f"a method of {self.name} that returns a Plan", made)
