@@ -300,7 +300,7 @@ def refused(share):
 
 
 def test_what_is_named_is_always_above_what_was_refused_and_can_be_kept(watches):
-    errors = {share: error for share in np.linspace(0.1, 0.6, 6).tolist() if (error := refused(share))}
+    errors = {share: error for share in np.linspace(0.02, 0.12, 6).tolist() if (error := refused(share))}
     assert 0 < len(errors) < 6
     for share, error in errors.items():
         assert error.smallest["latency"] > share
