@@ -23,12 +23,14 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; default: all")
-    names = parser.parse_args().names or list(NAMES)
+    parser.add_argument("--more", action="store_true", help="keep the rows of the files and run the cases that lack one")
+    given = parser.parse_args()
+    names = given.names or list(NAMES)
     if unknown := set(names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     torch.set_num_threads(1)
     for name in names:
-        path = record(name, importlib.import_module(f"benchmarks.{name}"))
+        path = record(name, importlib.import_module(f"benchmarks.{name}"), more=given.more)
         print(f"wrote {path}")
 
 

@@ -1,5 +1,6 @@
 """What every result file holds beside the figures: versions, commit, hardware, seeds, threads, and failures."""
 
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -15,21 +16,37 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def record(name: str, benchmark: ModuleType, folder: Path = RESULTS) -> Path:
-    """Run ``benchmark.cases()`` one by one and write them all, a case that raised with its traceback."""
+def record(name: str, benchmark: ModuleType, folder: Path = RESULTS, *, more: bool = False) -> Path:
+    """Run ``benchmark.cases()`` one by one and write them all, a case that raised with its traceback.
+
+    With ``more``, rows that the file holds stay, and only cases without one are run; the file says under ``later``
+    which these were, when and where. Raises ValueError if the file's rows were made under other settings.
+    """
     path = folder / f"{name}.json"
     here = asdict(place(str(ROOT / "benchmarks" / "*.py"), device="cpu"))
-    head = {"benchmark": name, "date": time.strftime("%Y-%m-%d", time.gmtime()), "place": here, **benchmark.SETTINGS}
-    results: list[dict[str, Any]] = []
-    failures: list[dict[str, Any]] = []
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    body: dict[str, Any] = {"benchmark": name, "date": today, "place": here, **benchmark.SETTINGS, "results": []}
+    later: dict[str, Any] = {"date": today, "place": here, "cases": []}
+    if more and path.exists():
+        settings = json.loads(json.dumps(benchmark.SETTINGS))
+        body = json.loads(path.read_text())
+        alike = {key: body.get(key) for key in settings} == settings
+        if not alike or not all("case" in row for row in body["results"]):
+            raise ValueError(f"{path} was made under other settings: run it without --more")
+        body.setdefault("later", []).append(later)
+    body["failures"] = []
+    known = {row["case"] for row in body["results"]}
     for case, run in benchmark.cases():
+        if case in known:
+            continue
+        later["cases"].append(case)
         try:
-            results.append(run())
-            print(f"{name} {case}: {benchmark.line(results[-1])}", flush=True)
+            body["results"].append({"case": case, **run()})
+            print(f"{name} {case}: {benchmark.line(body['results'][-1])}", flush=True)
         except Exception:  # noqa: BLE001 - a failure is a result
-            failures.append({"case": case, "error": traceback.format_exc(limit=3).replace(str(ROOT), "")})
-            print(f"{name} {case}: FAILED\n{failures[-1]['error']}", flush=True)
-        write_json(path, head | {"results": results, "failures": failures})
+            body["failures"].append({"case": case, "error": traceback.format_exc(limit=3).replace(str(ROOT), "")})
+            print(f"{name} {case}: FAILED\n{body['failures'][-1]['error']}", flush=True)
+        write_json(path, body)
     return path
 
 

@@ -39,13 +39,29 @@ def test_a_failing_case_is_recorded_and_the_others_run(tmp_path):
         SETTINGS={"seed": 0}, cases=lambda: [("a", fails), ("b", lambda: {"value": 1})], line=lambda result: "done"
     )
     written = json.loads(record.record("fake", fake, tmp_path).read_text())
-    assert written["results"] == [{"value": 1}]
+    assert written["results"] == [{"case": "b", "value": 1}]
     assert [f["case"] for f in written["failures"]] == ["a"]
     assert "no such net" in written["failures"][0]["error"]
     assert {"commit", "dirty", "cpu", "cores", "threads"} <= set(written["place"])
     assert {"tenfold", "torch", "numpy", "scipy"} <= set(written["place"]["versions"])
     assert written["place"]["device"] == "cpu"
     assert written["date"]
+
+
+def test_more_keeps_rows_and_says_which_came_later(tmp_path):
+    def fake(*names, seed=0):
+        cases = [(name, lambda name=name: {"value": len(ran), "ran": ran.append(name)}) for name in names]
+        return types.SimpleNamespace(SETTINGS={"seed": seed}, cases=lambda: cases, line=lambda result: "done")
+
+    ran = []
+    record.record("fake", fake("a", "b"), tmp_path)
+    written = json.loads(record.record("fake", fake("a", "b", "c"), tmp_path, more=True).read_text())
+    assert ran == ["a", "b", "c"]
+    assert [row["case"] for row in written["results"]] == ["a", "b", "c"]
+    assert [part["cases"] for part in written["later"]] == [["c"]]
+    assert written["later"][0]["place"].keys() == written["place"].keys()
+    with pytest.raises(ValueError, match="other settings"):
+        record.record("fake", fake("a", seed=1), tmp_path, more=True)
 
 
 def test_weights_have_the_spectrum_that_is_said(model):
