@@ -23,7 +23,7 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; default: all")
-    parser.add_argument("--more", action="store_true", help="keep the rows of the files and run the cases that lack one")
+    parser.add_argument("--more", action="store_true", help="keep the rows of the files, run the cases that lack one")
     given = parser.parse_args()
     names = given.names or list(NAMES)
     if unknown := set(names) - set(NAMES):

@@ -1,9 +1,10 @@
 """Budgets on latency: is what comes out within them, and near them, when it is built and timed anew?
 
 ``tenfold.compress`` with ``Budget(latency=...)`` at 0.7, 0.5 and 0.35, batches of 1 and 8, eagerly and in ONNX Runtime;
-single inputs also in inductor and for ResNet-50 at 224 x 224 (a batch of eight takes it a second); each result is built, its batch norm folded, and timed in turns with the dense network, by another protocol than the
-planner's (warm calls in a row). One thread, CPU time, medians. The goals: within the budget and within 5 % of it in
-nine of ten cases, never above it by more than 5 %; a gap of 1e-4 at most; tables of ResNet-18 in less than 15 s.
+single inputs also in inductor and for ResNet-50 at 224 x 224, of which a batch of eight takes a second. Each result is
+built, its batch norm folded, and timed in turns with the dense network, by another protocol than the planner's (warm
+calls in a row). One thread, CPU time, medians. The goals: within the budget and within 5 % of it in nine of ten cases,
+never above it by more than 5 %; a gap of 1e-4 at most; tables of ResNet-18 in less than 15 s.
 
 What is expected: a core's speed drifts by some per cent, and what is timed anew is off by as much. Where a network
 cannot be so fast, an error says so: MobileNetV2 has little to gain.
