@@ -11,13 +11,16 @@ import torch
 from compare_stubs import Broken, experiment, process, read
 
 import tenfold
+from plans.counted import CountingWatch
+from tenfold.bench.compare import run as module_of_runs
 from tenfold.bench.compare import scheduler as module
-from tenfold.bench.compare.experiment import DataChoice, Entry
+from tenfold.bench.compare.experiment import DataChoice, Entry, LatencyProtocol
 from tenfold.bench.compare.queue import claim
 from tenfold.bench.compare.read_yaml import read_experiment
-from tenfold.bench.compare.results import Results, RunResult
+from tenfold.bench.compare.results import Latency, Results, RunResult
 from tenfold.bench.compare.scheduler import compare
 from tenfold.errors import CheckpointError, DataError
+from tenfold.plans import within_latency
 from tenfold.train import Recipe, evaluate, load_data, loop
 
 ROOT = Path(__file__).parents[2]
@@ -267,3 +270,34 @@ def test_what_is_refitted_keeps_its_norms_and_is_measured_before_and_after(tmp_p
         assert all(torch.equal(small.get_submodule(n).running_var, dense.get_submodule(n).running_var) for n in norms)
     assert calibrated.accuracy.reestimated == calibrated.accuracy.right_after
     assert svd.accuracy.reestimated > svd.accuracy.right_after
+
+
+def test_a_budget_on_latency_is_planned_under_the_conditions_that_results_are_timed_under(tmp_path, monkeypatch):
+    made = []
+
+    class Watch(CountingWatch):
+        def network(self, key, make, inputs, beside=None):
+            self.batch = len(inputs)
+            return super().network(key, make, inputs, beside)
+
+    def make(runtime, *, threads, memory_format, device):
+        made.append((runtime, threads, Watch()))
+        return made[-1][-1]
+
+    def timed(small, example, *, batch, rounds, runtime):
+        asked.append((batch, rounds, runtime))
+        return Latency("cpu", batch, 1, 2.0, 1.0, 2.0, [2.0, 2.0], runtime, "", [])
+
+    asked = []
+    monkeypatch.setattr(within_latency, "stopwatch", make)
+    monkeypatch.setattr(module_of_runs, "speed", timed)
+    timing = LatencyProtocol(batch=3, rounds=3, runtime="onnxruntime")
+    budget = tenfold.Budget(latency=0.6)
+    settings = {"budgets": (budget,), "latency": timing, "recipe": Recipe(epochs=1, batch_size=64, lr=0.05)}
+    runs = compare(experiment(tenfold.SVD(), tenfold.LRPET(), recovery=0, keep=False, **settings), tmp_path).runs
+    dense, *small = runs
+    assert [run.failure for run in small] == [None, None]
+    assert {(runtime, threads) for runtime, threads, _ in made} == {("onnxruntime", torch.get_num_threads())}
+    assert set(asked) == {(3, 3, "onnxruntime")}
+    assert {watch.batch for *_, watch in made if watch.networks} == {3}
+    assert {run.price.dense_macs for run in small} == {dense.price.dense_macs}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tenfold.errors import ArgumentError, shortened
 
@@ -59,6 +60,16 @@ def refuse_unwritable(model: nn.Module) -> None:
             raise ArgumentError(
                 f"`model` must be made outside torch.inference_mode to be changed in place; '{name}' was made inside. "
                 "Take a copy: copy.deepcopy(model)."
+            )
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Raise `ArgumentError` for a model with parameters that are no plain tensors, as torchao makes them."""
+    for name, p in model.named_parameters():
+        if is_traceable_wrapper_subclass(p) and not is_sharded(p):
+            raise ArgumentError(
+                f"`model` must have plain tensors as parameters; '{name}' is a {type(p).__name__}. Compress and save "
+                "the model before it is quantized, and quantize what tenfold.load returns."
             )
 
 

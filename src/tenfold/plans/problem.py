@@ -21,7 +21,7 @@ from tenfold.layers.find import FoundLayer, find
 from tenfold.layers.select import Selection
 from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import multiplied_back
-from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
+from tenfold.layers.usable import refuse_quantized, refuse_unusable, refuse_without_numbers
 from tenfold.linalg.fold import slice_counts
 from tenfold.linalg.slices import slice_spectra
 from tenfold.linalg.svd import require_finite
@@ -340,6 +340,7 @@ def survey(
     check(runtime in NAMES, "runtime", f"one of {', '.join(NAMES)}", runtime)
     check(is_count(threads), "threads", "an integer >= 1", threads)
     refuse_unusable(model)
+    refuse_quantized(model)
     refuse_without_numbers(model)
     model = multiplied_back(model)
     found = find(model, target_modules, exclude_modules)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tenfold.errors import CheckpointError, PlanError, TenfoldWarning, shortened
 from tenfold.files import atomic_file, atomic_folder, disk_errors, finish_exchange, is_litter, parse_json, read_text
 from tenfold.layers import swap
-from tenfold.layers.usable import refuse_unusable, refuse_without_numbers
+from tenfold.layers.usable import refuse_quantized, refuse_unusable, refuse_without_numbers
 from tenfold.plans.apply import check_fits, matches, plan_of
 from tenfold.plans.plan import Plan
 
@@ -34,9 +34,10 @@ def save(model: nn.Module, path: Path | str, plan: Plan | None = None) -> None:
     Raises:
         PlanError: ``plan`` is not what the model is built to.
         CheckpointError: ``path`` holds something else, or the model has state that is no tensor.
-        ArgumentError: no module, or a wrapped or sharded one, or one without numbers.
+        ArgumentError: no module, or a wrapped, sharded or quantized one, or one without numbers.
     """
     refuse_unusable(model)
+    refuse_quantized(model)
     refuse_without_numbers(model)
     path = Path(path).resolve()  # the name of "." is needed to write beside it
     there = [] if path.is_file() else [p.name for p in path.glob("*") if not is_litter(p.name)]

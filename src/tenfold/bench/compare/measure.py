@@ -19,11 +19,11 @@ from tenfold.plans.problem import survey
 
 
 def price(report: Report, small: nn.Module, example: Tensor) -> Price:
-    """Parameters and MACs: of the dense network as it was surveyed, of ``small`` as it is built."""
-    dense, now = report.dense, cost(small, example)
+    """Parameters, and MACs per image: of the dense network as surveyed for ``example``, of ``small`` as it is built."""
+    dense, now, images = report.dense, cost(small, example), len(example)
     assert dense.macs is not None
     assert now.macs is not None
-    return Price(dense.params, now.params, dense.macs, now.macs)
+    return Price(dense.params, now.params, dense.macs // images, now.macs // images)
 
 
 def speed(small: nn.Module, example: Tensor, *, batch: int, rounds: int, runtime: str = "eager") -> Latency:

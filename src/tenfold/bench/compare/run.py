@@ -72,10 +72,18 @@ class Setting:
     place: Place
     work: Path
 
-    def example(self, model: nn.Module) -> torch.Tensor:
-        """One image of zeros on the device of ``model``, to count MACs for."""
+    def example(self, model: nn.Module, images: int = 1) -> torch.Tensor:
+        """Images of zeros on the device of ``model``, to count MACs for."""
         data, device = self.data, next(model.parameters()).device
-        return torch.zeros(1, data.channels, data.size, data.size, device=device)
+        return torch.zeros(images, data.channels, data.size, data.size, device=device)
+
+    def conditions(self, model: nn.Module, budget: Budget | None) -> dict[str, Any]:
+        """Arguments of `compress` that a budget is counted for; one on latency, as results are timed."""
+        if budget is None or "latency" not in budget.costs:
+            return {"example_inputs": self.example(model)}
+        timing = self.experiment.latency
+        example = self.example(model, timing.batch)
+        return {"example_inputs": example, "runtime": timing.runtime, "threads": torch.get_num_threads()}
 
     def network(self, seed: int) -> nn.Module:
         """The network with its first weights, a function of the seed."""
@@ -191,7 +199,7 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
     if row.entry.kind != DENSE:
         small = _mended(setting, row, trained, result, found, tell)
     example, timing = setting.example(small), experiment.latency
-    found["price"] = price(result.report, small, example)
+    found["price"] = price(result.report, small, setting.conditions(small, row.budget)["example_inputs"])
     found["spectra"] = sampled_spectra(trained, small, **setting.selection())
     found["latency"] = speed(small, example, batch=timing.batch, rounds=timing.rounds, runtime=timing.runtime)
     score = setting.score(small, setting.data.test)
@@ -209,14 +217,12 @@ def _base(setting: Setting, seed: int) -> tuple[nn.Module, list[Epoch]]:
 
 def _compressed(setting: Setting, row: Row, trained: nn.Module) -> Result:
     """What the method makes of a trained network, before batch norm is re-estimated."""
-    method, example = row.entry.method, setting.example(trained)
+    method, conditions = row.entry.method, setting.conditions(trained, row.budget)
     data = setting.calibration(row.seed) if method.needs_data else None
     selection = setting.selection()
     with warnings.catch_warnings():  # an experiment without budgets means it
         warnings.filterwarnings("ignore", ".*`budget` was not given.*", TenfoldWarning)
-        return compress(
-            trained, method, row.budget, example_inputs=example, data=data, norms="keep", align=1, **selection
-        )
+        return compress(trained, method, row.budget, data=data, norms="keep", align=1, **conditions, **selection)
 
 
 def _cut(setting: Setting, row: Row, trained: nn.Module) -> list[CutCurve]:
@@ -267,7 +273,8 @@ def _mended(
 def _fitted(setting: Setting, training: _Training, tell: Tell) -> tuple[Fit, Watched]:
     """The training, from its last checkpoint on; a checkpoint that does not fit (another version's) is dropped."""
     watched = Watched(training.method, tell)
-    goal = Goal(training.budget, setting.example(training.model), **setting.selection())
+    conditions = setting.conditions(training.model, training.budget)
+    goal = Goal(training.budget, **conditions, **setting.selection())
 
     def go(resume: bool) -> Fit:
         return fit(
