@@ -25,7 +25,7 @@ _MANY = 256
 _FEW = 8
 """Passes over them."""
 _RIVAL = 2.0
-"""Times what the best loses: above it a plan is none."""
+"""Times what the best loses at that first look: above it a plan is none."""
 
 
 def best_refitted(
@@ -41,8 +41,8 @@ def best_refitted(
     """The plan whose refitted network loses least on examples that it was not fitted to; of equals the first.
 
     It brings the refitted factors, and says what each of them lost. With 256 examples and more all plans are refitted
-    on a quarter of them first, in a few passes. One that so loses more than twice what the best one does in the end is
-    taken no further: what is said of it is that.
+    on a quarter of them first, in a few passes. Those that so lose more than twice what the best one does are taken no
+    further; said of them is what the best loses in the end, times their ratio at that first look.
 
     Args:
         problem: of whose model they are plans, of low-rank layers.
@@ -53,11 +53,11 @@ def best_refitted(
         loss: see `tenfold.layers.output_loss`.
         memory: see `tenfold.refit_`.
     """
-    model, lost, twins = problem.model, dict[str, float](), dict[str, str]()
+    model, twins = problem.model, dict[str, str]()
 
-    def refitted(name: str, small: nn.Module, data: Sequence[Any], passes: int = PASSES) -> None:
+    def refitted(small: nn.Module, data: Sequence[Any], passes: int = PASSES) -> float:
         refit_(small, model, data, factors=factors, memory=memory, passes=passes)
-        lost[name] = mean_output_loss(small, model, calibration_batches(model, held), loss)
+        return mean_output_loss(small, model, calibration_batches(model, held), loss)
 
     made: dict[str, nn.Module] = {}
     for name, plan in plans.items():
@@ -66,20 +66,16 @@ def best_refitted(
             twins[name] = twin
         else:
             made[name] = build(problem, plan).model
-    lost |= dict.fromkeys(made, 0.0)  # not known yet: none is behind
     examples = sum(map(len, calibration_batches(model, fit)))
+    seen = dict.fromkeys(made, 1.0)
     if len(made) > 1 and examples >= _MANY:
         some = held_out(model, list(fit), examples // 4)[0]
-        for name, small in made.items():
-            refitted(name, small, some, passes=_FEW)
-    best = None
-    for name in sorted(made, key=lambda each: lost[each]):
-        if best is None or lost[name] <= _RIVAL * lost[best]:
-            refitted(name, made[name], fit)
-            best = name if best is None else min(best, name, key=lambda each: lost[each])
-    assert best is not None
-    lost |= {name: lost[twin] for name, twin in twins.items()}
-    compared = {name: lost[name] for name in plans}
+        seen = {name: refitted(small, some, passes=_FEW) for name, small in made.items()}
+    least = min(seen.values())
+    lost = {name: refitted(small, fit) for name, small in made.items() if seen[name] <= _RIVAL * least}
+    best = min(lost, key=lost.__getitem__)
+    lost = {name: lost.get(name, lost[best] * seen[name] / least) for name in made}
+    compared = {name: lost[twins.get(name, name)] for name in plans}
     return replace(_with_factors(plans[best], made[best], model), compared=compared)
 
 

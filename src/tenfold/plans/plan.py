@@ -96,7 +96,8 @@ class Plan(Printed):
         calibration_bytes: the most memory that calibration took at a time, beyond the model and a batch's own pass
             through it; 0 where there was none.
         compared: of a method that built several plans, what each one's outputs lost on held-out calibration examples,
-            by the rule that made it; the plan is the best of them.
+            by the rule that made it; the plan is the best of them. Of one that a first look left far behind, what that
+            look promised.
         latency_ms: with a budget on latency, measured milliseconds of a network of this plan's shapes, batch norm
             folded; None where nobody asked, or the plan was edited.
         dense_latency_ms: of the dense network, in its best memory format.
