@@ -1,5 +1,6 @@
 """What is seen of plans, reports and results: in a terminal, in a notebook, on the command line."""
 
+from dataclasses import replace
 from io import StringIO
 from xml.etree import ElementTree
 
@@ -133,3 +134,14 @@ def test_tucker_ranks_and_added_factors_fit_the_columns():
     plan = tenfold.plan(model, tenfold.Tucker(), tenfold.Budget(params=0.5))
     assert max(map(len, str(plan).splitlines())) <= 80
     assert "(" in str(plan)
+
+
+def test_milliseconds_stand_beside_parameters_and_macs_where_they_were_measured():
+    result = compressed(chain(), example_inputs=image())
+    assert "milliseconds" not in str(result)
+    plan = replace(result.plan, latency_ms=1.5, dense_latency_ms=3.0, conditions={"runtime": "eager", "threads": 1})
+    rows = [line.split() for line in str(tenfold.Result(result.model, plan, result.report)).splitlines()]
+    assert ["milliseconds", "3", "1.5", "50.0%"] in rows
+    body = Console(file=StringIO(), width=100)
+    body.print(tables.costs(result.report.dense, result.report.small, rendering.planned_ms(plan)))
+    assert "50.0%" in body.file.getvalue()

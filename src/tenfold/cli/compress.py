@@ -256,7 +256,8 @@ def _shown(out: Path, opened: Opened, way: PlanSource, done: CompressionOutcome)
         [] if done.least is None else [figures.probes(done.probes, done.least, way.guard or 0.0, own=own)]
     )
     shown += [tables.plan(done.result.plan), *figures.stages(opened.title, done.stages)]
-    shown.append(tables.costs(report.dense, report.small))
+    timed = done.latency if isinstance(done.latency, Comparison) else None
+    shown.append(tables.costs(report.dense, report.small, None if timed is None else (timed.dense_ms, timed.small_ms)))
     if done.latency is not None:
         shown.append(figures.faster(done.latency))
     if report.output_error:

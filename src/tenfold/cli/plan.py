@@ -32,6 +32,7 @@ from tenfold.files import atomic_file
 from tenfold.layers.cost import Cost
 from tenfold.methods.contract.builder import plan as make_plan
 from tenfold.methods.contract.own import record
+from tenfold.plans.rendering import planned_ms
 
 NAME = "plan"
 EXAMPLES = (
@@ -104,7 +105,7 @@ def command(
         "plan": tables.plan_dict(planned),
         "file": None if out is None else str(out),
     }
-    shown: list[Any] = [tables.plan(planned), tables.costs(dense, small)]
+    shown: list[Any] = [tables.plan(planned), tables.costs(dense, small, planned_ms(planned))]
     if out is not None:
         shown.append(f"Written to {out}. Next: tenfold compress {source.named.words} --plan {out} --out FOLDER")
     return Outcome(body, shown)

@@ -24,9 +24,9 @@ def described(method: str, rows: Sequence[dict[str, Any]]) -> list[Group]:
     return [titled(f"{method}, while training", made)]
 
 
-def costs(dense: Cost, small: Cost) -> Group:
-    """Table of parameters and MACs, dense and kept."""
-    return draw(cost_sheet(dense, small))
+def costs(dense: Cost, small: Cost, ms: tuple[float, float] | None = None) -> Group:
+    """Table of parameters and MACs, dense and kept, and of the milliseconds where both networks were timed."""
+    return draw(cost_sheet(dense, small, ms=ms))
 
 
 def plan(made: Plan) -> Group:

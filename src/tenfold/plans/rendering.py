@@ -62,7 +62,7 @@ def sheets(shown: object) -> list[Sheet]:
         TypeError: anything else.
     """
     if isinstance(shown, Result):
-        return [plan_sheet(shown.plan, most=_MOST_BESIDE_COSTS), *_report(shown.report)]
+        return [plan_sheet(shown.plan, most=_MOST_BESIDE_COSTS), *_report(shown.report, ms=planned_ms(shown.plan))]
     if isinstance(shown, Report):
         return _report(shown, _reasons(shown.left, _REASONS))
     if isinstance(shown, Plan):
@@ -126,20 +126,27 @@ def latency_words(made: Plan) -> str:
     )
 
 
-def cost_sheet(dense: Cost, small: Cost, notes: Sequence[str] = ()) -> Sheet:
-    """The table of parameters and MACs, dense and kept."""
+def cost_sheet(dense: Cost, small: Cost, notes: Sequence[str] = (), ms: tuple[float, float] | None = None) -> Sheet:
+    """The table of parameters and MACs, dense and kept, and of the milliseconds where both networks were timed."""
     pairs = (("parameters", dense.params, small.params), ("MACs", dense.macs, small.macs))
     rows = [(n, f"{a:,}", f"{b:,}", f"{b / a:.1%}") for n, a, b in pairs if a and b is not None]
+    rows += [("milliseconds", f"{ms[0]:.3g}", f"{ms[1]:.3g}", f"{ms[1] / ms[0]:.1%}")] if ms else []
     return Sheet("Cost", ("", "Dense", "Kept", "Share"), rows, notes=notes)
 
 
-def _report(made: Report, notes: Sequence[str] = ()) -> list[Sheet]:
+def planned_ms(made: Plan) -> tuple[float, float] | None:
+    """Milliseconds of the dense and the compressed network, of a plan that was made for a budget on latency."""
+    dense, small = made.dense_latency_ms, made.latency_ms
+    return None if dense is None or small is None else (dense, small)
+
+
+def _report(made: Report, notes: Sequence[str] = (), ms: tuple[float, float] | None = None) -> list[Sheet]:
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in made.seconds.items())
     errors = ", ".join(f"{name} {value:.4g}" for name, value in made.output_error.items())
     said = [f"Error of the outputs: {errors}."] if errors else []
     said += [f"Seconds: {seconds}."] if seconds else []
     said += [] if made.norms is None else [made.norms.sentence]
-    return [cost_sheet(made.dense, made.small, [*said, *notes])]
+    return [cost_sheet(made.dense, made.small, [*said, *notes], ms)]
 
 
 def _cells(layer: LayerPlan) -> tuple[str, ...]:
