@@ -1,5 +1,6 @@
 """Factors of fixed rank, trained as they are: the baseline of dynamical low-rank training."""
 
+import copy
 import math
 
 import pytest
@@ -9,13 +10,19 @@ from torch import nn
 
 import tenfold
 from helpers import blobs, counted
-from nets import Tied, chain, image, small_image, transposed
+from nets import Tied, chain, image, labelled_images, small_image, transposed
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.swap import structure_of
 from tenfold.linalg.fold import NAMES
 from tenfold.linalg.multilinear import feasible, random_tucker
 from tenfold.linalg.tucker import tucker_full
 from tenfold.train import Recipe, fit
+
+
+def plain(**fields) -> tenfold.Factors:
+    """The baseline as published: uniform ranks, factors from the first step, each of them decayed."""
+    return tenfold.Factors(**{"ranks": "uniform", "start": 0, "decay": "factors"} | fields)
+
 
 BOTH = pytest.mark.parametrize("format", ["matrix", "tucker"])
 HALF = tenfold.Budget(params=0.5)
@@ -75,7 +82,7 @@ def test_tucker_ranks_are_the_largest_common_share_that_fits(make, share):
     model = make()
     limit = int(share * sum(p.numel() for p in model.parameters()))
     fitting = [ranks for ranks, params in (expected(model, a / 997) for a in range(1, 998)) if params <= limit]
-    method = tenfold.Factors(format="tucker")
+    method = plain(format="tucker")
     if not fitting:
         with pytest.raises(tenfold.BudgetError):
             begun(method, model, tenfold.Budget(params=share))
@@ -86,7 +93,7 @@ def test_tucker_ranks_are_the_largest_common_share_that_fits(make, share):
 @pytest.mark.parametrize("fold", NAMES)
 def test_matrix_ranks_and_factors_are_those_of_a_uniform_svd(fold):
     model = net().double()
-    a = begun(tenfold.Factors(fold=fold), model, HALF)
+    a = begun(plain(fold=fold), model, HALF)
     b = tenfold.compress(model, tenfold.SVD(fold=fold), HALF).model
     assert ranks(a) == ranks(b)
     for p, q in zip(tenfold.to_dense(a).parameters(), tenfold.to_dense(b).parameters(), strict=True):
@@ -96,7 +103,7 @@ def test_matrix_ranks_and_factors_are_those_of_a_uniform_svd(fold):
 @BOTH
 @pytest.mark.parametrize("budget", [{"params": 0.5}, {"macs": 0.5}, {"params": 0.8, "macs": 0.6}])
 def test_what_is_built_keeps_the_budget_and_is_what_is_kept_in_the_end(format, budget):
-    model, x, method = transposed(), small_image(), tenfold.Factors(format=format)
+    model, x, method = transposed(), small_image(), plain(format=format)
     budget = tenfold.Budget(**budget)
     small = begun(method, model, budget, x).eval()
     used, dense = counted(small, x), counted(model, x)
@@ -114,7 +121,7 @@ def test_what_is_built_keeps_the_budget_and_is_what_is_kept_in_the_end(format, b
 
 @BOTH
 def test_trained_ranks_stay_without_a_budget_and_under_a_larger_one(format):
-    method, model = tenfold.Factors(format=format), net()
+    method, model = plain(format=format), net()
     small = begun(method, model, tenfold.Budget(params=0.4))
     for budget in (None, tenfold.Budget(params=0.4), tenfold.Budget(params=0.7)):
         assert ranks(method.finish(small, budget).model) == ranks(small)
@@ -123,7 +130,7 @@ def test_trained_ranks_stay_without_a_budget_and_under_a_larger_one(format):
 
 @BOTH
 def test_a_smaller_budget_lowers_the_share_and_raises_no_rank(format):
-    method, model = tenfold.Factors(format=format), net()
+    method, model = plain(format=format), net()
     small = begun(method, model, tenfold.Budget(params=0.6))
     result = method.finish(small, tenfold.Budget(params=0.4))
     assert result.report.small.params <= 0.4 * result.report.dense.params
@@ -141,7 +148,7 @@ def test_ranks_of_other_shapes_than_a_line_are_kept_and_scaled(format):
     dense = net()
     plan = tenfold.plan(dense, tenfold.Tucker() if format == "tucker" else tenfold.SVDEnergy(), HALF)
     small = tenfold.apply(dense, plan)
-    method = tenfold.Factors(format=format)
+    method = plain(format=format)
     assert ranks(method.finish(small, HALF).model) == ranks(small)
     less = ranks(method.finish(small, tenfold.Budget(params=0.4)).model)
     assert all((torch.tensor(less[n]) <= torch.tensor(r)).all() for n, r in ranks(small).items())
@@ -149,10 +156,10 @@ def test_ranks_of_other_shapes_than_a_line_are_kept_and_scaled(format):
 
 @BOTH
 def test_a_step_is_the_gradient_step_in_every_factor_and_no_more(format):
-    model = tenfold.Factors(format=format).begin(nn.Sequential(nn.Conv2d(8, 8, 3, bias=False)).double())
+    model = plain(format=format).begin(nn.Sequential(nn.Conv2d(8, 8, 3, bias=False)).double())
     layer = model[0]
     goal = torch.randn(8, 8, 3, 3, dtype=torch.float64)
-    optimizer = tenfold.Factors(format=format).optimizer(model, lr=0.1)
+    optimizer = plain(format=format).optimizer(model, lr=0.1)
     factors = [f.detach().clone() for f in layer.factors]
     g = (layer.weight - goal).detach()
     (0.5 * (layer.weight - goal).square().sum()).backward()
@@ -171,8 +178,8 @@ def test_a_step_is_the_gradient_step_in_every_factor_and_no_more(format):
         torch.testing.assert_close(factor.detach(), value.reshape(factor.shape), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("method", [tenfold.Factors(scratch=True, fold=f) for f in NAMES]
-                         + [tenfold.Factors(format="tucker", scratch=True)], ids=repr)  # fmt: skip
+@pytest.mark.parametrize("method", [plain(scratch=True, fold=f) for f in NAMES]
+                         + [plain(format="tucker", scratch=True)], ids=repr)  # fmt: skip
 def test_from_scratch_the_norm_is_that_of_the_weight_and_nothing_else_is(method):
     model, other = net(), net()
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
@@ -219,18 +226,18 @@ def test_random_tucker_tensors_have_orthonormal_bases_and_the_norm_in_expectatio
 def test_ties_stay_and_frozen_layers_stay_dense(format, scratch):
     model = Tied()
     model.back.weight.requires_grad_(False)
-    small = tenfold.Factors(format=format, scratch=scratch).begin(model)
+    small = plain(format=format, scratch=scratch).begin(model)
     assert small.first.decoder.weight is small.second.decoder.weight
     assert torch.equal(small.back.weight, model.back.weight)
     for p in model.parameters():
         p.requires_grad_(False)
     with pytest.raises(tenfold.UnsupportedLayer, match="frozen: its weight requires no gradient"):
-        tenfold.Factors(format=format).begin(model)
+        plain(format=format).begin(model)
 
 
 def test_what_the_goal_excludes_is_never_factorised():
     goal = tenfold.Goal(budget=tenfold.Budget(params=0.8), exclude_modules=["9", "6"])
-    assert ranks(tenfold.Factors().begin(net(), goal=goal)).keys() == {"0", "2", "4"}
+    assert ranks(plain().begin(net(), goal=goal)).keys() == {"0", "2", "4"}
 
 
 @pytest.mark.parametrize(
@@ -251,19 +258,19 @@ def test_values_out_of_range_are_named(fields, says):
 
 def test_an_impossible_budget_is_refused_before_the_first_step_and_names_what_can_be():
     for format in ("matrix", "tucker"):
-        method = tenfold.Factors(format=format)
+        method = plain(format=format)
         with pytest.raises(tenfold.BudgetError) as caught:
             begun(method, net(), tenfold.Budget(params=0.01))
         begun(method, net(), tenfold.Budget(params=caught.value.smallest["params"]))
     with pytest.raises(tenfold.ArgumentError, match="`example_inputs` must be given"):
-        begun(tenfold.Factors(), net(), tenfold.Budget(macs=0.5))
+        begun(plain(), net(), tenfold.Budget(macs=0.5))
 
 
 @BOTH
 def test_the_training_loop_builds_what_its_goal_allows(format):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(64, 3))
-    method, goal = tenfold.Factors(format=format), tenfold.Goal(budget=tenfold.Budget(params=0.4))
+    method, goal = plain(format=format), tenfold.Goal(budget=tenfold.Budget(params=0.4))
     trained = fit(model, method, blobs(), Recipe(epochs=3, batch_size=8, lr=0.05), goal=goal, progress=False)
     assert ranks(trained.model) == ranks(method.begin(model, goal=goal))
     assert sum(p.numel() for p in trained.model.parameters()) <= 0.4 * sum(p.numel() for p in model.parameters())
@@ -273,9 +280,140 @@ def test_the_training_loop_builds_what_its_goal_allows(format):
 
 
 def test_weight_decay_and_adamw_reach_every_factor():
-    small = tenfold.Factors(format="tucker").begin(chain())
+    small = plain(format="tucker").begin(chain())
     before = {name: p.detach().clone() for name, p in small.named_parameters()}
-    optimizer = tenfold.Factors().optimizer(small, base=torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+    optimizer = plain().optimizer(small, base=torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
     F.cross_entropy(small(image()), torch.tensor([0, 1])).backward()
     optimizer.step()
     assert all(not torch.equal(p, before[name]) for name, p in small.named_parameters())
+
+
+# ---- the default: dense, then factors at allocated ranks
+
+
+def short(model, method, budget, *, steps=10, done=10, lr=0.05, base=torch.optim.SGD, **hyper):
+    """A run of so many steps, its optimizer, and the model's form before each step."""
+    run = tenfold.begin(model, method, budget, steps=steps)
+    optimizer = run.optimizer(base, lr=lr, **hyper)
+    seen = []
+    for seed in range(done):
+        x, y = labelled_images(seed)
+        seen.append(len(structure_of(run.model)))
+        optimizer.zero_grad()
+        F.cross_entropy(run.model(x), y).backward()
+        optimizer.step()
+    return run, optimizer, seen
+
+
+@BOTH
+@pytest.mark.parametrize("start", [None, 0.0, 0.25])
+def test_it_is_dense_until_the_start_and_factorised_within_the_budget_from_then_on(format, start):
+    torch.manual_seed(0)
+    run, optimizer, seen = short(chain(), tenfold.Factors(format=format, start=start), HALF, momentum=0.9)
+    due = round(10 * (0.4 if start is None else start))
+    assert [bool(n) for n in seen] == [step >= due for step in range(10)]
+    assert sum(p.numel() for p in run.model.parameters()) <= 0.5 * sum(p.numel() for p in chain().parameters())
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in run.model.parameters()}
+    result = run.finish()
+    assert ranks(result.model) == ranks(run.model)
+    assert {n: x.fold for n, x in structure_of(result.model).items()} == {
+        n: x.fold for n, x in structure_of(run.model).items()
+    }
+    x = image()
+    torch.testing.assert_close(result.model.eval()(x), run.model.eval()(x))
+
+
+def test_allocated_ranks_are_those_of_the_least_largest_error_in_spatial_folds():
+    torch.manual_seed(0)
+    model = chain().double()
+    begun_model = tenfold.Factors(start=0).begin(model, goal=tenfold.Goal(budget=HALF))
+    alds = tenfold.ALDS(folds=("spatial", "spatial-t"), slices=(1,), measure="rss")
+    wanted = tenfold.compress(model, alds, HALF).model
+    assert ranks(begun_model) == ranks(wanted)
+    for name, layer in structure_of(begun_model).items():
+        torch.testing.assert_close(layer.weight, wanted.get_submodule(name).weight)
+
+
+def test_a_run_that_stops_before_its_start_ends_as_it_would_have_been_cut():
+    torch.manual_seed(0)
+    run, _, seen = short(chain(), tenfold.Factors(start=0.9), HALF, done=5)
+    assert not any(seen)
+    result = run.finish()
+    assert result.report.small.params <= 0.5 * result.report.dense.params
+    assert structure_of(result.model)
+
+
+def test_a_smaller_budget_than_was_trained_for_lowers_all_ranks_and_cuts_no_dense_layer():
+    torch.manual_seed(0)
+    method = tenfold.Factors()
+    run, *_ = short(chain(), method, tenfold.Budget(params=0.7))
+    lower = method.finish(run.model, tenfold.Budget(params=0.45))
+    assert lower.report.small.params <= 0.45 * lower.report.dense.params
+    before, after = ranks(run.model), ranks(lower.model)
+    assert after.keys() <= before.keys()
+    assert all(after[name] <= before[name] for name in after)
+
+
+def test_a_resumed_run_ends_with_the_same_bits_on_either_side_of_the_cut():
+    def halves(stop):
+        torch.manual_seed(0)
+        model = chain()
+        runs = [tenfold.begin(model, tenfold.Factors(), HALF, steps=8) for _ in range(2)]
+        optimizers = [run.optimizer(lr=0.05, momentum=0.9, weight_decay=1e-2) for run in runs]
+        for step in range(8):
+            if step == stop:
+                second = copy.deepcopy([runs[0].model.state_dict(), optimizers[0].state_dict()])
+                runs[1].model.load_state_dict(second[0])
+                optimizers[1].load_state_dict(second[1])
+            at = 1 if step >= stop else 0
+            x, y = labelled_images(step)
+            optimizers[at].zero_grad()
+            F.cross_entropy(runs[at].model(x), y).backward()
+            optimizers[at].step()
+        return runs[1 if stop < 8 else 0].model.state_dict()
+
+    whole = halves(8)
+    for stop in (2, 6):
+        found = halves(stop)
+        assert all(torch.equal(found[name], value) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("format", ["matrix", "tucker"])
+def test_decay_of_the_product_is_the_gradient_of_its_squared_norm(format, base):
+    """Without a loss: L' = L - lr lambda (L R) R^T, R' = R - lr lambda L^T (L R), and the like in Tucker format."""
+    torch.manual_seed(0)
+    model = plain(format=format, share=0.5).begin(nn.Sequential(nn.Conv2d(6, 8, 3, bias=False)).double())
+    (layer,) = structure_of(model).values()
+    lr, decay = 0.1, 0.3
+    optimizer = tenfold.Factors(format=format).optimizer(model, base=base, lr=lr, weight_decay=decay)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    wanted = []
+    for factor in layer.factors:
+        free = factor.detach().clone().requires_grad_()
+        with torch.no_grad():
+            kept = factor.clone()
+        value = decay / 2 * parts_product(layer, factor, free).square().sum()
+        wanted.append(kept - lr * torch.autograd.grad(value, free)[0])
+    optimizer.step()
+    for factor, want in zip(layer.factors, wanted, strict=True):
+        torch.testing.assert_close(factor.detach(), want, rtol=1e-9, atol=1e-12)
+
+
+def parts_product(layer, factor, free):
+    """The weight of a layer with another tensor in the place of one of its factors."""
+    other = copy.deepcopy(layer)
+    held = dict(zip(map(id, layer.factors), [n for n, p in layer.named_parameters() if p.ndim > 1], strict=True))
+    *path, name = held[id(factor)].split(".")
+    part = other.get_submodule(".".join(path))
+    del part._parameters[name]
+    setattr(part, name, free)
+    return other._product()
+
+
+def test_scratch_knows_no_dense_start():
+    with pytest.raises(tenfold.ArgumentError, match="`start` must be 0 with scratch"):
+        tenfold.Factors(scratch=True, start=0.4)
+    begun_model = tenfold.Factors(scratch=True).begin(chain(), goal=tenfold.Goal(budget=HALF, steps=10))
+    assert structure_of(begun_model)

@@ -21,8 +21,16 @@ MEANS = ("momentum_buffer", "exp_avg")
 """What torch's optimizers call state that is linear in the gradients."""
 
 
-class Form(NamedTuple):
-    """The structure of one layer, as it is kept in the state of an optimizer; a `tenfold.layers.swap.Structure`."""
+class LayerForm(NamedTuple):
+    """The structure of one layer, as it is kept in the state of an optimizer; a `tenfold.layers.swap.Structure`.
+
+    Args:
+        decomposition: "low-rank" or "tucker".
+        rank: as in a plan.
+        slices: of the input channels.
+        fold: see `tenfold.linalg.fold`; None for "tucker".
+        bias: whether the factorised layer has a bias that the dense one lacks.
+    """
 
     decomposition: str
     rank: Any
@@ -31,20 +39,21 @@ class Form(NamedTuple):
     bias: bool = False
 
 
-def forms_of(structures: Mapping[str, Structure]) -> dict[str, Form]:
+def forms_of(structures: Mapping[str, Structure]) -> dict[str, LayerForm]:
     """The structures of the layers that are not dense, as plain values."""
     dense = {name for name, s in structures.items() if s.decomposition == "dense"}
     return {
-        name: Form(s.decomposition, s.rank, s.slices, s.fold, s.bias)
+        name: LayerForm(s.decomposition, s.rank, s.slices, s.fold, s.bias)
         for name, s in structures.items()
         if name not in dense
     }
 
 
-def forms_in(model: nn.Module) -> dict[str, Form]:
+def forms_in(model: nn.Module) -> dict[str, LayerForm]:
     """The forms of the factorised layers of a model, by name."""
     return {
-        name: Form(x.decomposition, x.rank, x.slices, x.fold, x.added_bias) for name, x in structure_of(model).items()
+        name: LayerForm(x.decomposition, x.rank, x.slices, x.fold, x.added_bias)
+        for name, x in structure_of(model).items()
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, CheckpointError
@@ -16,7 +16,7 @@ from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.spec import LayerSpec, build_dense, spec_of
 from tenfold.layers.swap import planned
 from tenfold.linalg.fold import Fold, folds_for
-from tenfold.optim.factorise import Form, factorise_, forms_in, unfactorise_
+from tenfold.optim.factorise import LayerForm, factorise_, forms_in, unfactorise_
 from tenfold.optim.hooks import stepped
 
 
@@ -38,7 +38,7 @@ class FollowsState:
 
         def ahead(_: Optimizer, state: dict[str, Any]) -> None:
             held = state["param_groups"][0].get(name, {})
-            follows.take({layer: Form(*form) for layer, form in (held.get("forms") or {}).items()})
+            follows.take({layer: LayerForm(*form) for layer, form in (held.get("forms") or {}).items()})
 
         optimizer.register_load_state_dict_pre_hook(ahead)
 
@@ -54,20 +54,31 @@ class _Follows:
         return _Follows, ()
 
     def __call__(self, module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-        if module is self._model():
+        if module is not self._model():
+            return
+        own = {prefix + name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+        if any(name not in state or state[name].shape != value.shape for name, value in own.items()):
             self.take(read_forms(module, state, prefix))
 
-    def take(self, forms: Mapping[str, Form]) -> None:
-        """Give the model these forms, and no others."""
+    def take(self, forms: Mapping[str, LayerForm]) -> None:
+        """Give the model these forms, and no others; what fits in both forms keeps its numbers.
+
+        Shapes do not tell all: the folds of a pointwise kernel differ by their strides alone.
+        """
         model, optimizer = self._model(), self._optimizer()
         if model is None or forms_in(model) == dict(forms):
             return
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
         unfactorise_(model, optimizer)
         if forms:
             factorise_(model, forms, optimizer)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name in before and before[name].shape == p.shape:
+                    p.copy_(before[name])
 
 
-def read_forms(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> dict[str, Form]:
+def read_forms(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> dict[str, LayerForm]:
     """The forms of the layers whose factors ``state`` holds, from names and shapes alone.
 
     Args:
@@ -78,7 +89,7 @@ def read_forms(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> 
     Raises:
         CheckpointError: factors of a shape that no layer of the model can have.
     """
-    found: dict[str, Form] = {}
+    found: dict[str, LayerForm] = {}
     for name, module in model.named_modules():
         start = f"{prefix}{name}."
         if f"{start}encoder.weight" not in state or f"{start}decoder.weight" not in state:
@@ -94,23 +105,23 @@ def read_forms(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> 
     return found
 
 
-def _possible(start: str, state: Mapping[str, Any], spec: LayerSpec) -> Iterator[Form]:
+def _possible(start: str, state: Mapping[str, Any], spec: LayerSpec) -> Iterator[LayerForm]:
     """The forms whose encoder might have as many outputs as the one in ``state``: its first axis, or the second."""
     bias = f"{start}decoder.bias" in state and not spec.bias
     first, second, *_ = state[f"{start}encoder.weight"].shape
     if f"{start}core.weight" in state:
         outer, inner, *_ = state[f"{start}core.weight"].shape
         own = (inner // spec.groups, outer) if spec.transposed else (outer // spec.groups, inner)
-        yield Form("tucker", own[::-1] if spec.transposed else own, 1, None, bias)
+        yield LayerForm("tucker", own[::-1] if spec.transposed else own, 1, None, bias)
         return
     for fold in folds_for(len(spec.kernel_size)):
         made = Fold(spec.shape, spec.groups, 1, fold)
         for inner in (first, second * made.encoder_groups):
             if inner % made.batch == 0:
-                yield Form("low-rank", inner // made.batch, 1, fold, bias)
+                yield LayerForm("low-rank", inner // made.batch, 1, fold, bias)
 
 
-def _fits(form: Form, spec: LayerSpec, start: str, state: Mapping[str, Any]) -> bool:
+def _fits(form: LayerForm, spec: LayerSpec, start: str, state: Mapping[str, Any]) -> bool:
     """Whether a layer of this form has weights of the shapes in ``state``."""
     try:
         made = planned(build_dense(spec, "meta", torch.float32), replace(spec, bias=False), form, empty=True)

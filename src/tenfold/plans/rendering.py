@@ -127,7 +127,14 @@ def latency_words(made: Plan) -> str:
 
 
 def cost_sheet(dense: Cost, small: Cost, notes: Sequence[str] = (), ms: tuple[float, float] | None = None) -> Sheet:
-    """The table of parameters and MACs, dense and kept, and of the milliseconds where both networks were timed."""
+    """The table of parameters and MACs, dense and kept, and of the milliseconds where both networks were timed.
+
+    Args:
+        dense: cost of the dense network.
+        small: of the compressed one.
+        notes: below the table.
+        ms: milliseconds of both; None where nobody measured.
+    """
     pairs = (("parameters", dense.params, small.params), ("MACs", dense.macs, small.macs))
     rows = [(n, f"{a:,}", f"{b:,}", f"{b / a:.1%}") for n, a, b in pairs if a and b is not None]
     rows += [("milliseconds", f"{ms[0]:.3g}", f"{ms[1]:.3g}", f"{ms[1] / ms[0]:.1%}")] if ms else []

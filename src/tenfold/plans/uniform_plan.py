@@ -38,21 +38,28 @@ class Line:
     end: int
 
 
-def lines(problem: Problem, fold: str, *, tucker: bool, ends: Mapping[str, Any], measured: bool = True) -> list[Line]:
+def lines(
+    problem: Problem, fold: str | Mapping[str, str], *, tucker: bool, ends: Mapping[str, Any], measured: bool = True
+) -> list[Line]:
     """The line of every site, for `tenfold.ranks.uniform.allocate`.
 
     Args:
         problem: the layers.
-        fold: of those that become low-rank.
+        fold: of those that become low-rank; by name where they differ, the channel fold for those not named.
         tucker: whether kernels with spatial axes become Tucker, with the same share of both full ranks.
         ends: by name, the rank (or pair) where a line ends; others go up to the full rank.
         measured: whether to look at the weights for errors (in the measure "fro"), which are NaN otherwise.
     """
     flat = [site for site in problem.sites if pointwise(site) or not tucker]
-    part = replace(problem, sites=tuple(flat), tables={})
-    made = candidates(part, MEASURES["fro"], folds=(fold,), slices=(1,)) if measured else shapes(part, fold)
-    tables, found = {table.name: table for table in made}, []
-    for site, matrix in zip(problem.sites, full_ranks(problem, fold), strict=True):
+    own = {site.name: fold if isinstance(fold, str) else fold.get(site.name, "channel") for site in problem.sites}
+    tables: dict[str, Candidates] = {}
+    for each in sorted({own[site.name] for site in flat}):
+        part = replace(problem, sites=tuple(site for site in flat if own[site.name] == each), tables={})
+        made = candidates(part, MEASURES["fro"], folds=(each,), slices=(1,)) if measured else shapes(part, each)
+        tables |= {table.name: table for table in made}
+    found = []
+    for site in problem.sites:
+        matrix = Fold(site.cost.shape, site.cost.groups, 1, own[site.name]).full_rank
         end = ends.get(site.name)
         if site.name in tables:
             found.append(Line(tables[site.name], matrix, matrix if end is None else end))

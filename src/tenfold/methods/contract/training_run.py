@@ -112,13 +112,14 @@ def _refuse_replaced_later(model: nn.Module, optimizer: Optimizer) -> None:
 
     It would train what nobody uses, and say nothing.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    names = {name: p for name, p in model.named_parameters() if id(p) in held}
+    names = dict(model.named_parameters())
 
     def look(*_: Any) -> None:
         handle.remove()
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         now = dict(model.named_parameters())
-        other = next((name for name, p in names.items() if now.get(name) is not p), None)
+        lost = held - {id(p) for p in now.values()}
+        other = next((name for name, p in names.items() if id(p) in lost), None)
         if other is not None:
             why = "sharded (fully_shard)" if is_sharded(now.get(other)) else "replaced"
             raise ArgumentError(
