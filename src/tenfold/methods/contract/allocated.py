@@ -21,7 +21,8 @@ NEGLIGIBLE = 0.01
 def allocated(problem: Problem, method: str, budget: Budget, *, folds: Sequence[str], tucker: bool = False) -> Plan:
     """The unsliced plan of the least largest error in any layer within ``budget``, as `ALDS` has it.
 
-    ``minimise max_l (sum_{i > r_l} s_i^2)^(1/2) / s_1``: the measure "rss". The smallest layers that together hold at
+    ``minimise max_l s_{r_l + 1} / s_1``: what is lost of a layer in the spectral norm, which for one slice is the
+    measure "rss". The smallest layers that together hold at
     most one per cent of every limited cost stay dense.
 
     Args:
