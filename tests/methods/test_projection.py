@@ -1,7 +1,9 @@
 """What TRP and LRPET share: when they project, what they leave alone, and how a run survives being stopped."""
 
 import copy
+import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from torch.optim.swa_utils import AveragedModel
 
 import tenfold
 from methods.projection_by_hand import HYPER, batch, close, rank_of, train
-from nets import TiedConvs, conv_norm_chain
+from nets import TiedConvs, conv_chain, conv_norm_chain
 from tenfold.errors import TenfoldWarning
-from tenfold.methods.contract import projection
+from tenfold.linalg.fold import Fold
+from tenfold.methods.contract import projected_model
 from tenfold.methods.contract.method import Goal
 from tenfold.methods.contract.projection import STATE
 
@@ -398,7 +401,7 @@ def test_warm_projections_stay_near_the_exact_ones_and_are_exact_from_time_to_ti
         assert (exact - warm).norm() < 1e-3 * exact.norm()
         assert rank_of(warm) == rank_of(exact)
     assert not torch.equal(runs["exact"].mid.weight, runs["warm"].mid.weight)
-    monkeypatch.setattr(projection, "RENEW", 1)
+    monkeypatch.setattr(projected_model, "RENEW", 1)
     model, optimizer = fresh(tenfold.LRPET(every=1, solver="warm"), lr=0.01)
     train(model, optimizer, range(8))
     close(model, runs["exact"], rtol=0, atol=0)
@@ -410,3 +413,81 @@ def test_nothing_is_said_where_nothing_is_wrong(make):
         model, optimizer = fresh(make())
         train(model, optimizer, range(4))
         make().finish(model)
+
+
+# ---- ranks and folds by allocation, after a dense start
+
+ALLOCATED = {
+    "lrpet": tenfold.LRPET(every=2, ranks="allocated"),
+    "trp": tenfold.TRP(every=2, ranks="allocated", nuclear=0.0),
+}
+
+
+def run_of(method, budget, steps=10, seed=0):
+    """A run, and the ranks of the weights' matrices in both spatial folds after each step."""
+    torch.manual_seed(seed)
+    run = tenfold.begin(conv_chain(3, 16, 24, 16, size=8, classes=4).double(), method, budget, steps=steps)
+    optimizer = run.optimizer(torch.optim.SGD, lr=0.05, momentum=0.9)
+    history = []
+    for step in range(steps):
+        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.zero_grad()
+        run.model(x).square().mean().backward()
+        optimizer.step()
+        state = optimizer.param_groups[0]["projection"]
+        history.append((state["projections"], dict(state["folds"] or {}), dict(state["ranks"])))
+    return run, optimizer, history
+
+
+@pytest.mark.parametrize("name", ALLOCATED)
+@pytest.mark.parametrize("start", [0.0, 0.4, 0.75])
+def test_allocated_ranks_are_chosen_at_the_first_projection_and_kept(name, start):
+    budget = tenfold.Budget(params=0.5)
+    run, _, history = run_of(replace(ALLOCATED[name], start=start), budget)
+    first = next(i for i, (count, *_) in enumerate(history) if count)
+    assert first + 1 == max(2, 2 * math.ceil(10 * start / 2))
+    assert len({str(rest) for count, *rest in history if count}) == 1
+    _, folds, ranks = history[-1]
+    assert set(folds.values()) <= {"spatial", "spatial-t"}
+    for layer, fold in folds.items():
+        module = run.model.get_submodule(layer)
+        matrices = Fold(tuple(module.weight.shape), 1, 1, fold).matrices(module.weight.detach())
+        s = torch.linalg.svdvals(matrices[0])
+        assert (s > 1e-10 * s[0]).sum() == ranks[layer]
+    result = run.finish()
+    assert result.report.small.params <= 0.5 * result.report.dense.params
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(result.model.eval()(x), run.model.eval()(x), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ALLOCATED)
+def test_an_allocation_survives_a_checkpoint(name):
+    def ends(stop):
+        torch.manual_seed(0)
+        model = conv_chain(3, 16, 24, 16, size=8, classes=4).double()
+        runs = [tenfold.begin(model, ALLOCATED[name], tenfold.Budget(params=0.5), steps=8) for _ in range(2)]
+        optimizers = [run.optimizer(lr=0.05, momentum=0.9) for run in runs]
+        for step in range(8):
+            if step == stop:
+                kept = copy.deepcopy([runs[0].model.state_dict(), optimizers[0].state_dict()])
+                runs[1].model.load_state_dict(kept[0])
+                optimizers[1].load_state_dict(kept[1])
+            at = int(step >= stop)
+            x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            optimizers[at].zero_grad()
+            runs[at].model(x).square().mean().backward()
+            optimizers[at].step()
+        return runs[int(stop < 8)].model.state_dict()
+
+    whole, resumed = ends(8), ends(5)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_an_allocation_needs_a_budget():
+    run = tenfold.begin(conv_chain(3, 16, 24, size=8, classes=4), tenfold.LRPET(every=2, ranks="allocated"))
+    with pytest.raises(tenfold.ArgumentError, match="`budget` must be given for ranks='allocated'"):
+        run.optimizer(lr=0.1)
+    with pytest.raises(tenfold.ArgumentError, match="'allocated', or None"):
+        tenfold.TRP(ranks="best")
+    with pytest.raises(tenfold.ArgumentError, match="`start` must be a share"):
+        tenfold.TRP(start=1)

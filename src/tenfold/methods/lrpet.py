@@ -50,6 +50,7 @@ class LRPET(Projection):
         norms: pairs of layer and batch norm, over those that are found; see `tenfold.norm_after`.
         fold: see `Projection`, as the fields that follow; the paper's is "channel".
         ranks: see `Projection`.
+        start: see `Projection`.
         momentum: see `Projection`.
         solver: see `Projection`.
         nonfinite: see `Projection`.

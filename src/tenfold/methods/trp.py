@@ -53,7 +53,8 @@ class TRP(Projection):
         shed: project at ranks that save nothing, too, as published: what is shed there may bring them where they do;
             without a budget only: within one, such layers are left alone.
         threshold: in [0, 1): directions with ``s_i < threshold s_1`` are cut too; without a budget only.
-        ranks: see `Projection`, as the fields that follow.
+        ranks: see `Projection`.
+        start: see `Projection`, as the fields that follow.
         momentum: see `Projection`.
         solver: see `Projection`; warm steps are taken once the ranks are frozen or given, and not with ``nuclear``.
         nonfinite: see `Projection`.

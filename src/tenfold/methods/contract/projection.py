@@ -8,23 +8,22 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from tenfold.errors import ArgumentError, TenfoldError, TenfoldWarning, check, is_count, is_share
-from tenfold.layers.folded_weight import FoldedWeight
+from tenfold.errors import ArgumentError, TenfoldWarning, check, is_count, is_share
 from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec
-from tenfold.linalg.fold import NAMES, Fold
+from tenfold.linalg.fold import NAMES
+from tenfold.methods.contract.allocated import SPATIAL, allocated
 from tenfold.methods.contract.method import Goal, Method
+from tenfold.methods.contract.projected_model import ProjectedModel, fresh
 from tenfold.methods.contract.surveyed import surveyed
-from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained, trained_by
-from tenfold.optim.projection.projector import RENEW, ProjectionResult, ProjectionSettings, project_
+from tenfold.optim.hooks import State, gradient_scale, hook_steps, require_trained
+from tenfold.optim.projection.projector import ProjectionSettings
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan, candidates, refuse, shapes
 from tenfold.plans.plan import Plan
@@ -70,7 +69,11 @@ class Projection(Method):
         every: optimizer steps from one projection to the next, >= 1, or "epoch".
         fold: see `tenfold.linalg.fold`.
         ranks: ranks by layer name, in place of the method's own rule, with a budget too, which they must keep to;
-            layers that it does not name stay dense.
+            layers that it does not name stay dense. "allocated": those that lose least in any layer within the budget,
+            both spatial folds competing for each layer (or ``fold``, if it is not the channel fold), chosen from the
+            weights at the first projection and kept; see `tenfold.methods.contract.allocated`. None: as published.
+        start: the share of the steps before the first projection, in [0, 1); needs to know how many steps there will
+            be, and counts as 0 where nobody says. 0: as published.
         momentum: what becomes of the optimizer's first moments at a projection: "keep" (as published), "project" by
             the same ``V_r V_r^T``, or "reset" to zero.
         solver: "exact", or "warm": where the ranks are fixed, by one subspace step from the last basis; exactly again
@@ -89,7 +92,8 @@ class Projection(Method):
 
     every: int | str = "epoch"
     fold: str = "channel"
-    ranks: Mapping[str, int] | None = None
+    ranks: Mapping[str, int] | Literal["allocated"] | None = None
+    start: float = 0.0
     momentum: Literal["keep", "project", "reset"] = "keep"
     solver: Literal["exact", "warm"] = "exact"
     nonfinite: Literal["skip", "raise"] = "skip"
@@ -104,13 +108,16 @@ class Projection(Method):
         check(self.every == "epoch" or is_count(self.every), "every", 'an integer >= 1, or "epoch"', self.every)
         check(self.fold in NAMES, "fold", f"one of {', '.join(NAMES)}", self.fold)
         check(is_share(self.negligible) and self.negligible < 1, "negligible", "a share in [0, 1)", self.negligible)
+        check(is_share(self.start) and self.start < 1, "start", "a share in [0, 1)", self.start)
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(one.default, bool):
                 check(isinstance(value, bool), one.name, "True or False", value)
-            if one.name in ("ranks", "norms"):
+            if one.name == "norms":
                 check(value is None or isinstance(value, Mapping), one.name, "a mapping by layer name, or None", value)
-        for name, rank in (self.ranks or {}).items():
+        fits = self.ranks in (None, "allocated") or isinstance(self.ranks, Mapping)
+        check(fits, "ranks", "a mapping by layer name, 'allocated', or None", self.ranks)
+        for name, rank in (self.given or {}).items():
             check(is_count(rank), "ranks", f"integers >= 1 by layer name ('{name}')", rank)
         for name, allowed in _WORDS.items():
             check(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
@@ -147,6 +154,16 @@ class Projection(Method):
         """The smallest rank that the rule gives a layer, where its full rank is not smaller still."""
         return 1
 
+    @property
+    def given(self) -> Mapping[str, int] | None:
+        """Ranks that the user gives, by layer name; None where there are none."""
+        return self.ranks if isinstance(self.ranks, Mapping) else None
+
+    @property
+    def allocates(self) -> bool:
+        """Whether ranks and folds are allocated from the weights."""
+        return self.ranks == "allocated"
+
     def frozen_after(self, goal: Goal) -> int | None:
         """The number of steps after which the ranks stay as they are; None for never."""
         return None
@@ -159,7 +176,11 @@ class Projection(Method):
             UnsupportedLayer: there is a budget, and the method leaves every layer dense.
         """
         if goal is not None and goal.budget is not None:
-            self._refuse_unreachable(self._taken(surveyed(model, goal, self.choose)), goal.budget)
+            problem = surveyed(model, goal, self.choose)
+            if self.allocates:
+                self.choose(problem, goal.budget)
+            else:
+                self._refuse_unreachable(self._taken(problem), goal.budget)
         return super().begin(model, goal=goal)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, goal: Goal | None = None) -> Optimizer:
@@ -190,7 +211,10 @@ class Projection(Method):
                 TenfoldWarning,
                 stacklevel=2,
             )
-        projected = _ProjectedModel.of(self, model, goal, self.frozen_after(goal))
+        if self.allocates and goal.budget is None:
+            raise ArgumentError("`budget` must be given for ranks='allocated': e.g. tenfold.Budget(params=0.25).")
+        begin = round(self.start * (goal.steps or 0))
+        projected = ProjectedModel.of(self, model, goal, self.frozen_after(goal))
         require_trained(optimizer, [folded.weight for folded in projected.weights], self.name)
 
         def before(state: State) -> None:
@@ -201,10 +225,10 @@ class Projection(Method):
 
         def after(state: State) -> None:
             state["pull"] = {}
-            if state["steps"] % every == 0:
+            if state["steps"] % every == 0 and state["steps"] >= begin:
                 projected.project_(state, optimizer)
 
-        hook_steps(optimizer, STATE, _fresh(), before=before if self.settings.pull else None, after=after)
+        hook_steps(optimizer, STATE, fresh(), before=before if self.settings.pull else None, after=after)
         return optimizer
 
     def project_(self, model: nn.Module, goal: Goal | None = None) -> dict[str, int]:
@@ -215,11 +239,14 @@ class Projection(Method):
         Returns:
             the rank of each layer that was projected.
         """
-        return _ProjectedModel.of(self, model, goal or Goal(), None).project_(_fresh()).ranks
+        return ProjectedModel.of(self, model, goal or Goal(), None).project_(fresh()).ranks
 
     def choose(self, problem: Problem, budget: Budget | None) -> Plan:
         """Choose the ranks that the rule gives the weights as they are."""
         problem = self.narrowed(problem, budget)
+        if self.allocates and budget is not None:
+            folds = SPATIAL if self.fold == "channel" else (self.fold,)
+            return allocated(problem, self.name, budget, folds=folds)
         tables = candidates(problem, MEASURES["fro"], folds=(self.fold,), slices=(1,))
         spectra = [s[1][:, 0] for s in problem.spectra(self.fold, (1,))]
         ranks, level = self.chosen(problem, self.sites(problem, tables, budget, spectra)) or (None, None)
@@ -245,9 +272,11 @@ class Projection(Method):
             TenfoldWarning: the budget can only be kept by cutting the smallest layers too.
         """
         taken = self._taken(problem)
+        if self.allocates:  # which leaves the smallest dense by itself
+            return taken
         self._refuse_unreachable(taken, budget)
         small = {}
-        if self.ranks is None:
+        if self.given is None:
             small = spared(taken, budget, shapes(taken, self.fold), self.negligible).small
         left = taken.leaving(small)
         if self._excess(left, budget) is not None:
@@ -263,7 +292,7 @@ class Projection(Method):
             advice = "Raise it, or let more layers be decomposed."
             if self.least > 1:
                 advice = f"Raise it, let more layers be decomposed, or allow ranks below {self.least}."
-            raise refuse(taken, budget, least, advice if self.ranks is None else "Raise it, or lower `ranks`.")
+            raise refuse(taken, budget, least, advice if self.given is None else "Raise it, or lower `ranks`.")
 
     def _excess(self, problem: Problem, budget: Budget | None) -> dict[str, int] | None:
         """The least that all sites together can cost, where that is more than ``budget`` allows them; else None."""
@@ -271,8 +300,8 @@ class Projection(Method):
             return None
         limits, tables = problem.limits(budget), shapes(problem, self.fold)
         ranks = [min(self.least, full) for full in full_ranks(problem, self.fold)]
-        if self.ranks is not None:
-            ranks = [self.ranks[site.name] for site in problem.sites]
+        if self.given is not None:
+            ranks = [self.given[site.name] for site in problem.sites]
         choice = _entries(tables, ranks)
         least = {name: sum(int(t.costs[name][c]) for t, c in zip(tables, choice, strict=True)) for name in limits}
         return least if any(least[name] > limits[name] for name in limits) else None
@@ -280,12 +309,12 @@ class Projection(Method):
     def _taken(self, problem: Problem) -> Problem:
         """A copy of the problem without the layers that the method leaves dense whatever their size."""
         names = {site.name for site in problem.sites}
-        unknown = next((name for name in self.ranks or () if name not in names), None)
+        unknown = next((name for name in self.given or () if name not in names), None)
         if unknown is not None:
             hint = near(unknown, names)
             raise ArgumentError(f"`ranks` must name layers that can be decomposed; got '{unknown}'.{hint}")
-        if self.ranks is not None:
-            return problem.leaving({name: "not in `ranks`" for name in names if name not in self.ranks})
+        if self.given is not None:
+            return problem.leaving({name: "not in `ranks`" for name in names if name not in self.given})
         if problem.selected:
             return problem
         specs = {t.name: t.spec for t in problem.found if t.spec is not None}
@@ -311,7 +340,7 @@ class Projection(Method):
 
     def chosen(self, problem: Problem, sites: Sites) -> Ranks:
         """The given ranks, or else the rule's."""
-        return self.rule(sites) if self.ranks is None else ([self.ranks[site.name] for site in problem.sites], None)
+        return self.rule(sites) if self.given is None else ([self.given[site.name] for site in problem.sites], None)
 
 
 _WORDS = {
@@ -338,87 +367,6 @@ def epoch_steps(goal: Goal, name: str) -> int:
 def _entries(tables: Sequence[Candidates], ranks: Sequence[int]) -> list[int]:
     """The entries of the tables at these ranks; dense where a rank saves nothing."""
     return [entry_at(table, rank) for rank, table in zip(ranks, tables, strict=True)]
-
-
-def _found(ranks: Ranks) -> list[int]:
-    """The ranks alone; that there are some was checked before the first step."""
-    assert ranks is not None
-    return ranks[0]
-
-
-def _fresh() -> State:
-    return {"steps": 0, "projections": 0, "ranks": {}, "pull": {}, "bases": {}}
-
-
-@dataclass
-class _ProjectedModel:
-    """One model in training under a projection method."""
-
-    method: Projection
-    weights: list[FoldedWeight]
-    sites: Sites
-    fixed: list[int] | None
-    frozen_after: int | None
-
-    @classmethod
-    def of(cls, method: Projection, model: nn.Module, goal: Goal, frozen_after: int | None) -> _ProjectedModel:
-        problem = surveyed(model, goal, method.choose)
-        if problem.model is not model:
-            raise ArgumentError("`model` must be dense to be projected; this one is factorised. See tenfold.to_dense.")
-        problem = method.narrowed(problem, goal.budget)
-        problem.require_sites()
-        tables = shapes(problem, method.fold)
-        sites = method.sites(problem, tables, goal.budget, None)
-        fixed = None
-        if not method.by_spectra or method.ranks is not None:
-            fixed = _found(method.chosen(problem, sites))
-        norms, modules = method.metrics(model), dict(model.named_modules())
-        weights = []
-        for site, table in zip(problem.sites, tables, strict=True):
-            behind = {norms.get(name, "") for name in site.names}
-            norm = modules.get(behind.pop()) if len(behind) == 1 else None  # one metric for all uses, or none
-            fold = Fold(site.cost.shape, site.cost.groups, 1, method.fold)
-            norm = norm if isinstance(norm, _BatchNorm) else None
-            if norm is not None:
-                rule = f"batch norms of as many channels as their layers ('{site.name}': {fold.shape[0]})"
-                check(norm.num_features == fold.shape[0], "norms", rule, norm.num_features)
-            most = fold.full_rank if method.sheds else int(table.rank[-1])
-            weights.append(FoldedWeight(site.name, modules[site.name], site.options, fold, most, norm))
-        return cls(method, weights, sites, fixed, frozen_after)
-
-    def project_(self, state: State, optimizer: Optimizer | None = None) -> ProjectionResult:
-        """One projection of all weights; ``state`` is brought up to date."""
-        # Ranks that were never chosen cannot stay as they are.
-        frozen = self.frozen_after is not None and state["steps"] > self.frozen_after and state["projections"] > 0
-        fixed = [state["ranks"].get(s.name, 0) for s in self.weights] if frozen else self.fixed
-        trained = {id(s.weight) for s in self.weights} if optimizer is None else trained_by(optimizer)
-        weights, ranks = self.weights, partial(self._by_spectra, trained)
-        if fixed is not None:
-            due = [i for i, s in enumerate(self.weights) if 0 < fixed[i] <= s.most and id(s.weight) in trained]
-            weights, ranks = [self.weights[i] for i in due], [fixed[i] for i in due]
-        if state["projections"] % RENEW == 0:
-            state["bases"] = {}
-        bases = state["bases"] if self.method.solver == "warm" and fixed is not None else None
-        outcome = project_(weights, ranks, self.method.settings, optimizer, bases)
-        state["projections"] += 1
-        state["ranks"] = outcome.ranks if fixed is None else state["ranks"] | outcome.ranks
-        state["pull"] = outcome.pull
-        self._report(outcome)
-        return outcome
-
-    def _by_spectra(self, trained: set[int], spectra: list[Tensor]) -> list[int]:
-        """What the rule makes of the spectra; 0 for weights that are not trained."""
-        ranks = _found(self.method.rule(replace(self.sites, spectra=spectra)))
-        return [rank * (id(folded.weight) in trained) for folded, rank in zip(self.weights, ranks, strict=True)]
-
-    def _report(self, outcome: ProjectionResult) -> None:
-        if not outcome.broken:
-            return
-        names = ", ".join(f"'{name}'" for name in outcome.broken)
-        text = f"{self.method.name} did not project {names}: NaN or infinite entries. Lower the learning rate."
-        if self.method.nonfinite == "raise":
-            raise TenfoldError(text)
-        warnings.warn(text, TenfoldWarning, stacklevel=2)
 
 
 def without(reason: str, name: str) -> str:
