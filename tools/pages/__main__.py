@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[..., str]] = {
         accuracy.pretrained,
         accuracy.label_free,
         accuracy.int8,
+        accuracy.sentences,
         comparison.comparison,
         comparison.stages,
         comparison.cuts,

@@ -124,6 +124,24 @@ def label_free(limit: str) -> str:
     return markdown(["method (draws)", *(f"{share:.0%} of the {limit}" for share in shares), "seconds"], rows)
 
 
+def sentences() -> str:
+    """A sentence encoder without labels: how far embeddings move; the mean over the draws of the texts."""
+    rows = []
+    for result in results("sentences"):
+        found: dict[tuple[float, str, str], list[dict]] = {}
+        for row in result["rows"]:
+            found.setdefault((row["share"], row["method"], row["way"]), []).append(row)
+        words = {"": "", "refit": ", refitted", "steps": f", {result['steps']} steps"}
+        for (share, method, way), each in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1:])):
+            good = [row for row in each if "failure" not in row]
+            figures = ("cosine", "rank correlation", "nearest")
+            cells = [f"{statistics.mean(row[name] for row in good):.3f}" if good else "" for name in figures]
+            seconds = f"{statistics.median(row['seconds'] for row in good):.0f} s" if good else "not reached"
+            rows.append([f"{share:.0%}", f"{method}{words[way]} ({len(good)})", *cells, seconds])
+    head = ["linear weights", "method (draws)", "cosine", "rank correlation", "nearest kept", "seconds"]
+    return markdown(head, rows)
+
+
 def int8() -> str:
     """A trained network dense, in int8, with low rank, and both: bytes, milliseconds and accuracy in ONNX Runtime."""
     rows = []

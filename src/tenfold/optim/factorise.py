@@ -65,6 +65,7 @@ def factorise_(model: nn.Module, structures: Mapping[str, Structure], optimizer:
     ``M . dW/dR``, what the optimizer would hold had it trained the factors at their present values. Mean squares become
     those of independent entries, ``sum_ij V_ij (dW_ij/dL)^2`` (in Tucker format without what products of different
     entries of the core add). Counts of steps stay. Other state begins anew.
+    Hooks on the layers that are replaced are gone.
 
     Args:
         model: dense, or partly so; every holder of the model sees its new layers.
