@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from helpers import assert_orthonormal
 from tenfold.errors import ArgumentError, TenfoldError
-from tenfold.linalg import energy_rank, low_rank_factors, singular_values, tail_rank, truncated_svd
+from tenfold.linalg import energy_rank, low_rank_factors, singular_values, stable_rank, tail_rank, truncated_svd
 from tenfold.linalg.svd import left_basis
 
 DRIVERS = ("auto", "gram", "svd")
@@ -422,3 +422,16 @@ def test_energy_outside_0_1_raises(energy):
 def test_negative_budget_raises(budget):
     with pytest.raises(ArgumentError, match="`budget`"):
         tail_rank(torch.ones(3), budget)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (2, 3, 8, 5)])
+def test_the_stable_rank_is_the_energy_over_that_of_the_largest_value(shape):
+    a = torch.randn(*shape, dtype=torch.float64)
+    s = torch.linalg.svdvals(a)
+    assert_close(stable_rank(a), a.square().sum((-2, -1)) / s[..., 0].square())
+    assert_close(stable_rank(7 * a), stable_rank(a))
+    assert (stable_rank(a) <= min(shape[-2:])).all()
+    assert float(stable_rank(torch.ones(3, 5))) == pytest.approx(1)
+    assert float(stable_rank(torch.eye(4))) == pytest.approx(4)
+    assert float(stable_rank(torch.zeros(4, 3))) == 0
+    assert stable_rank(torch.zeros(0, 3)) == 0

@@ -291,9 +291,9 @@ def test_weight_decay_and_adamw_reach_every_factor():
 # ---- the default: dense, then factors at allocated ranks
 
 
-def short(model, method, budget, *, steps=10, done=10, lr=0.05, base=torch.optim.SGD, **hyper):
+def short(model, method, budget, *, steps=10, done=10, lr=0.05, base=torch.optim.SGD, steps_per_epoch=None, **hyper):
     """A run of so many steps, its optimizer, and the model's form before each step."""
-    run = tenfold.begin(model, method, budget, steps=steps)
+    run = tenfold.begin(model, method, budget, steps=steps, steps_per_epoch=steps_per_epoch)
     optimizer = run.optimizer(base, lr=lr, **hyper)
     seen = []
     for seed in range(done):
@@ -417,3 +417,33 @@ def test_scratch_knows_no_dense_start():
         tenfold.Factors(scratch=True, start=0.4)
     begun_model = tenfold.Factors(scratch=True).begin(chain(), goal=tenfold.Goal(budget=HALF, steps=10))
     assert structure_of(begun_model)
+
+
+def test_settled_waits_until_no_stable_rank_moves_by_more_than_a_twentieth_over_an_epoch():
+    torch.manual_seed(0)
+    model = chain().double()
+    run = tenfold.begin(model, tenfold.Factors(start="settled"), HALF, steps=50, steps_per_epoch=2)
+    optimizer = run.optimizer(torch.optim.SGD, lr=1.0)
+    weight, scales = run.model[0].weight, iter([3.0, 1.5, 1.04, 1.0])
+    cut = []
+    for step in range(8):
+        optimizer.zero_grad()
+        for p in run.model.parameters():
+            p.grad = torch.zeros_like(p)
+        if step % 2 and not cut:
+            u, s, v = torch.linalg.svd(weight.detach().flatten(1), full_matrices=False)
+            s[0] *= next(scales) ** 0.5  # moves the stable rank of this layer alone
+            weight.grad = weight.detach() - ((u * s) @ v).view_as(weight)
+        optimizer.step()
+        if structure_of(run.model) and not cut:
+            cut.append(step + 1)
+    assert cut == [6]  # the third change, by at most four per cent, is the first that counts as none
+
+
+def test_weights_that_never_settle_are_cut_at_six_tenths_and_an_epoch_must_be_known():
+    torch.manual_seed(0)
+    run, _, seen = short(chain(), tenfold.Factors(start="settled"), HALF, steps=10, steps_per_epoch=20)
+    assert [bool(n) for n in seen] == [step >= 6 for step in range(10)]
+    run = tenfold.begin(chain(), tenfold.Factors(start="settled"), HALF, steps=10)
+    with pytest.raises(tenfold.ArgumentError, match="how many steps an epoch has"):
+        run.optimizer(lr=0.1)

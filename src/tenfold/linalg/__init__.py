@@ -15,6 +15,7 @@ from tenfold.linalg.subspace import truncate_core as truncate_core
 from tenfold.linalg.svd import energy_rank as energy_rank
 from tenfold.linalg.svd import low_rank_factors as low_rank_factors
 from tenfold.linalg.svd import singular_values as singular_values
+from tenfold.linalg.svd import stable_rank as stable_rank
 from tenfold.linalg.svd import tail_rank as tail_rank
 from tenfold.linalg.svd import truncated_svd as truncated_svd
 from tenfold.linalg.tucker import hooi as hooi

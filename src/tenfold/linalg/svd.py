@@ -188,6 +188,21 @@ def left_basis(
     return u[..., :rank], s[..., :rank]
 
 
+def stable_rank(a: Float[Tensor, "*batch m n"]) -> Float64[Tensor, "*batch"]:
+    """Stable rank ``|A|_F^2 / |A|_2^2``, from 1 to the rank; 0 for a zero matrix.
+
+    Args:
+        a: one matrix or a batch, finite.
+
+    Raises:
+        TenfoldError: ``a`` has NaN or infinite entries.
+    """
+    power = singular_values(a).square()
+    if power.shape[-1] == 0:
+        return power.sum(-1)
+    return power.sum(-1) / power[..., 0].where(power[..., 0] > 0, 1.0)
+
+
 def energy_rank(s: Float[Tensor, "*batch p"], energy: float) -> Tensor:
     """Smallest ``k`` with ``sum_{i<=k} s_i^2 >= energy * sum s_i^2``; at least 1, without a device sync.
 

@@ -15,8 +15,9 @@ from tenfold.layers.random_init import Fresh
 from tenfold.layers.swap import planned, rebuild, structure_of
 from tenfold.layers.tucker import TuckerConv
 from tenfold.linalg.fold import NAMES
+from tenfold.linalg.svd import stable_rank
 from tenfold.methods.contract.allocated import SPATIAL, allocated
-from tenfold.methods.contract.method import Goal, Method
+from tenfold.methods.contract.method import Goal, Method, epoch_steps
 from tenfold.methods.contract.surveyed import surveyed
 from tenfold.optim.factorise import factorise_, forms_in
 from tenfold.optim.hooks import State, hook_steps, require_trained
@@ -34,6 +35,10 @@ FORMATS = ("matrix", "tucker")
 STATE = "factors"
 """Where the state of a run is: ``optimizer.param_groups[0][STATE]``."""
 _START = 0.4
+_LATEST = 0.6
+"""The share of the steps after which weights that never settle are cut all the same."""
+_SETTLED = 0.05
+"""The relative change of a stable rank from one epoch to the next up to which it has settled."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Factors(Method):
             plan's level: the baselines as published.
         share: ``a``, the share of the full ranks that is kept, in (0, 1], where no budget is given.
         start: the share of the steps that is dense, in [0, 1); None: 0.4, or 0 with ``scratch``; 0: as published.
+            "settled": until the stable rank ``|W|_F^2 / |W|_2^2`` of no layer has changed by more than 5 % over an
+            epoch, 0.6 of the steps at most; needs the length of an epoch.
         decay: the optimizer's weight decay is that of the "product" or, as published, of the "factors".
         scratch: start from random factors of the norm that the weights have, in place of the best ones for the weights.
 
@@ -72,14 +79,16 @@ class Factors(Method):
 
     Source: the factors of a layer, trained by gradient descent, are the baselines of Schotthoefer et al. 2022 (arXiv
     2205.13571) and of Zangrando et al. 2024 (arXiv 2305.19059); the dense start is Wang et al. 2021's (arXiv
-    2103.03936); spectral initialisation and decay of the product are Khodak et al. 2021's (arXiv 2105.01029).
+    2103.03936). "settled" follows Wang et al. 2023 (arXiv 2305.02538), who bound the change by an absolute number and
+    take ranks from the stable ranks, which knows no budget. Spectral initialisation and decay of the product are Khodak
+    et al. 2021's (arXiv 2105.01029).
     """
 
     format: Literal["matrix", "tucker"] = "matrix"
     fold: str | None = None
     ranks: Literal["allocated", "uniform"] = "allocated"
     share: float = 0.25
-    start: float | None = None
+    start: float | Literal["settled"] | None = None
     decay: Literal["product", "factors"] = "product"
     scratch: bool = False
 
@@ -94,8 +103,8 @@ class Factors(Method):
         check(plain, "fold", "left out for format 'tucker', which folds nothing", self.fold)
         check(self.ranks in ("allocated", "uniform"), "ranks", "'allocated' or 'uniform'", self.ranks)
         check(is_share(self.share) and 0 < self.share <= 1, "share", "in (0, 1]", self.share)
-        shared = self.start is None or (is_share(self.start) and self.start < 1)
-        check(shared, "start", "in [0, 1), or None", self.start)
+        shared = self.start in (None, "settled") or (is_share(self.start) and self.start < 1)
+        check(shared, "start", "in [0, 1), 'settled', or None", self.start)
         check(self.decay in ("product", "factors"), "decay", "'product' or 'factors'", self.decay)
         check(isinstance(self.scratch, bool), "scratch", "True or False", self.scratch)
         check(not (self.scratch and self.start), "start", "0 with scratch: random factors forget it", self.start)
@@ -130,7 +139,7 @@ class Factors(Method):
 
         Raises:
             ArgumentError: an optimizer that trains none of the model's parameters; a cut to come in several processes,
-                whose wrapper would not follow it.
+                whose wrapper would not follow it; "settled" where nobody says how long an epoch is.
         """
         goal = goal or Goal()
         require_trained(optimizer, model.parameters(), self.name)
@@ -142,23 +151,35 @@ class Factors(Method):
             if self.decay == "product":
                 decay_products_(structure_of(model).values(), optimizer)
 
+        epoch = epoch_steps(goal, "start") if due and self.start == "settled" else 0
+        sites = surveyed(model, goal).sites if epoch else ()
+
+        def settled(state: State) -> bool:
+            if not epoch or state["steps"] % epoch:
+                return False
+            before, now = state["stable"], [float(stable_rank(site.kernel.flatten(1))) for site in sites]
+            state["stable"] = now
+            return before is not None and all(abs(n - b) <= _SETTLED * b for n, b in zip(now, before, strict=True))
+
         def after(state: State) -> None:
-            if due and state["steps"] >= due and state["forms"] is None:
+            if due and state["forms"] is None and (settled(state) or state["steps"] >= due):
                 factorise_(model, self._aim(model, goal)[1].layers, optimizer)
                 state["forms"] = {name: list(form) for name, form in forms_in(model).items()}
 
         if due:
             _refuse_processes(self.name)
             FollowsState(model, optimizer, STATE)
-        hook_steps(optimizer, STATE, {"forms": None}, before=before, after=after)
+        hook_steps(optimizer, STATE, {"forms": None, "stable": None}, before=before, after=after)
         return optimizer
 
     @property
     def _start(self) -> float:
+        if isinstance(self.start, str):
+            return _LATEST
         return (0.0 if self.scratch else _START) if self.start is None else self.start
 
     def _later(self, model: nn.Module, goal: Goal) -> int:
-        """The step after which the weights are cut; 0 where factors are trained from the first."""
+        """The step after which the weights are cut at the latest; 0 where factors are trained from the first."""
         known = goal.steps is not None and not structure_of(model)
         return round(self._start * (goal.steps or 0)) if known else 0
 

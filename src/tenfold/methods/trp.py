@@ -16,8 +16,8 @@ from torch import Tensor
 from tenfold.errors import check, is_count, is_share
 from tenfold.layers.spec import LayerSpec
 from tenfold.linalg.svd import energy_rank
-from tenfold.methods.contract.method import Goal
-from tenfold.methods.contract.projection import Projection, Ranks, Sites, epoch_steps, without
+from tenfold.methods.contract.method import Goal, epoch_steps
+from tenfold.methods.contract.projection import Projection, Ranks, Sites, without
 from tenfold.optim.projection.projector import ProjectionSettings
 from tenfold.ranks.uniform import allocate, ranks_of
 

@@ -279,6 +279,20 @@ class Method(ABC):
         return {"method": self.name} | asdict(self)
 
 
+def epoch_steps(goal: Goal, name: str) -> int:
+    """The optimizer steps of one epoch, for the method called ``name``.
+
+    Raises:
+        ArgumentError: ``goal`` does not say.
+    """
+    if goal.steps_per_epoch is None:
+        raise ArgumentError(
+            f"`goal` must say how many steps an epoch has, for `{name}`: pass "
+            f"goal=tenfold.Goal(steps_per_epoch=len(loader)); or give `{name}` in another way."
+        )
+    return goal.steps_per_epoch
+
+
 def check_method(method: Any) -> None:
     """Raise `ArgumentError` for what is no method: a name, a class, a model in its place."""
     if isinstance(method, Method):

@@ -119,14 +119,15 @@ class ProjectedModel:
         """A projection at the ranks and in the folds that the weights were allocated when the first one was due."""
         if state["folds"] is None:
             plan = self.method.choose(surveyed(self.model, self.goal, self.method.choose), self.goal.budget)
-            state["folds"] = {name: x.fold for name, x in plan.layers.items() if isinstance(x.rank, int)}
+            state["folds"] = {name: x.fold or "channel" for name, x in plan.layers.items() if isinstance(x.rank, int)}
             state["ranks"] = {name: x.rank for name, x in plan.layers.items() if isinstance(x.rank, int)}
         trained = None if optimizer is None else trained_by(optimizer)
         ranks: dict[str, int] = state["ranks"]
+        folds: dict[str, str] = state["folds"]
         weights = [
-            _in_fold(w, state["folds"][w.name])
+            _in_fold(w, folds[w.name])
             for w in self.weights
-            if w.name in state["folds"] and (trained is None or id(w.weight) in trained)
+            if w.name in folds and (trained is None or id(w.weight) in trained)
         ]
         return self._projected_(state, optimizer, weights, [ranks[w.name] for w in weights])
 

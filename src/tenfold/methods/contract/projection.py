@@ -350,20 +350,6 @@ _WORDS = {
 }
 
 
-def epoch_steps(goal: Goal, name: str) -> int:
-    """The optimizer steps of one epoch, for the method called ``name``.
-
-    Raises:
-        ArgumentError: ``goal`` does not say.
-    """
-    if goal.steps_per_epoch is None:
-        raise ArgumentError(
-            f"`goal` must say how many steps an epoch has, for `{name}`: pass "
-            f"goal=tenfold.Goal(steps_per_epoch=len(loader)); or give `{name}` in another way."
-        )
-    return goal.steps_per_epoch
-
-
 def _entries(tables: Sequence[Candidates], ranks: Sequence[int]) -> list[int]:
     """The entries of the tables at these ranks; dense where a rank saves nothing."""
     return [entry_at(table, rank) for rank, table in zip(ranks, tables, strict=True)]
