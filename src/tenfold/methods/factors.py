@@ -22,7 +22,7 @@ from tenfold.methods.contract.surveyed import surveyed
 from tenfold.optim.factorise import factorise_, forms_in
 from tenfold.optim.hooks import State, hook_steps, require_trained
 from tenfold.optim.product_decay import decay_products_
-from tenfold.optim.saved_form import FollowsState
+from tenfold.optim.saved_form import follow_checkpoints
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan
 from tenfold.plans.plan import Plan
@@ -168,7 +168,7 @@ class Factors(Method):
 
         if due:
             _refuse_processes(self.name)
-            FollowsState(model, optimizer, STATE)
+            follow_checkpoints(model, optimizer, STATE)
         hook_steps(optimizer, STATE, {"forms": None, "stable": None}, before=before, after=after)
         return optimizer
 

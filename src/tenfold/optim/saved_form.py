@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, CheckpointError
@@ -20,7 +20,7 @@ from tenfold.optim.factorise import LayerForm, factorise_, forms_in, unfactorise
 from tenfold.optim.hooks import stepped
 
 
-class FollowsState:
+def follow_checkpoints(model: nn.Module, optimizer: Optimizer, name: str) -> None:
     """Have a model and its optimizer take the form that a checkpoint has, whichever of them is loaded first.
 
     The optimizer's state says which layers are factorised; the model's is read by the shapes in it.
@@ -30,17 +30,15 @@ class FollowsState:
         optimizer: of its parameters.
         name: key of the method's state in ``optimizer.param_groups[0]``; its "forms" are those of the layers.
     """
+    optimizer = stepped(optimizer)
+    follows = _Follows(model, optimizer)
+    model.register_load_state_dict_pre_hook(follows)
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, name: str) -> None:
-        optimizer = stepped(optimizer)
-        follows = _Follows(model, optimizer)
-        model.register_load_state_dict_pre_hook(follows)
+    def ahead(_: Optimizer, state: dict[str, Any]) -> None:
+        held = state["param_groups"][0].get(name, {})
+        follows.take({layer: LayerForm(*form) for layer, form in (held.get("forms") or {}).items()})
 
-        def ahead(_: Optimizer, state: dict[str, Any]) -> None:
-            held = state["param_groups"][0].get(name, {})
-            follows.take({layer: LayerForm(*form) for layer, form in (held.get("forms") or {}).items()})
-
-        optimizer.register_load_state_dict_pre_hook(ahead)
+    optimizer.register_load_state_dict_pre_hook(ahead)
 
 
 class _Follows:
@@ -56,9 +54,9 @@ class _Follows:
     def __call__(self, module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
         if module is not self._model():
             return
-        own = {prefix + name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-        if any(name not in state or state[name].shape != value.shape for name, value in own.items()):
-            self.take(read_forms(module, state, prefix))
+        now = forms_in(module)
+        stays = {layer: form for layer, form in now.items() if f"{prefix}{layer}.weight" not in state}
+        self.take(stays | read_forms(module, state, prefix))
 
     def take(self, forms: Mapping[str, LayerForm]) -> None:
         """Give the model these forms, and no others; what fits in both forms keeps its numbers.
@@ -89,7 +87,7 @@ def read_forms(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> 
     Raises:
         CheckpointError: factors of a shape that no layer of the model can have.
     """
-    found: dict[str, LayerForm] = {}
+    found, present = dict[str, LayerForm](), forms_in(model)
     for name, module in model.named_modules():
         start = f"{prefix}{name}."
         if f"{start}encoder.weight" not in state or f"{start}decoder.weight" not in state:
@@ -97,7 +95,8 @@ def read_forms(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> 
         spec = module.spec if isinstance(module, Decomposed) else spec_of(module)
         if spec is None:
             continue
-        form = next((f for f in _possible(start, state, spec) if _fits(f, spec, start, state)), None)
+        own = [present[name]] if name in present else []  # of forms of the same shapes the one that is there
+        form = next((f for f in (*own, *_possible(start, state, spec)) if _fits(f, spec, start, state)), None)
         if form is None:
             shapes = [tuple(state[f"{start}{part}.weight"].shape) for part in ("encoder", "decoder")]
             raise CheckpointError(f"factors of '{name}' have shapes that its layer cannot have: {shapes}.")
