@@ -90,3 +90,16 @@ def test_a_wrapped_model_is_refused_by_name(found):
     for each in found:
         assert "`model` must not be wrapped in DistributedDataParallel" in each["refused"]["error"]
         assert "`.module`" in each["refused"]["error"]
+
+
+def test_an_allocation_is_made_once_for_all_processes(found):
+    one, two = (each["allocated"] for each in found)
+    assert one["weights"] == two["weights"]
+    assert one["ranks"] == two["ranks"]
+    assert one["folds"] == two["folds"]
+    assert one["folds"]
+    assert one["projections"] == (12 - 4) // 2 + 1
+
+
+def test_factors_that_come_later_are_refused_in_several_processes(found):
+    assert all("start=0" in each["factors to come"]["error"] for each in found)

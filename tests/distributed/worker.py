@@ -49,10 +49,10 @@ def digest(tensors) -> str:
     return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
 
 
-def train(method: tenfold.Method, ddp: bool) -> dict:
+def train(method: tenfold.Method, ddp: bool, goal: tenfold.Goal | None = None) -> dict:
     process = dist.get_rank()
-    model = method.begin(net())
-    optimizer = method.optimizer(model, lr=0.05, momentum=0.9, weight_decay=1e-3)
+    model = method.begin(net(), goal=goal)
+    optimizer = method.optimizer(model, lr=0.05, momentum=0.9, weight_decay=1e-3, goal=goal)
     wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ddp else model
     projected: set[str] = set()
     write = projector._Batch.write
@@ -88,6 +88,7 @@ def train(method: tenfold.Method, ddp: bool) -> dict:
         "bases": {n: digest([x]) for n, x in state["bases"].items()},
         "statistics": digest(model[1].running_var[None]),
         "ranks": state["ranks"],
+        "folds": state["folds"],
         "measured": {n: max(int((s > 1e-4 * s[0]).sum()) for s in each) for n, each in spectra.items()},
         "projections": state["projections"],
         "projected here": sorted(projected),
@@ -109,6 +110,16 @@ def refused() -> dict:
     wrapped = nn.parallel.DistributedDataParallel(model)
     try:
         tenfold.LRPET(every=2).attach(wrapped, torch.optim.SGD(model.parameters(), lr=0.1))
+    except tenfold.ArgumentError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+def factors_to_come() -> dict:
+    """A cut to come, which a wrapper would not follow."""
+    method, goal = tenfold.Factors(), tenfold.Goal(budget=tenfold.Budget(params=0.6), steps=10)
+    try:
+        method.optimizer(method.begin(net(), goal=goal), goal=goal, lr=0.1)
     except tenfold.ArgumentError as error:
         return {"error": str(error)}
     return {"error": ""}
@@ -138,6 +149,9 @@ def main(folder: Path) -> None:
     found = {name: train(method, ddp) for name, (method, ddp) in CASES.items()}
     found["alone"] = alone(tenfold.LRPET(prune_ratio=0.6))
     found["refused"] = refused()
+    found["factors to come"] = factors_to_come()
+    goal = tenfold.Goal(budget=tenfold.Budget(params=0.6), steps=STEPS)
+    found["allocated"] = train(tenfold.TRP(every=2, nuclear=0.05, ranks="allocated", start=0.3), True, goal)
     found["nothing"] = nothing_to_do()
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, check, is_share
@@ -19,6 +19,7 @@ from tenfold.linalg.svd import stable_rank
 from tenfold.methods.contract.allocated import SPATIAL, allocated
 from tenfold.methods.contract.method import Goal, Method, epoch_steps
 from tenfold.methods.contract.surveyed import surveyed
+from tenfold.optim.distributed import process
 from tenfold.optim.factorise import factorise_, forms_in
 from tenfold.optim.hooks import State, hook_steps, require_trained
 from tenfold.optim.product_decay import decay_products_
@@ -242,8 +243,7 @@ class Factors(Method):
 
 def _refuse_processes(name: str) -> None:
     """Raise `ArgumentError` where several processes train: their wrapper holds the parameters of the dense layers."""
-    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    if several:
+    if process()[1] > 1:
         raise ArgumentError(
             f"`start` must be 0 in several processes: {name} changes the parameters on its way, and "
             "DistributedDataParallel keeps the old ones. Train the dense part, then begin a run with start=0 on it."

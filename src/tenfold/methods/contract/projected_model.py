@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from tenfold.errors import ArgumentError, TenfoldError, TenfoldWarning, check
 from tenfold.layers.folded_weight import FoldedWeight
-from tenfold.linalg.fold import Fold
+from tenfold.linalg.fold import NAMES, Fold
 from tenfold.methods.contract.surveyed import surveyed
+from tenfold.optim.distributed import shared
 from tenfold.optim.hooks import State, trained_by
 from tenfold.optim.projection.projector import RENEW, ProjectionResult, project_
 from tenfold.plans.candidates import shapes
@@ -118,9 +120,12 @@ class ProjectedModel:
     def _project_allocated_(self, state: State, optimizer: Optimizer | None) -> ProjectionResult:
         """A projection at the ranks and in the folds that the weights were allocated when the first one was due."""
         if state["folds"] is None:
-            plan = self.method.choose(surveyed(self.model, self.goal, self.method.choose), self.goal.budget)
-            state["folds"] = {name: x.fold or "channel" for name, x in plan.layers.items() if isinstance(x.rank, int)}
-            state["ranks"] = {name: x.rank for name, x in plan.layers.items() if isinstance(x.rank, int)}
+            ((chosen,),) = shared(
+                [self._allocation], [1.0]
+            )  # by one process: others might differ in what is nearly tied
+            pairs = {w.name: (int(r), NAMES[int(f)]) for w, (r, f) in zip(self.weights, chosen.tolist(), strict=True)}
+            state["folds"] = {name: fold for name, (rank, fold) in pairs.items() if rank}
+            state["ranks"] = {name: rank for name, (rank, _) in pairs.items() if rank}
         trained = None if optimizer is None else trained_by(optimizer)
         ranks: dict[str, int] = state["ranks"]
         folds: dict[str, str] = state["folds"]
@@ -130,6 +135,13 @@ class ProjectedModel:
             if w.name in folds and (trained is None or id(w.weight) in trained)
         ]
         return self._projected_(state, optimizer, weights, [ranks[w.name] for w in weights])
+
+    def _allocation(self) -> list[Tensor]:
+        """For each weight its rank, 0 where it stays dense, and its fold by number, from the weights as they are."""
+        plan = self.method.choose(surveyed(self.model, self.goal, self.method.choose), self.goal.budget)
+        layers = [plan.layers[w.name] for w in self.weights]
+        rows = [(x.rank if isinstance(x.rank, int) else 0, NAMES.index(x.fold or "channel")) for x in layers]
+        return [torch.tensor(rows, dtype=torch.float64)]
 
     def _projected_(
         self,
