@@ -27,6 +27,7 @@ TABLES: dict[str, Callable[..., str]] = {
         accuracy.label_free,
         accuracy.int8,
         accuracy.sentences,
+        accuracy.training,
         comparison.comparison,
         comparison.stages,
         comparison.cuts,
