@@ -2,7 +2,6 @@
 
 import statistics
 
-from tenfold import get_method
 from tools.pages.cells import DATA, markdown, percent, results, spread
 
 
@@ -130,21 +129,13 @@ def training() -> str:
     rows = []
     for result in results("training"):
         for run in sorted(result["runs"], key=lambda run: -run["accuracy"]["before"]):
-            price, named = run["price"], ", ".join(f"{name}={value}" for name, value in changed(run).items())
+            price = run["price"]
             as_trained = [percent(run["accuracy"][stage]) for stage in ("before", "reestimated")]
             shares = [f"{price['params'] / price['dense_params']:.1%}", f"{price['macs'] / price['dense_macs']:.1%}"]
             minutes = f"{run['seconds']['training'] / 60:.0f}"
-            rows.append(
-                [f"{run['method']} {named}".strip(), *shares, *as_trained, percent(run["test"]["accuracy"]), minutes]
-            )
+            rows.append([run["label"], *shares, *as_trained, percent(run["test"]["accuracy"]), minutes])
     head = ["", "parameters", "MACs", "validation, as trained", "re-estimated", "test, re-estimated", "minutes"]
     return markdown(head, rows)
-
-
-def changed(run: dict) -> dict:
-    """The fields of a run's method that are not its defaults."""
-    usual = get_method(run["method"]).to_dict()
-    return {name: value for name, value in run["fields"].items() if value != usual[name]}
 
 
 def sentences() -> str:

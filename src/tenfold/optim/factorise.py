@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.fused_encoder import keep_off_fused_paths_
-from tenfold.layers.spec import build_dense
 from tenfold.layers.swap import Structure, planned, rebuild, structure_of
 from tenfold.optim.hooks import stepped
 from tenfold.optim.tucker.resize import SQUARES
@@ -86,13 +85,9 @@ def unfactorise_(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     dense: dict[str, nn.Module] = {}
     weights: dict[tuple[int, ...], nn.Parameter] = {}
     for name, layer in structure_of(model).items():
-        factor = layer.factors[0]
-        new = build_dense(layer.spec, factor.device, factor.dtype)
-        with torch.no_grad():
-            weight = nn.Parameter(layer.weight.clone(), factor.requires_grad)
-        new.weight = weights.setdefault(tuple(map(id, layer.factors)), weight)
-        _tie(new, layer.held_bias)
-        dense[name] = new.train(layer.training)
+        new = layer.to_layer()
+        new.weight = weights.setdefault(tuple(map(id, layer.factors)), cast("nn.Parameter", new.weight))
+        dense[name] = new
     _replace(model, dense, optimizer)
     keep_off_fused_paths_(model)
 
