@@ -12,7 +12,6 @@ own processor time; ratios are medians over turns. The files stay in FOLDER.
 import argparse
 import itertools
 import json
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,28 +23,15 @@ from torch import Tensor, nn
 import tenfold
 from tenfold.bench.environment import place
 from tenfold.bench.export import export
+from tenfold.bench.int8 import FileModel, timed_files
 from tenfold.files import write_json
-from tenfold.runtimes.onnx_capture import open_session
-from tenfold.runtimes.onnx_runtime import OnnxRuntime
 from tenfold.runtimes.optimize import optimized
-from tenfold.runtimes.timing import turns, undisturbed_clock
-from tenfold.train import Data, Recipe, load_data
+from tenfold.train import Data, Recipe, evaluate, load_data
 from tenfold.train.calibration import CalibrationBatches
-from tenfold.train.data import batches
 
 IMAGES, BATCH, SHARE = 512, 64, 0.5
 NAMES = ("dense", "int8", "low rank", "low rank, int8")
 ROUNDS = 60
-
-
-def accuracy(file: Path, data: Data) -> float:
-    """The share of all test images that a file for ONNX Runtime gets right."""
-    session = open_session(file.read_bytes(), threads=1)
-    name = session.get_inputs()[0].name
-    right = [
-        torch.as_tensor(session.run(None, {name: x.numpy()})[0]).argmax(1) == y for x, y in batches(data.test, 250)
-    ]
-    return float(torch.cat(right).double().mean())
 
 
 def row_of(name: str, model: nn.Module, images: list[tuple[Tensor, Tensor]], file: Path, data: Data) -> dict[str, Any]:
@@ -57,22 +43,13 @@ def row_of(name: str, model: nn.Module, images: list[tuple[Tensor, Tensor]], fil
     made = export(fast, x, file, reference=model, **int8)
     found = {} if made.int8 is None else {"error": made.int8.error, "same_top": made.int8.same_top}
     kept = {"params": costs.params, "macs": costs.macs, "bytes": made.bytes, "opset": made.opset}
-    return {"name": name, **kept, "accuracy": accuracy(file, data), **found}
+    return {"name": name, **kept, "accuracy": evaluate(FileModel(file.read_bytes(), 1), data.test).accuracy, **found}
 
 
 def timings(files: list[Path], shape: tuple[int, ...], size: int) -> list[dict[str, float]]:
     """Milliseconds of each file, and how many times as fast as the first it is; in turns."""
-    x = torch.randn(size, *shape)
-    runtime, clock = OnnxRuntime(), undisturbed_clock(x, 1)
-    calls = [runtime.prepare_graph(file.read_bytes(), [x], threads=1) for file in files]
-    found = turns(calls, x, threads=1, rounds=ROUNDS, clock=clock)
-    return [
-        {
-            "ms": 1e3 * statistics.median(row[i] for row in found),
-            "speedup": statistics.median(row[0] / row[i] for row in found),
-        }
-        for i in range(len(files))
-    ]
+    found = timed_files([file.read_bytes() for file in files], torch.randn(size, *shape), threads=1, rounds=ROUNDS)
+    return [{"ms": ms, "speedup": speedup} for ms, speedup in found]
 
 
 def quality(

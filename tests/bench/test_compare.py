@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,12 @@ from tenfold.bench.compare.queue import claim
 from tenfold.bench.compare.read_yaml import read_experiment
 from tenfold.bench.compare.results import Latency, Results, RunResult
 from tenfold.bench.compare.scheduler import compare
+from tenfold.bench.export import export
+from tenfold.bench.int8 import FileModel
 from tenfold.errors import CheckpointError, DataError
 from tenfold.plans import within_latency
 from tenfold.train import Recipe, evaluate, load_data, loop
+from tenfold.train.calibration import CalibrationBatches
 
 ROOT = Path(__file__).parents[2]
 
@@ -220,6 +224,14 @@ def test_another_experiment_is_refused_and_more_methods_are_not(tmp_path):
     for changes in ({"model": "resnet20"}, {"recipe": _short(lr=0.02)}, {"recovery": 0}, {"exclude": ["linear"]}):
         with pytest.raises(CheckpointError, match=next(iter(changes))):
             compare(experiment(tenfold.SVD(), **({"recipe": _short()} | changes)), tmp_path)
+    for earlier in (True, False):  # files of older versions do not say that nothing was quantised
+        if earlier:
+            body = json.loads((tmp_path / "experiment.json").read_text())
+            assert body.pop("int8") is None
+            (tmp_path / "experiment.json").write_text(json.dumps(body))
+        with pytest.raises(CheckpointError, match="int8"):
+            compare(replace(small, int8="static"), tmp_path)
+        compare(small, tmp_path)
     grown = compare(experiment(tenfold.SVD(), Broken(), recipe=_short()), tmp_path)
     assert [run.method for run in grown.runs] == ["dense", "svd", "broken"]
 
@@ -301,3 +313,37 @@ def test_a_budget_on_latency_is_planned_under_the_conditions_that_results_are_ti
     assert set(asked) == {(3, 3, "onnxruntime")}
     assert {watch.batch for *_, watch in made if watch.networks} == {3}
     assert {run.price.dense_macs for run in small} == {dense.price.dense_macs}
+
+
+@pytest.mark.filterwarnings("ignore:.*tell enough")
+def test_what_comes_out_is_quantised_where_the_experiment_says_so_the_dense_network_too(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    recipe = Recipe(epochs=2, batch_size=64, lr=0.05)
+    chosen = experiment(tenfold.SVD(), recipe=recipe, recovery=0, int8="static", latency=LatencyProtocol(2, 3))
+    runs = {run.method: run for run in compare(chosen, tmp_path).runs}
+    test = load_data("digits").part(validation=40).test
+    assert {run.failure for run in runs.values()} == {None}
+    for run in runs.values():
+        made = run.int8
+        assert (made.kind, made.batch, made.threads) == ("static", 2, torch.get_num_threads())
+        assert made.bytes < 0.5 * made.float_bytes
+        assert made.float_speedup == pytest.approx(made.dense_ms / made.float_ms, rel=0.5)
+        net = tenfold.load(tmp_path / "networks" / run.id, model=tenfold.build_model("cnn", 10, 1, 8))
+        images = list(CalibrationBatches(load_data("digits").part(256, 40), replace(recipe, seed=0)))
+        fast = tenfold.optimize_for_inference(net, torch.zeros(2, 1, 8, 8), runtime="onnxruntime")
+        file = tmp_path / "again.onnx"
+        export(fast, torch.zeros(2, 1, 8, 8), file, reference=net, int8="static", data=images)
+        assert made.accuracy == evaluate(FileModel(file.read_bytes(), 1), test).accuracy
+    assert runs["svd"].int8.float_bytes < 0.6 * runs["dense"].int8.float_bytes
+    assert RunResult.read(tmp_path / "results" / "svd-params0.5-s0.json").int8 == runs["svd"].int8
+
+    def missing():
+        raise tenfold.TenfoldError("ONNX needs a package")
+
+    monkeypatch.setattr(module, "onnx_runtime", missing)
+    with pytest.raises(tenfold.TenfoldError, match="needs a package"):
+        compare(chosen, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(tenfold.TenfoldError, match="`int8`"):
+        replace(chosen, int8="four")

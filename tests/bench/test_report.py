@@ -3,6 +3,7 @@
 import html
 import itertools
 import json
+import random
 import re
 import shutil
 import statistics
@@ -18,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image
 from pages import panels, parse, rows
-from result_stubs import cut, synthetic
+from result_stubs import METHODS, cut, synthetic
 from scipy import stats
 
+from tenfold.bench.compare.findings import Int8
 from tenfold.bench.compare.results import Failure, Results
 from tenfold.bench.report import stale_pictures, write_pictures, write_report
 from tenfold.bench.report.figure import THEMES, accuracy_range, method_styles, round_ticks, si
@@ -96,6 +98,41 @@ def test_cuts_at_several_budgets_are_told_apart(results, tmp_path):
     names = [trace["name"] for trace in panels(page)["cuts"]["figures"]["0,0"]["data"]]
     assert names[0] == "dense"
     assert len(set(names)) == len(names) == 1 + len(BUDGETS)
+
+
+# ---- int8
+
+
+def test_dense_int8_low_rank_and_both_stand_side_by_side(results, tmp_path):
+    def with_int8(run):
+        draw = random.Random(run.id)
+        sizes = draw.randint(100_000, 200_000), draw.randint(20_000, 90_000)
+        speeds = draw.uniform(1, 2), draw.uniform(2, 3)
+        found = Int8("static", *sizes, draw.uniform(0.8, 0.9), 1.0, 0.7, 0.4, *speeds, batch=8, threads=1)
+        return run if run.failure else replace(run, int8=found)
+
+    made = replace(results, runs=[with_int8(run) for run in results.runs])
+    section = written(made, tmp_path).one("section", id="int8")
+    assert "static" in section.text
+    assert "a batch of 8, 1 thread" in section.text
+    table = {(group, cells[0]): cells[1:] for group, cells in rows(section.one("table"))}
+    through = [(g, n) for g, budget in LIMITS.items() for n in METHODS if (budget, n) != (min(BUDGETS), "svd")]
+    assert list(table) == [("", "dense"), *through]
+    for (group, label), cells in table.items():
+        runs = runs_of(made, label, LIMITS[group] if group else None)
+
+        def average(figure, runs=runs):
+            return statistics.mean(figure(run) for run in runs)
+
+        assert cells[:4] == [
+            f"{average(lambda run: run.int8.float_bytes) / 1000:,.0f} kB",
+            f"{average(lambda run: run.int8.bytes) / 1000:,.0f} kB",
+            f"{average(lambda run: run.int8.float_speedup):.2f}×",
+            f"{average(lambda run: run.int8.speedup):.2f}×",
+        ]
+        assert cells[4].startswith(f"{100 * average(lambda run: run.test.accuracy):.2f}")
+        assert cells[5].startswith(f"{100 * average(lambda run: run.int8.accuracy):.2f}")
+    assert not written(results, tmp_path).all("section", id="int8")
 
 
 # ---- the numbers

@@ -83,13 +83,52 @@ def quantized(
     feeds = [_feed(batch, names, args, kwargs) for batch in (*fit, *held)]
     new, opset = int8_model(content, kind, feeds[: len(fit)])
     error, same = _compared(session, open_session(new), model, held, feeds[len(fit) :])
-    runtime, tensors = OnnxRuntime(), torch_tensors((args, kwargs))
-    calls = [runtime.prepare_graph(each, tensors, threads=1) for each in (content, new)]
-    clock = undisturbed_clock(inputs, 1)
-    found = turns(calls, inputs, threads=1, rounds=_ROUNDS, clock=clock)
-    times = [1e3 * statistics.median(row[i] for row in found) for i in range(len(calls))]
+    (before, _), (after, _) = timed_files([content, new], inputs, threads=1, rounds=_ROUNDS)
     counts = sum(map(len, fit)), sum(map(len, held))
-    return new, opset, Quantized(kind, len(content), times[0], times[1], *counts, data is None, error, same)
+    return new, opset, Quantized(kind, len(content), before, after, *counts, data is None, error, same)
+
+
+def timed_files(contents: Sequence[bytes], inputs: Any, *, threads: int, rounds: int) -> list[tuple[float, float]]:
+    """Time ONNX files in turns: median milliseconds of each, and how many times as fast as the first.
+
+    Args:
+        contents: of the files, which take the same inputs.
+        inputs: of one pass, on the CPU: a tensor, a tuple of positional or a dict of keyword arguments.
+        threads: that may be used, >= 1; the processor time of a single one counts.
+        rounds: turns of each file; medians count, of the times and of the ratios of neighbouring turns.
+
+    Raises:
+        ArgumentError: a number out of its range, inputs elsewhere.
+        TenfoldError: ONNX Runtime does not take a file.
+    """
+    runtime, tensors = OnnxRuntime(), torch_tensors(call_arguments(inputs))
+    calls = [runtime.prepare_graph(each, tensors, threads=threads) for each in contents]
+    found = turns(calls, inputs, threads=threads, rounds=rounds, clock=undisturbed_clock(inputs, threads))
+    median = statistics.median
+    return [
+        (1e3 * median(row[i] for row in found), median(row[0] / row[i] for row in found)) for i in range(len(calls))
+    ]
+
+
+class FileModel(nn.Module):
+    """An ONNX file of one input as a module, to be evaluated: a tensor -> its first output.
+
+    Args:
+        content: of the file.
+        threads: that ONNX Runtime may use, >= 1.
+
+    Raises:
+        TenfoldError: ONNX Runtime does not take the file.
+    """
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        super().__init__()
+        self._session = open_session(content, threads=threads)
+        self._name = self._session.get_inputs()[0].name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The first output for ``x``, on the CPU."""
+        return torch.as_tensor(self._session.run(None, {self._name: x.detach().cpu().numpy()})[0])
 
 
 def _read(model: nn.Module, data: Iterable[Any]) -> list[Batch]:

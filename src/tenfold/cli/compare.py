@@ -101,6 +101,14 @@ def command(
     ] = None,
     target: Target = None,
     exclude: Exclude = None,
+    int8: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Quantise what comes out too, the dense network included: static or dynamic. Bytes, speed, accuracy.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Do the runs that failed again.")] = False,
     recipe: dict[str, Any],
 ) -> Outcome:
@@ -110,7 +118,7 @@ def command(
     last --recovery of its epochs come after the compression. Killed at any point, the same command goes on.
     """
     typed = {"methods": methods, "budgets": budgets, "data": data, "examples": examples, "model": model}
-    typed |= {"seed": seed, "recovery": recovery, "target": target, "exclude": exclude} | recipe
+    typed |= {"seed": seed, "recovery": recovery, "target": target, "exclude": exclude, "int8": int8} | recipe
     if experiment is not None:
         given = next((name for name, value in typed.items() if value is not None), None)
         if given is not None:
@@ -147,6 +155,7 @@ def _inline(name: str, typed: dict[str, Any], recipe: dict[str, Any]) -> Experim
         recovery=made.epochs // 5 if typed["recovery"] is None else typed["recovery"],
         target=parse.selection(typed["target"] or ()),
         exclude=parse.selection(typed["exclude"] or ()),
+        int8=typed["int8"],
     )
 
 

@@ -108,6 +108,39 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Int8:
+    """The final model as a file for ONNX Runtime, in float and in int8, beside the dense float file.
+
+    Both are exported as `tenfold.optimize_for_inference` makes them, batch norm folded.
+
+    Args:
+        kind: "static" or "dynamic".
+        float_bytes: size of the float file.
+        bytes: of the int8 file.
+        accuracy: of the int8 file on the test set, in [0, 1]; measured once.
+        dense_ms: milliseconds of the dense float file, median.
+        float_ms: of the float file, in turns with it.
+        ms: of the int8 file, in the same turns.
+        float_speedup: median of the ratios of neighbouring turns, dense float / float.
+        speedup: dense float / int8.
+        batch: examples in the batch.
+        threads: that ONNX Runtime might use.
+    """
+
+    kind: str
+    float_bytes: int
+    bytes: int
+    accuracy: float
+    dense_ms: float
+    float_ms: float
+    ms: float
+    float_speedup: float
+    speedup: float
+    batch: int
+    threads: int
+
+
+@dataclass(frozen=True)
 class Layer:
     """The decomposition of one layer in a result.
 

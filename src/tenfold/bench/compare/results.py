@@ -16,7 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tenfold.bench.compare.findings import Accuracy, Curve, CutCurve, Evolution, Latency, Layer, Price, Spectra, Verdict
+from tenfold.bench.compare.findings import (
+    Accuracy,
+    Curve,
+    CutCurve,
+    Evolution,
+    Int8,
+    Latency,
+    Layer,
+    Price,
+    Spectra,
+    Verdict,
+)
 from tenfold.errors import CheckpointError, TenfoldError, is_share, shortened
 from tenfold.files import read_json, write_json
 from tenfold.validation import construct
@@ -88,6 +99,7 @@ class RunResult:
         test: once, in the end.
         price: parameters and MACs.
         latency: measured.
+        int8: the same as files in float and in int8; None where the experiment does not ask for it.
         seconds: wall time by stage: "training" (for "post-training", of the shared dense training), "plan", "apply",
             "reestimate" or "refit", "recovery".
         peak_memory: bytes that the process (on a GPU: torch, on the device) held at most while this run went on.
@@ -118,6 +130,7 @@ class RunResult:
     test: Verdict | None = None
     price: Price | None = None
     latency: Latency | None = None
+    int8: Int8 | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: int | None = None
     level: float | None = None

@@ -18,6 +18,7 @@ from torch import nn
 from tenfold.bench.compare.cuts import curve
 from tenfold.bench.compare.experiment import AFTER, DENSE, Experiment, Row
 from tenfold.bench.compare.findings import Accuracy, Curve, CutCurve, Verdict
+from tenfold.bench.compare.in_int8 import in_int8
 from tenfold.bench.compare.measure import became, finite, price, sampled_spectra, speed
 from tenfold.bench.compare.rank_history import Watched
 from tenfold.bench.compare.results import Failure, Place, RunResult
@@ -204,6 +205,12 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
     found["latency"] = speed(small, example, batch=timing.batch, rounds=timing.rounds, runtime=timing.runtime)
     score = setting.score(small, setting.data.test)
     found["test"] = Verdict(score.accuracy, finite(score.loss))
+    if experiment.int8 is not None:
+        images, test = setting.calibration(row.seed), setting.data.test
+        batch = setting.example(small, timing.batch)
+        found["int8"] = in_int8(
+            small, batch, experiment.int8, images, lambda file: evaluate(file, test).accuracy, rounds=timing.rounds
+        )
     if experiment.keep:
         save(small, setting.work.parent / NETWORKS / row.id, result.plan)
 

@@ -29,6 +29,7 @@ from tenfold.bench.compare.run import Setting, Tell, failed, run, train_base
 from tenfold.bench.environment import place
 from tenfold.errors import CheckpointError, shortened
 from tenfold.files import atomic_file, read_json, write_json
+from tenfold.runtimes.onnx_capture import onnx_runtime
 from tenfold.runtimes.runtime import torch_threads
 from tenfold.train import Data, build_model, load_data
 from tenfold.train.engine import refuse_launched
@@ -37,7 +38,7 @@ from tenfold.validation import construct
 EXPERIMENT, RESULTS, WORK, MERGED = "experiment.json", "results", "work", "results.json"
 _GROWS = ("methods", "budgets", "seeds", "name", "threads", "keep")
 """Keys of an experiment that may change: what was done before stays as it is."""
-_BEFORE = {"cuts": []}
+_BEFORE = {"cuts": [], "int8": None}
 """Keys that files of older versions lack, with what was so then."""
 _POLL = 2.0
 """Seconds between looks at the work that other processes do."""
@@ -107,6 +108,8 @@ def compare(
         data = load_data(choice.name, choice.root).part(choice.examples, choice.validation)
         if experiment.calibration is not None:
             data.train.part(experiment.calibration, "calibration")  # refused at once, if it is
+        if experiment.int8 is not None:
+            onnx_runtime()  # refused at once, if a package is missing
         build_model(experiment.model, data.classes, data.channels, data.size)  # refused before anything is written
         _keep_experiment(experiment, data, out)
         setting = Setting(experiment, data, place(), out / WORK)

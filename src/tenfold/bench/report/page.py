@@ -94,6 +94,7 @@ def sections(found: Sequence[ReportEntry], results: Results) -> list[Section]:
     parts = [
         Section("results", "Results", tables=_some(tables.headline(found, results) if found else None)),
         Section("accuracy", "Accuracy against cost", (_TRADEOFF,), panels=_some(*tradeoff.all_costs(found))),
+        Section("int8", "Low rank and int8", (_INT8,), _some(tables.in_int8(found))),
         Section(
             "cuts", "Without retraining", (_CUTS,), _some(tables.cuts(found)), _some(removal.against_removed(found))
         ),
@@ -114,6 +115,7 @@ _TRADEOFF = (
     "line is the Pareto front of the means: who stands on it is beaten by no one in both figures. Latency is relative "
     "to the dense network, because each model was measured in turns with it."
 )
+_INT8 = "The rival of low rank is quantisation, and the two go together: dense, in int8, with low rank, and both."
 _CUTS = (
     "Of each network as its training left it, the same share is removed in every layer, each time from the whole "
     "network; no weight is trained after."

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tenfold.bench.compare.findings import Latency
+from tenfold.bench.compare.findings import Int8, Latency
 from tenfold.bench.compare.results import Results, RunResult
 from tenfold.bench.report import removal
 from tenfold.bench.report.figure import si
 from tenfold.bench.report.summary import Mean, ReportEntry, best, by_budget, latencies, median, percent
+from tenfold.bench.report.words import plural
 
 NOTHING = "–"
 
@@ -123,6 +124,37 @@ def _latency(entry: ReportEntry, results: Results) -> Cell:
 
 def _measured(entry: ReportEntry) -> list[Latency]:
     return [run.latency for run in entry.done if run.latency is not None]
+
+
+def in_int8(found: Sequence[ReportEntry]) -> Table | None:
+    """Table of the networks as files in float and in int8: the four of dense, int8, low rank, and both."""
+    kind = next((run.int8 for entry in found for run in entry.done if run.int8), None)
+    if kind is None:
+        return None
+    drawn: dict[str, Callable[[ReportEntry], str]] = {
+        "File": _int8_figure(lambda made: made.float_bytes, lambda mean: kilobytes(mean.value)),
+        "in int8": _int8_figure(lambda made: made.bytes, lambda mean: kilobytes(mean.value)),
+        "Speed": _int8_figure(lambda made: made.float_speedup, _times_as_fast),
+        "Speed in int8": _int8_figure(lambda made: made.speedup, _times_as_fast),
+        "Test accuracy": lambda entry: _percent(entry.accuracy),
+        "Accuracy in int8": _int8_figure(lambda made: made.accuracy, percent),
+    }
+    caption = f"Networks as ONNX files, batch norm folded, and the same in {kind.kind} int8. Speed is in ONNX Runtime, "
+    caption += f"a batch of {kind.batch}, {plural(kind.threads, 'thread')}, and says how many times as fast as the "
+    caption += "dense network's float file, in turns with it."
+    return _filled(caption, found, drawn)
+
+
+def _int8_figure(figure: Callable[[Int8], float], draw: Callable[[Mean], str]) -> Callable[[ReportEntry], str]:
+    def drawn(entry: ReportEntry) -> str:
+        value = entry.over(lambda run: run.int8 and figure(run.int8))
+        return NOTHING if value is None else draw(value)
+
+    return drawn
+
+
+def _times_as_fast(value: Mean) -> str:
+    return f"{value.value:.2f}×"
 
 
 _STAGES: dict[str, Callable[[RunResult], float | None]] = {
@@ -251,6 +283,11 @@ def seconds(value: float) -> str:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def kilobytes(count: float) -> str:
+    """Format the size of a file: "1,159 kB", in thousands of bytes."""
+    return f"{count / 1000:,.0f} kB"
 
 
 def size(count: int) -> str:
