@@ -206,7 +206,8 @@ def _work(setting: Setting, row: Row, tell: Tell, found: dict[str, Any]) -> None
     score = setting.score(small, setting.data.test)
     found["test"] = Verdict(score.accuracy, finite(score.loss))
     if experiment.int8 is not None:
-        images, test = setting.calibration(row.seed), setting.data.test
+        test, images = setting.data.test, setting.calibration(row.seed)
+        images = replace(images, recipe=replace(images.recipe, augment="none"))  # as inference sees them
         batch = setting.example(small, timing.batch)
         found["int8"] = in_int8(
             small, batch, experiment.int8, images, lambda file: evaluate(file, test).accuracy, rounds=timing.rounds
