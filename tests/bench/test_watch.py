@@ -38,7 +38,7 @@ def watched(method):
 @pytest.mark.parametrize("every", [3, 5, 7])
 def test_of_a_cycle_the_last_cut_counts(every):
     """Wherever in a cycle an epoch ends, no rank is told that the training only tries."""
-    method = tenfold.TDLRT(every=every, tau=0.01, start=0.2, cap=1.0, floor=1, freeze=0.1)
+    method = tenfold.TDLRT(every=every, tau=0.01, first=0.2, cap=1.0, floor=1, freeze=0.1)
     evolution, _, seen = watched(method)
     assert evolution.epochs == list(range(1, EPOCHS + 1))
     assert set(evolution.ranks) == set(seen[0])

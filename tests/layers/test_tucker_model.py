@@ -49,7 +49,7 @@ def test_at_full_rank_the_model_computes_what_it_did(net: nn.Module) -> None:
 
 
 def test_bases_are_orthonormal_and_ranks_the_share_asked_for(net: nn.Module) -> None:
-    made = to_tucker(net, start=0.25, floor=3)
+    made = to_tucker(net, first=0.25, floor=3)
     layers = factorised(made.model)
     assert len(layers) + len(made.left) == len(full_ranks_of(net))
     for name, layer in layers.items():
@@ -181,7 +181,7 @@ def test_deployed_layers_are_plain_and_compute_the_same(net: nn.Module) -> None:
 
 
 def test_a_plan_of_the_trained_ranks_gives_the_same_model(net: nn.Module) -> None:
-    made = to_tucker(net, start=0.25).model
+    made = to_tucker(net, first=0.25).model
     problem = tenfold.survey(made)
     layers = factorised(made)
     chosen = []
@@ -231,8 +231,8 @@ def test_arguments_out_of_range_are_refused(net: nn.Module, call: Any, message: 
 
 @pytest.mark.parametrize("value", [0, 1.5, "a", float("nan")])
 def test_the_first_share_is_checked(net: nn.Module, value: Any) -> None:
-    with pytest.raises(ArgumentError, match="`start` must be"):
-        to_tucker(net, start=value)
+    with pytest.raises(ArgumentError, match="`first` must be"):
+        to_tucker(net, first=value)
 
 
 def test_a_layer_that_is_named_is_never_left_dense_silently() -> None:

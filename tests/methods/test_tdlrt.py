@@ -145,7 +145,7 @@ def test_attach_says_what_to_do_instead() -> None:
 
 
 def test_ranks_stay_in_the_last_part_of_the_run() -> None:
-    method = tenfold.TDLRT(tau=0.3, every=4, freeze=0.5, start=0.5)
+    method = tenfold.TDLRT(tau=0.3, every=4, freeze=0.5, first=0.5)
     model = method.begin(net())
     optimizer = method.optimizer(model, lr=0.05, goal=tenfold.Goal(steps=40))
     train(method, model, optimizer, 20)
@@ -178,7 +178,7 @@ def test_with_a_budget_ahead_ranks_freeze_where_it_allows() -> None:
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_a_budget_without_steps_holds_from_the_first_cycle_on(integrator, named, begun) -> None:
     """Nobody knows when the ranks would freeze; those that "fixed" keeps never do. What is cut late is not trained."""
-    method = tenfold.TDLRT(integrator=integrator, every=3, start=0.5, ranks=named)
+    method = tenfold.TDLRT(integrator=integrator, every=3, first=0.5, ranks=named)
     budget = tenfold.Budget(params=0.4)
     goal = tenfold.Goal(budget)
     model = method.begin(net(), goal=goal if begun else None)
@@ -196,7 +196,7 @@ def test_a_budget_without_steps_holds_from_the_first_cycle_on(integrator, named,
 @pytest.mark.parametrize("steps", [1, 2, 5, 24])
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_however_short_the_run_the_cut_to_a_budget_is_not_the_last_thing_that_happens(integrator, steps) -> None:
-    method, budget = tenfold.TDLRT(integrator=integrator, every=3, start=0.5), tenfold.Budget(params=0.3)
+    method, budget = tenfold.TDLRT(integrator=integrator, every=3, first=0.5), tenfold.Budget(params=0.3)
     goal = tenfold.Goal(budget, steps=steps)
     model = method.begin(net(), goal=goal)
     optimizer = method.optimizer(model, lr=0.05, goal=goal)

@@ -53,6 +53,14 @@ def test_a_run_that_was_saved_in_the_middle_of_a_cycle_goes_on_in_a_new_process_
     assert results["resumed"] == expected
 
 
+def test_processes_that_come_into_tucker_format_on_their_way_stay_bitwise_equal(launched) -> None:
+    _, results, _ = launched
+    found = results["entered"]
+    assert found["dense"]
+    assert found["layers"]
+    assert found["digests"][0] == found["digests"][1]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_wrapper_stays_around_static_layers_while_their_ranks_change(launched, name) -> None:
     """Gradients accumulate, and the wrapper averages them: what comes out is the unwrapped training of each storage."""

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optim.networks import around, batch, net
+import tenfold
+from optim.networks import Net, around, batch, net
 from optim.toys import Kernel, integrator, kernel, normal, run, teacher
 from tenfold.layers.tucker_protocol import factorised
 from tenfold.optim.tucker.settings import IntegratorSettings
@@ -106,6 +107,23 @@ def networked(name: str, rank: int, *, wrapped: bool, clip: float | None = None)
     return {"digests": digests, "ranks": seen, "kernels": kernels, "head": model.head.bias.tolist()}
 
 
+def entered(rank: int) -> dict:
+    """Train a dense network that is brought into Tucker format on the way."""
+    torch.manual_seed(0)
+    method, goal = tenfold.TDLRT(start=0.4, every=2, tau=0.2, floor=1, negligible=0.0), tenfold.Goal(steps=10)
+    model = method.begin(Net().double().eval(), goal=goal)
+    optimizer = method.optimizer(model, goal=goal, lr=0.05, momentum=0.9)
+    dense = not factorised(model)
+    for step in range(10):
+        x, y = batch(10 * step + rank)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    digests: list = [None, None]
+    distributed.all_gather_object(digests, digest(model, optimizer))
+    return {"digests": digests, "dense": dense, "layers": list(factorised(model))}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
@@ -129,6 +147,7 @@ def main(folder: Path) -> None:
     for name in NETWORKS:
         results[f"ordinary {name}"] = networked(name, rank, wrapped=False)
         results[f"wrapped {name}"] = networked(name, rank, wrapped=True)
+    results["entered"] = entered(rank)
     results["clipped"] = networked("one-pass", rank, wrapped=False, clip=0.1)
     if rank == 0:
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")

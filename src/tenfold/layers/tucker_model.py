@@ -68,6 +68,14 @@ class _Start:
     bias: bool = False
 
 
+def to_be_loaded(old: nn.Module, spec: LayerSpec, modes: int) -> TrainedTucker:
+    """The layer in Tucker format for training of which only the number of modes with a basis is known: of ranks one.
+
+    It takes the ranks of the state that is loaded into it.
+    """
+    return TrainedTucker.like(old, spec, [1] * modes)
+
+
 @dataclass(frozen=True)
 class _FromWeight:
     """Sequential HOSVD of the weight, to the ranks of the structure or to a tolerance below them."""
@@ -105,7 +113,7 @@ def to_tucker(
     model: nn.Module,
     ranks: Mapping[str, int | Sequence[int]] | None = None,
     *,
-    start: float = 0.25,
+    first: float = 0.25,
     floor: int = 4,
     spatial: bool = False,
     spared: Mapping[str, str] | None = None,
@@ -123,9 +131,9 @@ def to_tucker(
     Args:
         model: a dense model.
         ranks: the first ranks by layer name: an int for all modes or one for each; layers that it does not name stay
-            dense. None: those of ``start`` and ``floor``, in the layers that become smaller at them.
-        start: the first rank of a mode, as a share of its size n, in (0, 1].
-        floor: the lowest, >= 1; it goes before ``start``.
+            dense. None: those of ``first`` and ``floor``, in the layers that become smaller at them.
+        first: the first rank of a mode, as a share of its size n, in (0, 1].
+        floor: the lowest, >= 1; it goes before ``first``.
         spatial: whether the spatial modes of kernels of 5 or more get a basis too.
         spared: layers to leave dense, by name, with the reason.
         tau: from weights: lower the first ranks as far as a relative error of tau allows, in [0, 1), but not below
@@ -139,7 +147,7 @@ def to_tucker(
         UnsupportedLayer: a layer in ``ranks`` that has to stay dense.
         TenfoldError: a weight with NaN or infinite entries, by name.
     """
-    check(is_share(start) and 0 < start <= 1, "start", "in (0, 1]", start)
+    check(is_share(first) and 0 < first <= 1, "first", "in (0, 1]", first)
     check(is_count(floor), "floor", "an integer >= 1", floor)
     check(tau is None or (is_share(tau) and tau < 1), "tau", "in [0, 1), or None", tau)
     check(tau is None or generator is None, "tau", "None from scratch: random bases have no error", tau)
@@ -153,19 +161,19 @@ def to_tucker(
     left: dict[str, str] = {}
     structures: dict[str, _Start] = {}
     for target in targets:
-        reason, first = target.reason or (spared or {}).get(target.name), None
+        reason, ranked = target.reason or (spared or {}).get(target.name), None
         if reason is None and target.spec is not None:
             weight = cast("Tensor", model.get_submodule(target.name).weight)
             reason = _why_dense(target.name, target.spec, weight, ranks)
         if reason is None and target.spec is not None:
             if ranks is not None:
-                first = _given_ranks(target.name, target.spec, ranks[target.name], spatial)
+                ranked = _given_ranks(target.name, target.spec, ranks[target.name], spatial)
             else:
-                first = bounded_ranks(target.spec, start, floor=floor, spatial=spatial)
-                if _weights(target.spec, first) >= target.spec.params:
-                    reason = f"at its first ranks {first} nothing would be saved"
-        if reason is None and first is not None:
-            structures |= dict.fromkeys((target.name, *target.aliases), _Start(first))
+                ranked = bounded_ranks(target.spec, first, floor=floor, spatial=spatial)
+                if _weights(target.spec, ranked) >= target.spec.params:
+                    reason = f"at its first ranks {ranked} nothing would be saved"
+        if reason is None and ranked is not None:
+            structures |= dict.fromkeys((target.name, *target.aliases), _Start(ranked))
         elif ranks is not None and target.name in ranks:
             raise UnsupportedLayer(f"`ranks` names '{target.name}', which stays dense: {reason}.")
         else:

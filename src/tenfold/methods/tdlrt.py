@@ -67,9 +67,11 @@ class TDLRT(Method):
             back to the ranks of before in place of tau; with ``every=1`` the fixed-rank parallel step as published,
             which factorises in every step.
         ranks: the first ranks by layer name, an int or one for each mode; layers that it does not name stay dense.
-        start: the first rank of a mode in other cases, as a share of its size, in (0, 1].
+        first: the first rank of a mode in other cases, as a share of its size, in (0, 1].
+        start: the share of the steps in which the network is dense, in [0, 1 - freeze); needs ``goal.steps``. Its
+            weights are then brought into Tucker format, momentum too. 0: as published.
         cap: the largest rank, as a share of the size of the mode, in (0, 1].
-        floor: the smallest rank, >= 1; goes before ``start`` and ``cap``, and a budget before it.
+        floor: the smallest rank, >= 1; goes before ``first`` and ``cap``, and a budget before it.
         multiple: ranks are rounded up to a multiple of it, >= 1; 8 suits many kernels of hardware.
         columns: directions by which a basis grows at most, as a share of its rank, in (0, 1].
         negligible: in [0, 1): the smallest layers that together hold at most this share of the parameters stay dense,
@@ -94,7 +96,8 @@ class TDLRT(Method):
     every: int = 10
     integrator: Literal["cycle", "two_pass", "one_pass", "fixed"] = "cycle"
     ranks: Mapping[str, Any] | None = None
-    start: float = 0.25
+    first: float = 0.25
+    start: float = 0.0
     cap: float = 1.0
     floor: int = 4
     multiple: int = 1
@@ -113,14 +116,20 @@ class TDLRT(Method):
         for name in ("tau", "freeze", "negligible"):
             value = getattr(self, name)
             check(is_share(value) and value < 1, name, "in [0, 1)", value)
-        for name in ("start", "cap", "columns"):
+        for name in ("first", "cap", "columns"):
             value = getattr(self, name)
             check(is_share(value) and 0 < value <= 1, name, "in (0, 1]", value)
+        early = is_share(self.start) and (self.start < 1 - self.freeze or not self.start)
+        check(early, "start", f"in [0, {1 - self.freeze:g}): then the ranks freeze", self.start)
         for name in ("every", "floor", "multiple"):
             check(is_count(getattr(self, name)), name, "an integer >= 1", getattr(self, name))
         for name in ("scratch", "spatial", "static"):
             check(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
         check(self.integrator in INTEGRATORS, "integrator", f"one of {', '.join(INTEGRATORS)}", self.integrator)
+        apart = not (self.start and (self.scratch or self.static))
+        check(
+            apart, "start", "0 with scratch, which forgets it, and with static, whose shapes never change", self.start
+        )
         fits = self.ranks is None or isinstance(self.ranks, Mapping)
         check(fits, "ranks", "a mapping from layer names, or None", self.ranks)
 
@@ -130,8 +139,9 @@ class TDLRT(Method):
         return self.integrator == "two_pass"
 
     def begin(self, model: nn.Module, *, goal: Goal | None = None) -> nn.Module:
-        """Make a copy in Tucker format. Layers that this would not make smaller, and frozen ones, stay dense.
+        """Make a copy in Tucker format, or a dense one where that comes later.
 
+        Layers that Tucker format would not make smaller, and frozen ones, stay dense.
         So do those that the selection of ``goal`` leaves out. With ``scratch`` torch's global generator is drawn from
         once. Where ``goal`` has a budget, and ranks do not move ("fixed") or nobody knows when they would freeze (no
         ``goal.steps``), the first ranks are those that the budget allows.
@@ -142,6 +152,11 @@ class TDLRT(Method):
             BudgetError: the budget cannot be reached.
         """
         goal = goal or Goal()
+        made = self._in_tucker_format(model, goal)  # what cannot be had is said now
+        return super().begin(model, goal=goal) if self._later(model, goal) else made
+
+    def _in_tucker_format(self, model: nn.Module, goal: Goal) -> nn.Module:
+        """A copy with layers in Tucker format at their first ranks."""
         refuse_without_numbers(model)
         self._refuse_endless(goal)
         seed = int(torch.randint(2**62, ())) if self.scratch else None
@@ -149,7 +164,7 @@ class TDLRT(Method):
         if not factorised(made.model):
             reasons = "; ".join(f"'{name}': {why}" for name, why in made.left.items())
             raise UnsupportedLayer(f"`model` has no layer to train in Tucker format: {reasons or 'none has a weight'}.")
-        if goal.budget is not None and self._fixed_from_the_start(goal):
+        if goal.budget is not None and (self._fixed_from_the_start(goal) or self._later(model, goal)):
             own = {name: layer.ranks for name, layer in factorised(made.model).items()}
             made = self._converted(model, own | self._aim(made.model, goal), goal, seed)
         if self.static:
@@ -180,8 +195,12 @@ class TDLRT(Method):
         """
         bases = {id(basis) for layer in factorised(model).values() for basis in layer.bases}
         inner = base((p for p in model.parameters() if p.requires_grad and id(p) not in bases), **hyper)
-        settings = self.settings(goal)
-        if goal is not None and goal.budget is not None:
+        settings, later = self.settings(goal), 0 if goal is None else self._later(model, goal)
+        if goal is not None and later:
+            settings = replace(settings, begin=later, enter=partial(self._in_tucker_format, model, goal))
+            if goal.budget is not None and not self._fixed_from_the_start(goal):
+                settings = replace(settings, aim=partial(self._aim, model, goal))
+        elif goal is not None and goal.budget is not None:
             self._refuse_endless(goal)
             aim = partial(self._aim, model, goal)
             wanted = aim()  # what cannot be reached is said now
@@ -240,6 +259,10 @@ class TDLRT(Method):
         why = RANK_SAVES_NOTHING
         return as_plan(problem, self.name, tables, choice, budget, measure="fro", level=level, why=why)
 
+    def _later(self, model: nn.Module, goal: Goal) -> int:
+        """The step after which weights come into Tucker format; 0 where they are in it from the first."""
+        return 0 if goal.steps is None or factorised(model) else round(self.start * goal.steps)
+
     def _fixed_from_the_start(self, goal: Goal) -> bool:
         """Whether a budget decides the first ranks already: nobody knows when they would freeze, or they never move."""
         return self.integrator == "fixed" or goal.steps is None
@@ -255,7 +278,7 @@ class TDLRT(Method):
         return to_tucker(
             model,
             ranks,
-            start=min(self.start, self.cap),
+            first=min(self.first, self.cap),
             floor=self.floor,
             spatial=self.spatial,
             spared=None

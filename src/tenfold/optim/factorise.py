@@ -12,20 +12,20 @@ from torch.optim import Optimizer
 
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.fused_encoder import keep_off_fused_paths_
+from tenfold.layers.spec import LayerSpec
 from tenfold.layers.swap import Structure, planned, rebuild, structure_of
+from tenfold.layers.tucker_model import to_be_loaded
+from tenfold.layers.tucker_training import TrainedTucker
 from tenfold.optim.hooks import stepped
-from tenfold.optim.tucker.resize import SQUARES
-
-MEANS = ("momentum_buffer", "exp_avg")
-"""What torch's optimizers call state that is linear in the gradients."""
+from tenfold.optim.state_names import MEANS, SQUARES
 
 
 class LayerForm(NamedTuple):
     """The structure of one layer, as it is kept in the state of an optimizer; a `tenfold.layers.swap.Structure`.
 
     Args:
-        decomposition: "low-rank" or "tucker".
-        rank: as in a plan.
+        decomposition: "low-rank", "tucker", or "tucker in training".
+        rank: as in a plan; in training, where it changes, the number of modes with a basis.
         slices: of the input channels.
         fold: see `tenfold.linalg.fold`; None for "tucker".
         bias: whether the factorised layer has a bias that the dense one lacks.
@@ -50,10 +50,11 @@ def forms_of(structures: Mapping[str, Structure]) -> dict[str, LayerForm]:
 
 def forms_in(model: nn.Module) -> dict[str, LayerForm]:
     """The forms of the factorised layers of a model, by name."""
-    return {
-        name: LayerForm(x.decomposition, x.rank, x.slices, x.fold, x.added_bias)
-        for name, x in structure_of(model).items()
-    }
+    forms: dict[str, LayerForm] = {}
+    for name, x in structure_of(model).items():
+        rank = x.modes if isinstance(x, TrainedTucker) else x.rank
+        forms[name] = LayerForm(x.decomposition, rank, x.slices, x.fold, x.added_bias)
+    return forms
 
 
 def factorise_(model: nn.Module, structures: Mapping[str, Structure], optimizer: Optimizer | None = None) -> None:
@@ -75,9 +76,26 @@ def factorise_(model: nn.Module, structures: Mapping[str, Structure], optimizer:
         PlanError: see `tenfold.layers.swap.apply`.
         TenfoldError: a weight with NaN or infinite entries, by name.
     """
-    made = structure_of(rebuild(model, structures, planned))
-    _replace(model, dict(made), optimizer)
+    take_layers_(model, rebuild(model, structures, _made), optimizer)
+
+
+def take_layers_(model: nn.Module, made: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Put the factorised layers of ``made`` into ``model``, a dense one of the same names, in place; see `factorise_`.
+
+    Args:
+        model: every holder of it sees its new layers.
+        made: a factorised copy of ``model``; its layers become those of ``model``.
+        optimizer: of the parameters of ``model``, or None.
+    """
+    _replace(model, dict(structure_of(made)), optimizer)
     keep_off_fused_paths_(model)
+
+
+def _made(old: nn.Module, spec: LayerSpec, structure: Structure, /, *, empty: bool) -> Decomposed:
+    """`planned`, and layers in Tucker format for training, whose factors are loaded afterwards."""
+    if structure.decomposition == TrainedTucker.decomposition and isinstance(structure.rank, int):
+        return to_be_loaded(old, spec, structure.rank)
+    return planned(old, spec, structure, empty=empty)
 
 
 def unfactorise_(model: nn.Module, optimizer: Optimizer | None = None) -> None:

@@ -15,6 +15,7 @@ from tenfold.errors import ArgumentError, CheckpointError
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.spec import LayerSpec, build_dense, spec_of
 from tenfold.layers.swap import planned
+from tenfold.layers.tucker_training import TrainedTucker
 from tenfold.linalg.fold import Fold, folds_for
 from tenfold.optim.factorise import LayerForm, factorise_, forms_in, unfactorise_
 from tenfold.optim.hooks import stepped
@@ -90,6 +91,10 @@ def read_forms(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> 
     found, present = dict[str, LayerForm](), forms_in(model)
     for name, module in model.named_modules():
         start = f"{prefix}{name}."
+        modes = sum(f"{start}basis_{i}" in state for i in range(5)) if f"{start}core" in state else 0
+        if modes:
+            found[name] = LayerForm(TrainedTucker.decomposition, modes, 1, None)
+            continue
         if f"{start}encoder.weight" not in state or f"{start}decoder.weight" not in state:
             continue
         spec = module.spec if isinstance(module, Decomposed) else spec_of(module)

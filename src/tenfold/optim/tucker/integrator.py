@@ -23,6 +23,8 @@ from tenfold.errors import ArgumentError, TenfoldWarning, check
 from tenfold.layers.tucker_protocol import Factorised, factorised
 from tenfold.layers.usable import refuse_unusable
 from tenfold.optim.distributed import any_process, average_gradients_, process, shared
+from tenfold.optim.factorise import forms_in, take_layers_
+from tenfold.optim.saved_form import follow_checkpoints
 from tenfold.optim.tucker.refusals import refuse_bases, refuse_open_cycle, refuse_other_ranks, refuse_sharded
 from tenfold.optim.tucker.resize import augment_, cut_, fresh_norm
 from tenfold.optim.tucker.rng import RandomState
@@ -62,15 +64,15 @@ class Integrator(Optimizer):
         refuse_unusable(model)
         check(not isinstance(inner, torch.optim.LBFGS), "base", "an optimizer without closures of its own", inner)
         self.inner, self.settings, self._model = inner, settings, model
-        self._stamps: dict[str, int] = {}
-        self._layers = {name: layer for name, layer in factorised(model).items() if layer.core.requires_grad}
-        check(bool(self._layers), "model", "one with layers in Tucker format: from method.begin(model)", type(model))
-        cores = {id(layer.core) for layer in self._layers.values()}
-        self._twins = [m for m in model.modules() if isinstance(m, Factorised) and id(m.core) in cores]
+        self._find()
+        there = bool(self._layers) or settings.enter is not None
+        check(there, "model", "one with layers in Tucker format: from method.begin(model)", type(model))
         self._take_bases()
         super().__init__(inner.param_groups, inner.defaults)
         self._follow()
         self.param_groups[0].setdefault(STATE, _fresh())
+        if settings.enter is not None:
+            follow_checkpoints(model, inner, STATE)
         self._listen()
 
     # ---- what an optimizer is asked
@@ -99,7 +101,7 @@ class Integrator(Optimizer):
         if self._overflow():
             return loss
         self._average()
-        if state["position"] == 0:
+        if self._layers and state["position"] == 0:
             grown = self._open()
             if grown and before is not None and closure is not None:
                 self._again(closure, before)
@@ -108,6 +110,10 @@ class Integrator(Optimizer):
             basis.grad = None  # used by now, or zero: the inner optimizer leaves alone what has no gradient
         self.inner.step()
         state["steps"] += 1
+        if not self._layers:
+            if state["steps"] >= self.settings.begin:
+                self._enter()
+            return loss
         state["position"] += 1
         ends = state["steps"] in (self.settings.steps, self.settings.freeze)
         if ends or state["position"] >= (1 if twice else self.settings.every):
@@ -194,14 +200,40 @@ class Integrator(Optimizer):
         """Load a state; load the model's own first or after, which resizes its layers."""
         self.inner.load_state_dict(state_dict)
         self._follow()
+        self._find()
         self.param_groups[0][STATE] = _fresh() | self.param_groups[0].get(STATE, {})
-        self._stamps.clear()
         self._listen()
 
     def __getstate__(self) -> dict[str, Any]:
         """All of it, for `copy.deepcopy` and pickle; the model and the inner optimizer go along."""
         own = ("inner", "settings", "_model", "_layers", "_twins", "_ready")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}, "_stamps": {}}
+
+    # ---- from dense to Tucker format
+
+    def _find(self) -> None:
+        """See which layers are in Tucker format now."""
+        self._layers = {n: layer for n, layer in factorised(self._model).items() if layer.core.requires_grad}
+        cores = {id(layer.core) for layer in self._layers.values()}
+        self._twins = [m for m in self._model.modules() if isinstance(m, Factorised) and id(m.core) in cores]
+        self._stamps: dict[str, int] = {}
+
+    def _enter(self) -> None:
+        """Take the layers of a copy in Tucker format, made by one process; momentum goes along by the chain rule."""
+        assert self.settings.enter is not None
+        made = self.settings.enter()
+        layers = factorised(made).values()
+        (factors,) = shared([lambda: [f.detach() for layer in layers for f in (layer.core, *layer.bases)]], [1])
+        parts = iter(factors)
+        for layer in layers:
+            layer.set_factors(*(next(parts).to(f) for f in (layer.core, *layer.bases)))
+        take_layers_(self._model, made, self.inner)
+        self._find()
+        self._state["forms"] = {name: list(form) for name, form in forms_in(self._model).items()}
+        for basis in self._bases():
+            self.inner.state.pop(basis, None)  # a basis has no momentum: the inner optimizer never moves it
+        self._note_ranks()
+        self._listen()
 
     # ---- the cycle
 
@@ -373,7 +405,9 @@ class Integrator(Optimizer):
 
 def _fresh() -> dict[str, Any]:
     by_layer = ("cut_ranks", "sizes", "first", "error", "overridden", "growth", "share", "stalled")
-    return {"steps": 0, "position": 0, "nonfinite": 0, "said": [], "aimed": False} | {key: {} for key in by_layer}
+    return {"steps": 0, "position": 0, "nonfinite": 0, "said": [], "aimed": False, "forms": {}} | {
+        key: {} for key in by_layer
+    }
 
 
 def _finite(x: Tensor | None) -> bool:

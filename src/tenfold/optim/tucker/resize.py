@@ -27,11 +27,8 @@ from tenfold.linalg.change_of_basis import (
 from tenfold.linalg.svd import like
 from tenfold.linalg.tucker import Limits, stacked, tucker_cut
 from tenfold.optim.distributed import shared
+from tenfold.optim.state_names import CENTRES, SQUARES
 
-SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "step_size")
-"""What torch's optimizers call state that is positive and goes with the square of a coordinate."""
-CENTRES = ("grad_avg",)
-"""A mean that is subtracted from a mean square: it is forgotten at a cut, where the difference might turn negative."""
 _TF32 = 2.0**-10
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from tenfold.layers.tucker_protocol import Factorised
 from tenfold.linalg.tucker import Limits
 
@@ -24,6 +26,8 @@ class IntegratorSettings:
         multiple: ranks are rounded up to a multiple, >= 1.
         freeze: steps after which ranks stay as they are, 0: from the first; a cut is made there. None: never.
         steps: of the whole run: the last one ends its cycle; None: not known.
+        begin: steps that the model is trained dense, before ``enter``.
+        enter: makes the copy in Tucker format whose layers it takes then; None: it has them from the first step.
         aim: says, as the ranks freeze, which ones they are to be, by layer name; None: those that they are.
     """
 
@@ -37,6 +41,8 @@ class IntegratorSettings:
     multiple: int = 1
     freeze: int | None = None
     steps: int | None = None
+    begin: int = 0
+    enter: Callable[[], nn.Module] | None = None
     aim: Callable[[], Mapping[str, Sequence[int]]] | None = None
 
     def limits(self, layer: Factorised, pinned: Sequence[int] | None) -> Limits:
