@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import tenfold
 from tenfold.errors import DataError
 from tenfold.layers.calibration_batches import Batch, calibration_batches
-from tenfold.layers.model_outputs import logits_of, output_tensors
+from tenfold.layers.model_outputs import logits_of, output_tensors, positions
 
 X, M, Y = torch.arange(12.0).reshape(4, 3), torch.ones(4, 3), torch.arange(4)
 
@@ -230,6 +230,14 @@ def test_a_norm_that_is_called_by_name_is_counted() -> None:
 
 
 # ---- outputs
+
+
+def test_maps_have_places_and_vectors_and_sequences_are_one() -> None:
+    maps = torch.zeros(2, 3, 4, 5)
+    assert positions(maps) == 20
+    assert positions({"small": maps[..., :2, :2], "large": maps, "vector": X}) == 20
+    assert positions(torch.zeros(2, 3, 4, 5, 6)) == 120
+    assert positions(torch.zeros(2, 7, 3)) == positions(torch.zeros(2, 3)) == positions(()) == 1
 
 
 def test_tensors_are_found_in_tuples_dicts_and_dataclasses() -> None:

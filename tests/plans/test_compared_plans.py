@@ -29,3 +29,19 @@ def test_a_plan_near_the_best_at_the_first_look_is_refitted_however_little_the_o
     assert len(fitted) == 5  # three looks, two refits
     expected = after | {"far": least * LOOKS["far"] / LOOKS["ahead"]}
     assert plan.compared == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("examples", "side", "looks"), [(8, 8, 3), (8, 5, 0), (7, 20, 0), (256, 1, 3), (255, 1, 0)])
+def test_examples_with_maps_for_outputs_count_their_places_in_a_first_look(examples, side, looks, monkeypatch):
+    """A quarter of them tells enough from 256 places of eight examples on, or 256 examples of one."""
+    torch.manual_seed(0)
+    maps = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+    model = (maps if side > 1 else nn.Sequential(*maps, nn.Flatten())).eval()
+    problem = tenfold.survey(model)
+    plans = {f"{s}": tenfold.SVD().plan(problem, tenfold.Budget(params=s)) for s in (0.9, 0.7, 0.5)}
+    seen = []
+    monkeypatch.setattr(subject, "refit_", lambda small, model, data, **_: seen.append(sum(len(x[0]) for x, _ in data)))
+    monkeypatch.setattr(subject, "mean_output_loss", lambda *_: 1.0)
+    data = [((torch.randn(examples, 4, side, side),), None)]
+    subject.best_refitted(problem, plans, data, data, factors="both", loss=None, memory=1 << 20)
+    assert seen == [examples // 4] * looks + [examples] * 3

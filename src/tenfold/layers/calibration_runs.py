@@ -11,6 +11,7 @@ from torch import nn
 
 from tenfold.errors import DataError
 from tenfold.layers.calibration_batches import Batch, calibration_batches
+from tenfold.layers.model_outputs import positions
 
 EMPTY = (
     "`data` must hold at least one batch to calibrate on; it is empty. A generator is so once gone through. "
@@ -87,6 +88,14 @@ def held_out(model: nn.Module, batches: list[Any], examples: int) -> tuple[list[
         if other is not None:
             rest.append(_as_given(other))
     return held, rest or held
+
+
+@torch.no_grad()
+def positions_in(model: nn.Module, batches: Sequence[Any]) -> int:
+    """The places that an example has in the outputs of a model, see `model_outputs.positions`; of the first one."""
+    batch = next(iter(calibration_batches(model, batches))).first(1)
+    with evaluating(model):
+        return positions(batch.to(device_of(model)).run(model))
 
 
 def _as_given(batch: Batch) -> Any:

@@ -22,6 +22,11 @@ def output_tensors(output: Any) -> list[Tensor]:
     return []
 
 
+def positions(output: Any) -> int:
+    """The places that one example has in the outputs: those of the largest map ``(n, channels, h, w, ...)``, else 1."""
+    return max((t[0, 0].numel() for t in output_tensors(output) if t.ndim > 3 and t.shape[0] and t.shape[1]), default=1)
+
+
 def logits_of(output: Any) -> Tensor | None:
     """The tensor itself, or what is called ``logits`` in a dict or a dataclass; None where there is neither."""
     if isinstance(output, Mapping):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 
 from tenfold.errors import BudgetError, check, is_count
 from tenfold.layers.calibration_batches import calibration_batches
-from tenfold.layers.calibration_runs import held_out, kept_batches
+from tenfold.layers.calibration_runs import held_out, kept_batches, positions_in
 from tenfold.methods.contract.sparing import Sparing
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import as_plan, require_reachable
@@ -31,8 +31,8 @@ Allocate = Callable[[Problem, list[Candidates], Limits], Chosen | None]
 Form = Literal["channel", "spatial", "spatial-t", "input"]
 _HELD, _LEAST_FITTED = 128, 8
 """Held-out examples, at most, and one of so many."""
-_MEASURED = 64
-"""Of the held-out examples, those on which layers are measured one by one."""
+_MEASURED, _LEAST_MEASURED = 64, 2
+"""Of the held-out examples, those on which layers are measured one by one; fewer of such as have maps for outputs."""
 _ERRORS = (0.02, 0.1)
 """Squared relative errors at which layers are measured: between them lie most layers of a plan that is of use."""
 
@@ -146,7 +146,8 @@ class Calibrated(Sparing):
         batches = kept_batches(model, data, self.samples)
         examples = sum(map(len, calibration_batches(model, batches)))
         held, fit = held_out(model, batches, max(1, min(_HELD, examples // _LEAST_FITTED)))
-        some = calibration_batches(model, held_out(model, held, _MEASURED)[0])
+        places = positions_in(model, held)
+        some = calibration_batches(model, held_out(model, held, max(_LEAST_MEASURED, _MEASURED // places))[0])
         meter = LossMeter(problem, list(some), self._output_loss)
         layers = judged_layers(problem, fit, forms=self.forms, errors=_ERRORS, samples=self.samples, memory=self.memory)
         found = [(layer.table, meter.scale(layer)) for layer in layers]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.layers.calibration_batches import calibration_batches
-from tenfold.layers.calibration_runs import held_out
+from tenfold.layers.calibration_runs import held_out, positions_in
 from tenfold.layers.matrix import LowRank
 from tenfold.layers.output_loss import OutputLoss, mean_output_loss
 from tenfold.layers.refit import PASSES, refit_
@@ -20,8 +20,9 @@ from tenfold.plans.plan import Factors, Plan, fingerprint
 from tenfold.plans.problem import Problem
 from tenfold.plans.refit_result import Refit
 
-_MANY = 256
-"""Examples from which on a quarter tells which plans are worth the others."""
+_MANY, _SOME = 256, 8
+"""Examples from which on a quarter tells which plans are worth the others; with maps for outputs, places in them, of so
+many examples at least."""
 _FEW = 8
 """Passes over them."""
 _RIVAL = 2.0
@@ -40,9 +41,10 @@ def best_refitted(
 ) -> Plan:
     """The plan whose refitted network loses least on examples that it was not fitted to; of equals the first.
 
-    It brings the refitted factors, and says what each of them lost. With 256 examples and more all plans are refitted
-    on a quarter of them first, in a few passes. Those that so lose more than twice what the best one does are taken no
-    further; said of them is what the best loses in the end, times their ratio at that first look.
+    It brings the refitted factors, and says what each of them lost. With 256 examples and more, or places in output
+    maps, all plans are refitted on a quarter of them first, in a few passes. Those that so lose more than twice what
+    the best one does are taken no further; said of them is what the best loses in the end, times their ratio at that
+    first look.
 
     Args:
         problem: of whose model they are plans, of low-rank layers.
@@ -68,7 +70,8 @@ def best_refitted(
             made[name] = build(problem, plan).model
     examples = sum(map(len, calibration_batches(model, fit)))
     seen = dict.fromkeys(made, 1.0)
-    if len(made) > 1 and examples >= _MANY:
+    many = examples >= _MANY or (examples >= _SOME and examples * positions_in(model, fit) >= _MANY)
+    if len(made) > 1 and many:
         some = held_out(model, list(fit), examples // 4)[0]
         seen = {name: refitted(small, some, passes=_FEW) for name, small in made.items()}
     least = min(seen.values())
