@@ -114,6 +114,18 @@ def test_it_ends_within_the_budget_at_ranks_that_were_trained(integrator) -> Non
     same(model, result.model)  # nothing is cut in the end
 
 
+@pytest.mark.parametrize("start", [0.0, 0.4])
+@pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
+def test_a_budget_that_says_the_first_ranks_is_spent(start, share) -> None:
+    """Not capped by what a run without a budget would begin with."""
+    budget = tenfold.Budget(params=share)
+    method = tenfold.TDLRT(integrator="fixed", start=start, floor=1, negligible=0.0, first=0.25)
+    model, optimizer = begun(method, Goal(budget, steps=5))
+    train(model, optimizer, range(5))
+    kept = method.finish(model, budget).plan.params / tenfold.cost(dense()).params
+    assert kept > share - 0.1 or share == 1.0
+
+
 @pytest.mark.parametrize("first", ["model", "optimizer"])
 @pytest.mark.parametrize("stop", [3, 4, 7])
 @pytest.mark.parametrize("there", ["dense", "entered"])

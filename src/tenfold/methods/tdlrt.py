@@ -67,7 +67,8 @@ class TDLRT(Method):
             back to the ranks of before in place of tau; with ``every=1`` the fixed-rank parallel step as published,
             which factorises in every step.
         ranks: the first ranks by layer name, an int or one for each mode; layers that it does not name stay dense.
-        first: the first rank of a mode in other cases, as a share of its size, in (0, 1].
+        first: the first rank of a mode in other cases, as a share of its size, in (0, 1]. Where a budget says how
+            large the first ranks are ("fixed", or after a dense start), it does so in place of this.
         start: the share of the steps in which the network is dense, in [0, 1 - freeze); needs ``goal.steps``. Its
             weights are then brought into Tucker format, momentum too. 0: as published.
         cap: the largest rank, as a share of the size of the mode, in (0, 1].
@@ -166,7 +167,11 @@ class TDLRT(Method):
             raise UnsupportedLayer(f"`model` has no layer to train in Tucker format: {reasons or 'none has a weight'}.")
         if goal.budget is not None and (self._fixed_from_the_start(goal) or self._later(model, goal)):
             own = {name: layer.ranks for name, layer in factorised(made.model).items()}
-            made = self._converted(model, own | self._aim(made.model, goal), goal, seed)
+            if self.ranks is None and not factorised(model):  # the budget says how large they are, in place of `first`
+                ranks = self._aim(model, goal, own)
+            else:
+                ranks = own | self._aim(made.model, goal, own)
+            made = self._converted(model, ranks, goal, seed) if ranks else made
         if self.static:
             reserve_(made.model, self._room)
         return made.model
@@ -295,15 +300,26 @@ class TDLRT(Method):
         most = layer.ranks if self.integrator == "fixed" else map(max, layer.ranks, bound)
         return [min(r + more(r, self.columns), n) for r, n in zip(most, layer.sizes, strict=False)]
 
-    def _aim(self, model: nn.Module, goal: Goal) -> dict[str, tuple[int, ...]]:
-        """The ranks that the goal's budget allows, of the layers in Tucker format by name."""
+    def _aim(
+        self, model: nn.Module, goal: Goal, own: Mapping[str, tuple[int, ...]] | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        """The ranks that the goal's budget allows, by layer name, where they are lower than full.
+
+        Args:
+            model: in Tucker format, whose ranks are not raised, or dense.
+            goal: the goal.
+            own: the present ranks of the layers that are trained in that format; None: those of ``model``.
+        """
+        if own is None:
+            own = {name: layer.ranks for name, layer in factorised(model).items()}
         problem = surveyed(model, goal)
+        problem = problem.leaving({site.name: "it is trained dense" for site in problem.sites if site.name not in own})
         plan, ranks = self.plan(problem, goal.budget), {}
-        for name, layer in factorised(model).items():
+        for name, before in own.items():
             rank = plan.layers[name].rank
             if rank is not None:
                 pair = rank if isinstance(rank, tuple) else (rank, rank)
-                ranks[name] = (*pair, *layer.ranks[2:])
+                ranks[name] = (*pair, *before[2:])
         return ranks
 
     def _own(self, table: Candidates, layers: Mapping[str, Factorised]) -> int:
