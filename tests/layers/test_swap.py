@@ -151,7 +151,7 @@ LEFT = {
     "weight norm": (weight_norm, "carries hooks (weight norm"),
     "bilinear": (lambda: nn.Bilinear(3, 3, 2), "a Bilinear, which"),
     "embedding": (lambda: nn.Embedding(3, 3), "an Embedding, which"),
-    "lstm": (lambda: nn.LSTM(3, 3), " LSTM, which"),
+    "lstm": (lambda: nn.LSTM(3, 3), "an LSTM, whose matrices"),
     "lazy": (lambda: nn.LazyLinear(3), "run the model once first"),
     "int8": (integer, "its weight is torch.int8"),
     "complex": (lambda: nn.Linear(3, 3, dtype=torch.complex64), "its weight is torch.complex64"),

@@ -95,7 +95,7 @@ def test_weights_that_are_not_finite_are_named(bad):
         tenfold.survey(model)
 
 
-@pytest.mark.parametrize("model", [nn.ReLU(), nn.BatchNorm2d(3), nn.Embedding(5, 4), nn.LSTM(4, 4)])
+@pytest.mark.parametrize("model", [nn.ReLU(), nn.BatchNorm2d(3), nn.Embedding(5, 4), nn.LSTMCell(4, 4)])
 def test_a_model_without_layers_to_decompose_is_refused(model):
     with pytest.raises(tenfold.UnsupportedLayer, match="`model` has no layer that can be decomposed"):
         tenfold.plan(model, tenfold.ALDS(), tenfold.Budget(params=0.5))
@@ -278,10 +278,15 @@ def test_the_layers_of_a_plan_hold_every_matrix_of_the_model_once(make, chosen):
         assert count_params(tenfold.apply(model, plan)) == plan.params != plan.dense_params
 
 
-def test_a_recurrent_layer_is_one_entry_and_one_target_with_all_its_matrices():
-    model = nn.Sequential(nn.LSTM(128, 64, num_layers=2, bidirectional=True), nn.Flatten(), nn.Linear(5, 5))
+class Whole(nn.LSTM):
+    """A subclass, which stays as it is."""
+
+
+def test_a_recurrent_layer_that_stays_whole_is_one_entry_with_all_its_matrices():
+    model = nn.Sequential(Whole(128, 64, num_layers=2, bidirectional=True), nn.Flatten(), nn.Linear(5, 5))
     plan = tenfold.plan(model, tenfold.Dense())
     assert plan.layers["0"].params == 2 * (4 * 64 * (128 + 64) + 4 * 64 * (128 + 64))
+    assert "a Whole with more than a plain layer has" in plan.layers["0"].reason
     assert [found.name for found in tenfold.survey(model).found] == ["0", "2"]
 
 
@@ -290,6 +295,7 @@ def test_a_layer_that_shares_a_matrix_with_a_recurrent_one_is_traced(linear_firs
     model, x = PartlyShared(linear_first), torch.randn(3, 2, 5)
     plan = tenfold.plan(model, tenfold.Dense(), example_inputs=x)
     assert plan.macs == 6 * (2 * 24 * (5 + 6) + 6 * 24)
-    assert plan.layers["fc"].tied_to == (None if linear_first else "lstm")
-    assert plan.layers["lstm"].tied_to is None
-    assert "tied to" in plan.layers["fc"].reason if linear_first else "LSTM" in plan.layers["fc"].reason
+    recurrence = plan.layers["lstm.weight_hh_l0"]
+    assert plan.layers["fc"].tied_to == (None if linear_first else "lstm.weight_hh_l0")
+    assert recurrence.tied_to == ("fc" if linear_first else None)
+    assert plan.layers["twin.weight_ih_l0"].tied_to == "lstm.weight_ih_l0"

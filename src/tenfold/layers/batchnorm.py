@@ -14,6 +14,7 @@ from tenfold.errors import ArgumentError, DataError
 from tenfold.layers.calibration_batches import Batch, calibration_batches
 from tenfold.layers.copy_model import meta_copy
 from tenfold.layers.decomposed import Decomposed
+from tenfold.layers.recurrent import Recurrent
 from tenfold.layers.spec import CONVS, TRANSPOSED, spec_of
 from tenfold.layers.usable import refuse_unwritable
 from tenfold.linalg.svd import working
@@ -146,7 +147,7 @@ def _by_graph(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, s
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, Decomposed) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, (Decomposed, Recurrent)) or super().is_leaf_module(m, module_qualified_name)
 
     try:
         graph = Tracer().trace(meta_copy(model))  # a copy: tracing runs the forward, which may write to the module

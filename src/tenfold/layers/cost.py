@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.errors import ArgumentError
 from tenfold.layers.copy_model import duplicate, meta_copy
+from tenfold.layers.open_recurrent import opened
+from tenfold.layers.recurrent import Recurrent
 from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.usable import refuse_unusable
 from tenfold.layers.weight_reads import weight_reads
@@ -180,7 +182,7 @@ def trace(model: nn.Module, example_inputs: Any, names: Sequence[str] = ()) -> T
     """
     refuse_unusable(model)
     try:
-        return _run(meta_copy(model), _to_meta(example_inputs), names)
+        return _run(meta_copy(opened(model)), _to_meta(example_inputs), names)
     except Exception as on_meta:  # noqa: BLE001 - whatever a foreign forward raises; the real run decides
         try:
             return _run_for_real(model, example_inputs, names)
@@ -199,6 +201,9 @@ def _run(model: nn.Module, inputs: Any, names: Sequence[str]) -> Trace:
         module = model.get_submodule(name)
         calls[name] = Counter()
         handles.append(module.register_forward_hook(_recorder(calls[name], spec_of(module)), with_kwargs=True))
+    for module in model.modules():
+        if isinstance(module, Recurrent):  # its steps are counted through its factors, whatever a kernel would do
+            handles += [matrix.register_forward_hook(lambda *_: None) for matrix in module.children()]
     args, kwargs = call_arguments(inputs)
     model.eval()
     try:

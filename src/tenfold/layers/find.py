@@ -16,6 +16,9 @@ from torch.nn.utils import parametrize
 
 from tenfold.errors import UnsupportedLayer
 from tenfold.layers.cost import Call, LayerCost, layer_cost
+from tenfold.layers.open_recurrent import why_closed
+from tenfold.layers.recurrent import Recurrent
+from tenfold.layers.recurrent_matrices import listened
 from tenfold.layers.select import Selection, select
 from tenfold.layers.spec import CONVS, TRANSPOSED, LayerSpec, spec_of, to_kernel
 from tenfold.layers.usable import refuse_unusable
@@ -99,9 +102,10 @@ def find(
     refuse_unusable(model, only_read=True)
     modules = dict(model.named_modules(remove_duplicate=False))
     matrices = _by_holders(modules)
-    layers = dict.fromkeys(name for names in matrices for name in names)
-    chosen = select(target_modules, "target_modules", layers, modules)
-    excluded = select(exclude_modules, "exclude_modules", layers, modules) or set()
+    wholes = {name: m for name, m in modules.items() if isinstance(m, Recurrent)}
+    layers = dict.fromkeys([*(name for names in matrices for name in names), *wholes])
+    chosen = _with_parts(select(target_modules, "target_modules", layers, modules), wholes)
+    excluded = _with_parts(select(exclude_modules, "exclude_modules", layers, modules), wholes) or set()
     found = []
     for names, weights in matrices.items():
         weight = max(weights, key=nn.parameter.is_lazy)  # one lazy matrix leaves the whole module for later
@@ -116,6 +120,14 @@ def find(
         found.append(FoundLayer(names[0], names[1:], modules[names[0]], spec, reason, size))
     _refuse_named(target_modules, found)
     return found
+
+
+def _with_parts(chosen: set[str] | None, wholes: Mapping[str, nn.Module]) -> set[str] | None:
+    """The layers chosen, and the matrices of a recurrent layer whose name is."""
+    if chosen is None:
+        return None
+    parts = {f"{name}.{part}" for name in chosen & wholes.keys() for part in dict(wholes[name].named_children())}
+    return chosen | parts
 
 
 def _by_holders(modules: Mapping[str, nn.Module]) -> dict[tuple[str, ...], list[nn.Parameter]]:
@@ -144,12 +156,15 @@ def _why_not(
         return "not initialised yet: run the model once first"
     if isinstance(module, parametrize.ParametrizationList):
         return "parametrized: remove the parametrization first"
-    if replaced and any(_hooked(modules[name]) for name in names):
+    if replaced and any(listened(modules[name]) for name in names):
         return "carries hooks (weight norm, or a user's), which a replacement would lose"
     for name, spec in zip(names, specs, strict=True):
         if spec is None:
             what = kind_of(modules[name])
-            if isinstance(modules[name], (nn.Linear, *CONVS, *TRANSPOSED)):
+            recurrent = isinstance(modules[name], nn.RNNBase)
+            if recurrent and why_closed(cast("nn.RNNBase", modules[name])) is None:
+                return f"{what}, whose matrices are decomposed after training only"
+            if recurrent or isinstance(modules[name], (nn.Linear, *CONVS, *TRANSPOSED)):
                 what += " with more than a plain layer has"
             return f"tied to '{name}', {what}" if name != names[0] else f"{what}, which tenfold does not decompose"
     if len({_options(spec) for spec in specs if spec}) > 1:
@@ -174,10 +189,6 @@ def kind_of(module: nn.Module) -> str:
     kind = type(module).__name__
     spelled = len(kind) > 1 and kind[:2].isupper() and kind[0] in "FHLMNRSX"  # an LSTM
     return f"an {kind}" if kind[0] in "AEIO" or spelled else f"a {kind}"
-
-
-def _hooked(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _refuse_named(selection: Selection, found: list[FoundLayer]) -> None:

@@ -25,6 +25,7 @@ from tenfold.layers.batchnorm import norm_after
 from tenfold.layers.copy_model import duplicate, meta_copy
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.matrix import LowRank
+from tenfold.layers.recurrent import Recurrent
 from tenfold.layers.spec import spec_of, to_kernel, to_weight
 from tenfold.layers.tucker import TuckerConv
 from tenfold.layers.usable import refuse_unusable
@@ -244,7 +245,7 @@ def _traceable(model: nn.Module) -> bool:
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, Decomposed) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, (Decomposed, Recurrent)) or super().is_leaf_module(m, module_qualified_name)
 
     try:
         Tracer().trace(meta_copy(model))

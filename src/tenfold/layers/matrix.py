@@ -132,10 +132,14 @@ class LowRankLinear(LowRank):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(*, in) -> (*, out)``."""
+        return self.decoder(self.encoded(x))
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """``(*, in) -> (*, s r)``: what the decoder is given."""
         if self.slices == 1:
-            return self.decoder(self.encoder(x))
+            return self.encoder(x)
         inner = self.encoder(x.reshape(-1, self.in_features, 1)).flatten(1)
-        return self.decoder(inner.reshape(x.shape[:-1] + inner.shape[-1:]))
+        return inner.reshape(x.shape[:-1] + inner.shape[-1:])
 
     @torch.no_grad()
     def set_factors(self, left: Tensor, right: Tensor) -> None:

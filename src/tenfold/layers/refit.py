@@ -21,6 +21,7 @@ from tenfold.layers.calibration_runs import Source, device_of, evaluating, hooke
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.dense_outputs import DenseOutputs
 from tenfold.layers.find import kind_of
+from tenfold.layers.open_recurrent import opened
 from tenfold.layers.refit_layer import RefitLayer
 from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import structure_of
@@ -128,6 +129,8 @@ def refit_(
     check(rounds >= 0, "rounds", ">= 0", rounds)
     if isinstance(data, Iterator):
         raise DataError("`data` must last for several passes; a generator is used up by one. Pass a list or a loader.")
+    refuse_unusable(dense)
+    dense = opened(dense)
     layers = _layers(small, dense, factors, memory)
     source = Source(data, samples)
     with torch.no_grad(), evaluating(small, dense):
@@ -156,7 +159,6 @@ def _layers(small: nn.Module, dense: nn.Module, factors: str, memory: int) -> li
     """One for all modules that share their factors."""
     refuse_unusable(small)
     refuse_unwritable(small)
-    refuse_unusable(dense)
     there = dict(dense.named_modules(remove_duplicate=False))
     found: dict[int, dict[str, Decomposed]] = {}
     for name, layer in structure_of(small).items():

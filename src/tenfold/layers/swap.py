@@ -16,6 +16,7 @@ from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import FoundLayer, find, kind_of
 from tenfold.layers.fused_encoder import keep_off_fused_paths_
 from tenfold.layers.matrix import LowRank, low_rank_class
+from tenfold.layers.open_recurrent import closed
 from tenfold.layers.pretrained import refuse_save_pretrained_
 from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec, spec_of
@@ -113,7 +114,7 @@ def _multiplied(model: nn.Module) -> nn.Module:
 
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A copy in which what ``memo`` holds stands in the place of the old, ready to be used and saved as what it is."""
-    return refuse_save_pretrained_(keep_off_fused_paths_(duplicate(model, memo)))
+    return refuse_save_pretrained_(keep_off_fused_paths_(closed(duplicate(model, memo))))
 
 
 def structure_of(model: nn.Module) -> dict[str, Decomposed]:

@@ -18,6 +18,7 @@ from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.find import FoundLayer
 from tenfold.layers.folded_weight import FoldedWeight
 from tenfold.layers.norm_choice import NormChoice
+from tenfold.layers.open_recurrent import opened
 from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.tucker_training import TrainedTucker
 from tenfold.layers.usable import refuse_unusable
@@ -136,7 +137,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         TenfoldWarning: a layer that the plan makes no smaller.
     """
     refuse_unusable(model)
-    return _applied(swap.multiplied_back(model), plan)
+    return _applied(opened(swap.multiplied_back(model)), plan)
 
 
 def _applied(model: nn.Module, plan: Plan, found: Sequence[FoundLayer] | None = None) -> nn.Module:

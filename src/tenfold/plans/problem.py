@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count
 from tenfold.layers.cost import Call, Cost, call_arguments, count_params, layer_cost, trace
 from tenfold.layers.find import FoundLayer, find
+from tenfold.layers.open_recurrent import opened
 from tenfold.layers.select import Selection
 from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import multiplied_back
@@ -314,10 +315,12 @@ def survey(
     runtime: str = "eager",
     threads: int = 1,
     align: int | None = 1,
+    training: bool = False,
 ) -> Problem:
     """Find the layers that may be decomposed and count what they cost. The model is untouched.
 
-    A model that is factorised already is multiplied back to dense first: ranks are always chosen on whole kernels.
+    A model that is factorised already is multiplied back to dense first: ranks are always chosen on whole kernels. Each
+    matrix of a recurrent layer is a layer of its own, by its name: ``rnn.weight_ih_l0``.
 
     Args:
         model: any module with finite weights.
@@ -329,6 +332,7 @@ def survey(
         runtime: that a budget on latency is measured in: "eager", "compile" or "onnxruntime".
         threads: that it may use there, >= 1.
         align: see `tenfold.plan`; 1: any rank, as a method's source has them.
+        training: the model is to be trained as it is: its recurrent layers stay whole, and dense.
 
     Raises:
         ArgumentError: a selection that matches nothing; inputs that the model does not take; an unknown runtime; a
@@ -343,6 +347,7 @@ def survey(
     refuse_quantized(model)
     refuse_without_numbers(model)
     model = multiplied_back(model)
+    model = model if training else opened(model)
     found = find(model, target_modules, exclude_modules)
     for layer in found:
         if layer.spec is not None:

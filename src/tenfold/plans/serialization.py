@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tenfold.errors import CheckpointError, PlanError, TenfoldWarning, shortened
 from tenfold.files import atomic_file, atomic_folder, disk_errors, finish_exchange, is_litter, parse_json, read_text
 from tenfold.layers import swap
+from tenfold.layers.open_recurrent import opened
 from tenfold.layers.usable import refuse_quantized, refuse_unusable, refuse_without_numbers
 from tenfold.plans.apply import check_fits, matches, plan_of
 from tenfold.plans.plan import Plan
@@ -75,7 +76,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
 
 def load_planned(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
     """Load a model and its plan; see `load`."""
-    plan = read_plan(folder)
+    plan, model = read_plan(folder), opened(model)
     check_fits(model, plan)
     small = swap.skeleton(model, plan.layers)
     read_weights(small, folder / WEIGHTS)

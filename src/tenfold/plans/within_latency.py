@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from tenfold.errors import BudgetError
 from tenfold.layers.cost import call_arguments
+from tenfold.layers.open_recurrent import is_recurrence
 from tenfold.plans.budget import Budget
 from tenfold.plans.candidates import NOTHING_FASTER
 from tenfold.plans.network_times import NetworkTimes
@@ -31,6 +32,7 @@ _BUILDS = 5
 _NEAR = 0.95
 """From this share of the limit on a plan is near enough."""
 _TIMES = "network times"
+RECURRENCE = "a recurrence, which torch and ONNX Runtime do with the whole matrix"
 
 
 def with_times(problem: Problem) -> Problem:
@@ -43,7 +45,9 @@ def with_times(problem: Problem) -> Problem:
     if problem.times is not None:
         return problem
     if _TIMES not in problem.tables:
-        problem.tables[_TIMES] = replace(problem, times=_times(problem), tables={})
+        names = [site.name for site in problem.sites if is_recurrence(problem.model, site.name)]
+        timed = problem.leaving(dict.fromkeys(names, RECURRENCE)) if names else problem
+        problem.tables[_TIMES] = replace(timed, times=_times(timed), tables={})
     return problem.tables[_TIMES]
 
 

@@ -33,6 +33,7 @@ def surveyed(model: nn.Module, goal: Goal, choose: Choose | None = None) -> Prob
         runtime=goal.runtime,
         threads=goal.threads,
         align=1,
+        training=True,
     )
     if choose is None or goal.budget is None or "latency" not in goal.budget.costs:
         return problem
