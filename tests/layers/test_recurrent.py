@@ -30,6 +30,7 @@ KINDS = {
     "relu": (nn.RNN, {"nonlinearity": "relu"}),
 }
 FORMS = ("dense", "full rank", "input factorised", "recurrence factorised")
+CASES = [(which, "by kernel") for which in FORMS] + [("full rank", "by steps"), ("recurrence factorised", "by steps")]
 IN, HIDDEN, STEPS, COUNT = 4, 6, 5, 3
 
 
@@ -98,7 +99,7 @@ SHAPES = [(1, False, True), (1, True, False), (2, False, False), (2, True, True)
 """Layers, both directions, bias."""
 
 
-@pytest.mark.parametrize("which", FORMS)
+@pytest.mark.parametrize(("which", "way"), CASES, indirect=["way"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_full_rank_it_is_the_layer_it_replaced(kind, which, way):
     for layers, both, bias in SHAPES:
