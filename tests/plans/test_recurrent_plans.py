@@ -62,6 +62,23 @@ def test_budgets_far_below_what_is_not_recurrent_are_kept(kind, budget):
     assert same_state(model, before)
 
 
+class Reading(Recogniser):
+    """Its own code reads a matrix of the recurrent layer as a tensor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / self.rnn.weight_hh_l0.norm()
+
+
+def test_a_model_that_reads_the_matrices_itself_keeps_them():
+    model, x = Reading().eval(), batches()[0]
+    small, plan, _ = tenfold.compress(model, tenfold.SVD(), tenfold.Budget(params=0.95), example_inputs=x)
+    assert plan.layers["rnn"].reason == "the model reads its matrices as tensors, which they would be no more"
+    assert type(small.rnn) is nn.LSTM
+    assert small(x).shape == model(x).shape
+    with pytest.raises(tenfold.ArgumentError, match="example_inputs"):
+        tenfold.survey(net(), example_inputs=torch.zeros(3))
+
+
 METHODS = [
     tenfold.ALDS(),
     tenfold.SVD(),

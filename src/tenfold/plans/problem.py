@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count
 from tenfold.layers.cost import Call, Cost, call_arguments, count_params, layer_cost, trace
 from tenfold.layers.find import FoundLayer, find
-from tenfold.layers.open_recurrent import opened
+from tenfold.layers.open_recurrent import opened, why_closed
 from tenfold.layers.select import Selection
 from tenfold.layers.spec import spec_of
 from tenfold.layers.swap import multiplied_back
@@ -300,6 +300,7 @@ READ = (
     "its weight is read outside its own forward, where factors would be multiplied back each time; "
     "name it in target_modules to decompose it all the same"
 )
+READ_AS_TENSORS = "the model reads its matrices as tensors, which they would be no more"
 NO_SAVING = "no decomposition of it saves anything"
 NOT_FASTER = "no form of it was measured to be faster here"
 RANK_SAVES_NOTHING = "at the rank that the method gives it nothing would be saved"
@@ -346,9 +347,11 @@ def survey(
     refuse_unusable(model)
     refuse_quantized(model)
     refuse_without_numbers(model)
-    model = multiplied_back(model)
-    model = model if training else opened(model)
+    whole = multiplied_back(model)
+    model = whole if training else _opened(whole, example_inputs)
     found = find(model, target_modules, exclude_modules)
+    if model is whole and not training:
+        found = [replace(x, reason=READ_AS_TENSORS) if x.reason and _openable(x.module) else x for x in found]
     for layer in found:
         if layer.spec is not None:
             require_finite(layer.kernel, f"the weight of '{layer.name}'")
@@ -375,6 +378,21 @@ def survey(
         threads=threads,
         align=align,
     )
+
+
+def _opened(model: nn.Module, example_inputs: Any) -> nn.Module:
+    """The model with the matrices of its recurrent layers as layers, unless its own code then fails on them."""
+    made = opened(model)
+    if made is not model and example_inputs is not None:
+        try:
+            trace(made, example_inputs)
+        except ArgumentError:  # of inputs that no form of the model takes, it is raised again
+            return model
+    return made
+
+
+def _openable(module: nn.Module) -> bool:
+    return isinstance(module, nn.RNNBase) and why_closed(module) is None
 
 
 def _alignment(align: int | None, example_inputs: Any) -> int:
