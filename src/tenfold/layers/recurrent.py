@@ -92,7 +92,15 @@ class Recurrent(nn.Module):
         return made.train(self.training)
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
-        """Outputs and last states, as of the torch layer."""
+        """Run the layer on sequences: outputs and last states, as of the torch layer.
+
+        Args:
+            input: ``(T, N, in)``, with ``batch_first`` ``(N, T, in)``; one sequence ``(T, in)``; or packed.
+            hx: the first states, ``(layers directions, N, h)``, of an LSTM a pair; None: zeros.
+
+        Raises:
+            ArgumentError: inputs or states of another shape.
+        """
         order = restored = None
         single, swapped = False, False
         if isinstance(input, PackedSequence):

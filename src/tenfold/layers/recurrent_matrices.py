@@ -29,7 +29,7 @@ class Matrix(NamedTuple):
 
     @property
     def pair(self) -> tuple[nn.Module, nn.Linear] | None:
-        """What comes first and the linear layer after it, of a factor pair; None for anything else."""
+        """The two modules of a factor pair, the second a linear layer; None for anything else."""
         module = self.module
         parts = dict(module.named_children())
         known = isinstance(module, LowRankLinear) or (type(module) is nn.Sequential and set(parts) == _PARTS)
@@ -74,7 +74,7 @@ class Matrix(NamedTuple):
         return cast("nn.Linear | LowRankLinear", first).in_features
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What a layer in front puts out, and the matrix that is left to multiply it with."""
+        """The outputs of the encoder, and the matrix that is left to multiply them with; without one ``x`` itself."""
         if self.pair is None:
             return x, cast("Tensor", self.module.weight)
         encode = self.module.encoded if isinstance(self.module, LowRankLinear) else self.pair[0]
@@ -113,7 +113,7 @@ class Way(NamedTuple):
         return saved < _STEP * steps
 
     def biases(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of the input and the recurrence, for the kernel, whose projections have none."""
+        """Biases of the input and the recurrence as the kernel takes them, whose projections have none."""
         hidden, shift = self.hidden.bias, self.shift
         if shift is not None:
             seen = self.hidden.matrix @ shift

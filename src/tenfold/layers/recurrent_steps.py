@@ -96,12 +96,12 @@ class Sequences:
 
     @property
     def count(self) -> int:
-        """How many sequences there are."""
+        """The number of sequences."""
         return self.data.shape[1] if self.batch_sizes is None else int(self.batch_sizes[0])
 
     @property
     def sizes(self) -> list[int]:
-        """How many there are at each step."""
+        """The number of sequences at each step."""
         return [self.data.shape[1]] * len(self.data) if self.batch_sizes is None else self.batch_sizes.tolist()
 
     def flat(self) -> Tensor:
