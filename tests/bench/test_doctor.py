@@ -106,13 +106,13 @@ class Recurrent(nn.Module):
         return self.head(self.memory(x)[0])
 
 
-def test_each_matrix_of_a_recurrent_layer_is_timed_as_often_as_it_is_used(steady):
+def test_input_matrices_of_recurrent_layers_are_timed_and_recurrences_are_part_of_the_rest(steady):
     found = doctor.diagnose(Recurrent(), torch.randn(3, 2, 8))
     names = ["weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"]
     assert [x.name for x in found.layers] == [*(f"memory.{name}" for name in names), "head"]
-    once, stepwise = found.layers[0].ms, found.layers[1].ms
-    assert stepwise == pytest.approx(3 * once)
-    assert {x.macs for x in found.layers[:4]} == {6 * 32 * 8}
+    assert [x.ms is None for x in found.layers] == [False, True, False, True, False]
+    assert {x.macs for x in found.layers[:4]} == {6 * 32 * 8, None}
+    assert "a recurrence" in found.layers[1].reason
 
 
 def test_a_layer_that_is_slower_at_every_rank_says_so(monkeypatch):

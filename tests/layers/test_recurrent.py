@@ -260,6 +260,15 @@ def test_copies_and_files_of_it_compute_the_same(tmp_path, way):
     assert_same(tenfold.load(tmp_path / "small", fresh)(x), small(x), rtol=0, atol=0)
 
 
+def test_a_trace_holds_the_kernel_and_takes_other_lengths():
+    """And so do `torch.export` and ONNX, which see the same branch."""
+    small = factorised(nn.Sequential(layer("gru", layers=2, both=True)), 2)[0].eval()
+    traced = torch.jit.trace(small, torch.randn(STEPS, COUNT, IN, dtype=torch.float64))
+    assert "gru" in str(traced.graph)
+    x = torch.randn(2 * STEPS, COUNT + 1, IN, dtype=torch.float64)
+    assert_same(traced(x), small(x))
+
+
 def test_hosts_read_and_call_what_torch_has():
     small = factorised(nn.Sequential(layer("lstm", layers=2)), 2)[0].float()
     small.flatten_parameters()

@@ -193,6 +193,12 @@ def test_a_limit_on_latency_leaves_recurrences_to_the_kernel(monkeypatch):
     assert {reasons[n] for n in MATRICES if "_hh_" in n} == {within_latency.RECURRENCE}
 
 
+def test_a_limit_on_latency_with_nothing_but_recurrences_says_so():
+    problem = tenfold.survey(net(), example_inputs=batches()[0], target_modules=["weight_hh_l0"])
+    with pytest.raises(tenfold.UnsupportedLayer, match=r"'rnn.weight_hh_l0'.*: a recurrence"):
+        within_latency.with_times(problem)
+
+
 @pytest.mark.parametrize("method", [tenfold.NuclearNorm(), tenfold.Factors(start=0)], ids=lambda m: m.name)
 def test_methods_that_train_leave_them_whole_until_the_end(method):
     model = Beside(net(), nn.Linear(64, 64))

@@ -28,6 +28,7 @@ from tenfold.linalg.fold import NAMES, Fold
 from tenfold.plans.network_times import layer_in_form, option_name
 from tenfold.plans.plan import Plan
 from tenfold.plans.problem import Problem, survey
+from tenfold.plans.within_latency import without_recurrences
 from tenfold.runtimes.timing import undisturbed_clock
 
 _PLANNED = -1
@@ -75,7 +76,9 @@ def diagnose(
     check(fold in NAMES, "fold", f"one of {', '.join(NAMES)}", fold)
     check(rungs >= 2, "rungs", ">= 2", rungs)
     check(rounds >= 3, "rounds", ">= 3", rounds)
-    problem = survey(model, example_inputs=x, target_modules=target_modules, exclude_modules=exclude_modules)
+    problem = without_recurrences(
+        survey(model, example_inputs=x, target_modules=target_modules, exclude_modules=exclude_modules)
+    )
     with torch.random.fork_rng(devices=_gpus(x)):
         clock = undisturbed_clock(x, threads)
         whole = milliseconds({"model": problem.model}, x, threads=threads, rounds=rounds, clock=clock)["model"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -95,8 +96,8 @@ class Sequences:
         return replace(self, data=data)
 
     @property
-    def count(self) -> int:
-        """The number of sequences."""
+    def count(self) -> Any:
+        """The number of sequences; a tensor while `torch.jit.trace` runs."""
         return self.data.shape[1] if self.batch_sizes is None else int(self.batch_sizes[0])
 
     @property

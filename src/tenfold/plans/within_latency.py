@@ -41,14 +41,22 @@ def with_times(problem: Problem) -> Problem:
     Raises:
         ArgumentError: no example inputs; an unknown runtime.
         TenfoldError: the package of the runtime is missing.
+        UnsupportedLayer: all layers that may be decomposed are recurrences.
     """
     if problem.times is not None:
         return problem
     if _TIMES not in problem.tables:
-        names = [site.name for site in problem.sites if is_recurrence(problem.model, site.name)]
-        timed = problem.leaving(dict.fromkeys(names, RECURRENCE)) if names else problem
+        timed = without_recurrences(problem)
+        if problem.sites:
+            timed.require_sites()
         problem.tables[_TIMES] = replace(timed, times=_times(timed), tables={})
     return problem.tables[_TIMES]
+
+
+def without_recurrences(problem: Problem) -> Problem:
+    """The problem with dense recurrences: what they take in a kernel cannot be told from single steps."""
+    names = [site.name for site in problem.sites if is_recurrence(problem.model, site.name)]
+    return problem.leaving(dict.fromkeys(names, RECURRENCE)) if names else problem
 
 
 def within_latency(problem: Problem, budget: Budget, choose: Choose) -> Plan:
