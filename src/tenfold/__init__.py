@@ -64,6 +64,7 @@ from tenfold.plans.apply import apply as apply
 from tenfold.plans.budget import Budget as Budget
 from tenfold.plans.plan import LayerPlan as LayerPlan
 from tenfold.plans.plan import Plan as Plan
+from tenfold.plans.pretrained import from_pretrained as from_pretrained
 from tenfold.plans.problem import Problem as Problem
 from tenfold.plans.problem import survey as survey
 from tenfold.plans.prune_filters import Pruned as Pruned

@@ -109,7 +109,9 @@ class Decomposed(nn.Module, ABC):
         """
         if torch.compiler.is_compiling():  # the compiler drops a product that nobody uses by itself
             return self._product()
-        return Equivalent.of(self.spec.weight_shape, self.factors[0], self._product, self._refuse_write)
+        return _marked(
+            Equivalent.of(self.spec.weight_shape, self.factors[0], self._product, self._refuse_write), *self.factors
+        )
 
     @weight.setter
     def weight(self, value: object) -> None:
@@ -122,6 +124,13 @@ class Decomposed(nn.Module, ABC):
         if name in ("weight_orig", "bias_orig"):
             self._refuse_write(f"pruning of its {name.removesuffix('_orig')} (torch.nn.utils.prune)")
         super().register_parameter(name, param)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """As in torch, but for the empty tensor by which `tenfold.plans.hf_quantizer` marks a factorised layer."""
+        mark = state_dict.get(f"{prefix}weight")
+        if isinstance(mark, Tensor) and mark.shape == (0,):
+            del state_dict[f"{prefix}weight"]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _refuse_write(self, what: str) -> NoReturn:
         own = {id(p): name for name, p in self.named_parameters()}
@@ -165,7 +174,18 @@ class PlainParts(Decomposed):
     def bias(self) -> Tensor | None:
         """A view of the decoder's bias: code that collects parameters module by module is to find that one once."""
         held = self.held_bias
-        return None if held is None else held.view_as(held)
+        return None if held is None else _marked(held.view_as(held), held)
+
+
+def _marked(tensor: Tensor, *sources: Tensor) -> Tensor:
+    """``tensor`` with the marks that host code has left on all ``sources``.
+
+    transformers marks what it has loaded, and gives new random numbers to what bears no mark.
+    """
+    for name, mark in vars(sources[0]).items():
+        if all(name in vars(source) and vars(source)[name] is mark for source in sources[1:]):
+            setattr(tensor, name, mark)
+    return tensor
 
 
 def part_of(

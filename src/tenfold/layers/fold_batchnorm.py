@@ -25,6 +25,7 @@ from tenfold.layers.batchnorm import norm_after
 from tenfold.layers.copy_model import duplicate, meta_copy
 from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.matrix import LowRank
+from tenfold.layers.pretrained import refuse_save_pretrained_
 from tenfold.layers.recurrent import Recurrent
 from tenfold.layers.spec import spec_of, to_kernel, to_weight
 from tenfold.layers.tucker import TuckerConv
@@ -105,7 +106,7 @@ def fold_batchnorm(
         setattr(new.get_submodule(parent), own, nn.Identity().eval())
     if example_inputs is not None:
         _compare(model, new, example_inputs)
-    return new
+    return refuse_save_pretrained_(new) if pairs else new
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from tenfold.layers.find import FoundLayer, find, kind_of
 from tenfold.layers.fused_encoder import keep_off_fused_paths_
 from tenfold.layers.matrix import LowRank, low_rank_class
 from tenfold.layers.open_recurrent import closed
-from tenfold.layers.pretrained import refuse_save_pretrained_
+from tenfold.layers.pretrained import join_save_pretrained_
 from tenfold.layers.select import near
 from tenfold.layers.spec import LayerSpec, spec_of
 from tenfold.layers.tucker import TuckerConv
@@ -114,7 +114,34 @@ def _multiplied(model: nn.Module) -> nn.Module:
 
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A copy in which what ``memo`` holds stands in the place of the old, ready to be used and saved as what it is."""
-    return refuse_save_pretrained_(keep_off_fused_paths_(closed(duplicate(model, memo))))
+    return ready_(closed(duplicate(model, memo)))
+
+
+def ready_(model: nn.Module) -> nn.Module:
+    """Have what uses and saves ``model`` know what its layers are by now; whoever replaces layers calls it."""
+    return join_save_pretrained_(keep_off_fused_paths_(model))
+
+
+@torch.inference_mode(False)
+def replace_(model: nn.Module, structures: Mapping[str, Structure]) -> None:
+    """As `skeleton`, in ``model`` itself: for a host that builds a model, keeps it, and loads saved weights into it.
+
+    Biases stay the parameters that they are. The model may be on the meta device. Raises what `apply` raises.
+
+    Args:
+        model: the dense model.
+        structures: see `apply`.
+    """
+    made = _made(model, structures, lambda *about, empty: planned(*about, empty=True))
+    for name, old in list(model.named_modules(remove_duplicate=False)):
+        new = made.get(id(old))
+        if new is None:
+            continue
+        if old.bias is not None:
+            new.tie_bias_(old.bias)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new)
+    ready_(model)
 
 
 def structure_of(model: nn.Module) -> dict[str, Decomposed]:
@@ -139,11 +166,22 @@ def rebuild(
         factors: see `apply`.
         found: see `apply`.
     """
+    return _copied(model, _made(model, structures, make, factors, found))
+
+
+def _made(
+    model: nn.Module,
+    structures: Mapping[str, Structure],
+    make: Make,
+    factors: Given | None = None,
+    found: Sequence[FoundLayer] | None = None,
+) -> dict[int, Any]:
+    """The new layers and their biases, by the ids of those whose places they take: a memo for a copy of the model."""
     factors = factors or {}
     modules = dict(model.named_modules(remove_duplicate=False))
     todo = {name: s for name, s in structures.items() if s.decomposition != "dense"}
     _check(find(model) if found is None else found, modules, todo)
-    # What the copy finds in `memo` it takes as it is: the layers that are replaced are never copied.
+    # What a copy finds in `memo` it takes as it is: the layers that are replaced are never copied.
     memo: dict[int, Any] = {}
     twins: dict[int, Decomposed] = {}
     for name, structure in todo.items():
@@ -164,7 +202,7 @@ def rebuild(
         if old.bias is not None and new.held_bias is not None:
             new.tie_bias_(memo.setdefault(id(old.bias), new.held_bias))
         memo[id(old)] = new
-    return _copied(model, memo)
+    return memo
 
 
 def _check(found: Sequence[FoundLayer], modules: Mapping[str, nn.Module], todo: Mapping[str, Structure]) -> None:
@@ -201,7 +239,9 @@ def _refuse_shared_bias(name: str, old: nn.Module, modules: Mapping[str, nn.Modu
 def _build(name: str, old: nn.Module, structure: Structure, make: Callable[..., Decomposed]) -> Decomposed:
     spec = spec_of(old)
     assert spec is not None
-    require_finite(cast("Tensor", old.weight), f"the weight of '{name}'")
+    weight = cast("Tensor", old.weight)
+    if not weight.is_meta:
+        require_finite(weight, f"the weight of '{name}'")
     try:
         return make(old, replace(spec, bias=spec.bias or structure.bias), structure)
     except ArgumentError as error:

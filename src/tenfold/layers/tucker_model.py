@@ -14,10 +14,9 @@ from tenfold.errors import ArgumentError, UnsupportedLayer, check, is_count, is_
 from tenfold.layers.copy_model import duplicate
 from tenfold.layers.cost import layer_cost
 from tenfold.layers.find import find
-from tenfold.layers.fused_encoder import keep_off_fused_paths_
 from tenfold.layers.select import Selection, near
 from tenfold.layers.spec import LayerSpec, to_kernel
-from tenfold.layers.swap import rebuild
+from tenfold.layers.swap import ready_, rebuild
 from tenfold.layers.tucker_training import TrainedTucker
 from tenfold.layers.usable import refuse_unusable
 from tenfold.linalg.multilinear import feasible, random_tucker
@@ -200,7 +199,7 @@ def deploy(model: nn.Module) -> nn.Module:
             if layer.held_bias is not None and new.held_bias is not None:
                 new.tie_bias_(memo.setdefault(id(layer.held_bias), new.held_bias))
             memo[id(layer)] = new
-    return keep_off_fused_paths_(duplicate(model, memo))
+    return ready_(duplicate(model, memo))
 
 
 def _why_dense(name: str, spec: LayerSpec, weight: Tensor, ranks: Mapping[str, Any] | None) -> str | None:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tenfold.layers.decomposed import Decomposed
-from tenfold.layers.fused_encoder import keep_off_fused_paths_
 from tenfold.layers.spec import LayerSpec
-from tenfold.layers.swap import Structure, planned, rebuild, structure_of
+from tenfold.layers.swap import Structure, planned, ready_, rebuild, structure_of
 from tenfold.layers.tucker_model import to_be_loaded
 from tenfold.layers.tucker_training import TrainedTucker
 from tenfold.optim.hooks import stepped
@@ -88,7 +87,7 @@ def take_layers_(model: nn.Module, made: nn.Module, optimizer: Optimizer | None 
         optimizer: of the parameters of ``model``, or None.
     """
     _replace(model, dict(structure_of(made)), optimizer)
-    keep_off_fused_paths_(model)
+    ready_(model)
 
 
 def _made(old: nn.Module, spec: LayerSpec, structure: Structure, /, *, empty: bool) -> Decomposed:
@@ -107,7 +106,7 @@ def unfactorise_(model: nn.Module, optimizer: Optimizer | None = None) -> None:
         new.weight = weights.setdefault(tuple(map(id, layer.factors)), cast("nn.Parameter", new.weight))
         dense[name] = new
     _replace(model, dense, optimizer)
-    keep_off_fused_paths_(model)
+    ready_(model)
 
 
 def _replace(model: nn.Module, new: Mapping[str, nn.Module], optimizer: Optimizer | None) -> None:

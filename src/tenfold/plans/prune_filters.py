@@ -12,6 +12,7 @@ from tenfold.errors import ArgumentError, BudgetError, UnsupportedLayer, check, 
 from tenfold.layers.batchnorm import reestimate_
 from tenfold.layers.cost import Cost, cost
 from tenfold.layers.filters import Filters, find_filters
+from tenfold.layers.pretrained import refuse_save_pretrained_
 from tenfold.layers.select import Selection
 from tenfold.plans.budget import Budget
 
@@ -93,7 +94,7 @@ def prune_filters(
     dense = cost(model, example_inputs)
     share = _fitting(filters, amount, dense, together=together) if isinstance(amount, Budget) else amount
     gone = filters.weakest(share, together=together)
-    small = filters.checked(gone)
+    small = refuse_save_pretrained_(filters.checked(gone))
     if data is not None:
         reestimate_(small, data)
     removed, small_cost = filters.names(gone), cost(small, example_inputs)

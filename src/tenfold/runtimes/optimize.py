@@ -22,6 +22,7 @@ from tenfold.layers.copy_model import duplicate, sharing_copy
 from tenfold.layers.fold_batchnorm import fold_batchnorm
 from tenfold.layers.layer_inputs import Uses, layer_inputs
 from tenfold.layers.matrix import LowRank
+from tenfold.layers.pretrained import refuse_save_pretrained_
 from tenfold.layers.spec import CONVS, TRANSPOSED
 from tenfold.layers.unsliced import sliced, without_slices
 from tenfold.linalg.svd import working
@@ -96,6 +97,8 @@ def optimized(model: nn.Module, example_inputs: Any, *, runtime: str = "eager", 
         calls = [runs.prepare(new, example_inputs, threads=threads) for _, new, _ in made]
         form, new, joined = made[fastest(calls, example_inputs, threads=threads, rounds=_ROUNDS)]
         gap = _difference(before, _outputs(eager, new, example_inputs, threads))
+    if folded or joined:
+        refuse_save_pretrained_(new)
     return Optimized(new, runs.name, threads, form, folded, joined, gap)
 
 
