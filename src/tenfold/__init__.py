@@ -7,6 +7,7 @@ and the names that come from there.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tenfold import integrations as integrations
 from tenfold import linalg as linalg
 from tenfold import runtimes as runtimes
 from tenfold.errors import ArgumentError as ArgumentError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.bench.compare.findings import Evolution
-from tenfold.layers.swap import structure_of
 from tenfold.methods.contract.method import Goal, Method
 from tenfold.optim.hooks import State, hook_steps
-from tenfold.optim.tucker.integrator import Integrator
+from tenfold.optim.present_ranks import present_ranks
 
 STATE = "evolution"
 """Where the ranks so far are, so that checkpoints carry them: ``optimizer.param_groups[0][STATE]``."""
@@ -52,7 +51,7 @@ class Watched:
             self.tell(done)
             if done == int(done):
                 state["epochs"].append(int(done))
-                state["seen"].append(ranks(model, made))
+                state["seen"].append(present_ranks(model, made))
 
         hook_steps(made, STATE, {"epochs": [], "seen": []}, after=after)
         self._made.append(made)
@@ -66,17 +65,3 @@ class Watched:
         if not names:
             return None
         return Evolution(list(state["epochs"]), {name: [seen.get(name) for seen in state["seen"]] for name in names})
-
-
-def ranks(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The present ranks by layer name: of factorised layers, and those that a method keeps as ``ranks`` in its state.
-
-    Of layers that grow and are cut in cycles: as the last cut left them.
-    """
-    found: dict[str, Any] = {name: layer.rank for name, layer in structure_of(model).items()}
-    if isinstance(optimizer, Integrator):
-        found |= optimizer.cut_ranks
-    for state in optimizer.param_groups[0].values():
-        if isinstance(state, Mapping) and isinstance(state.get("ranks"), Mapping):
-            found |= state["ranks"]
-    return {name: list(rank) if isinstance(rank, (tuple, list)) else int(rank) for name, rank in found.items()}

@@ -14,6 +14,8 @@ from tenfold.layers.norm_choice import Norms
 from tenfold.layers.select import Selection
 from tenfold.layers.usable import is_sharded, refuse_unusable, refuse_without_numbers
 from tenfold.methods.contract.method import Goal, Method, check_budget, check_method
+from tenfold.optim.hooks import stepped
+from tenfold.optim.present_ranks import present_ranks
 from tenfold.plans.apply import Result
 from tenfold.plans.budget import Budget
 from tenfold.plans.refit_result import Refit
@@ -70,6 +72,24 @@ class TrainingRun:
         _refuse_replaced_later(self.model, self._optimizer)
         return self._optimizer
 
+    def works_in(self, optimizer: Optimizer) -> bool:
+        """Whether the method's work happens in the steps of this optimizer, or of the one that it wraps."""
+        return self._optimizer is not None and stepped(self._optimizer) is stepped(optimizer)
+
+    def figures(self) -> dict[str, float]:
+        """What the model has come to by now, for a tracker: ``params``, and ``rank/NAME`` of each layer that has one.
+
+        In Tucker format each mode has its own: ``rank/NAME/0``, the output channels', ``rank/NAME/1``, the input's.
+        """
+        found: dict[str, float] = {"params": float(sum(p.numel() for p in self.model.parameters()))}
+        for name, rank in present_ranks(self.model, self._optimizer).items():
+            found |= (
+                {f"rank/{name}/{i}": float(r) for i, r in enumerate(rank)}
+                if isinstance(rank, list)
+                else {f"rank/{name}": float(rank)}
+            )
+        return found
+
     def finish(self, data: Iterable[Any] | None = None, *, refit: Refit | None = None, norms: Norms = "auto") -> Result:
         """Compress the model as trained so far: model, plan and report. The training can go on unchanged.
 
@@ -116,7 +136,7 @@ def _refuse_replaced_later(model: nn.Module, optimizer: Optimizer) -> None:
 
     def look(*_: Any) -> None:
         handle.remove()
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        held = {id(p) for group in stepped(optimizer).param_groups for p in group["params"]}
         now = dict(model.named_parameters())
         lost = held - {id(p) for p in now.values()}
         other = next((name for name, p in names.items() if id(p) in lost), None)
@@ -127,7 +147,7 @@ def _refuse_replaced_later(model: nn.Module, optimizer: Optimizer) -> None:
                 "another run, and make its optimizer after that."
             )
 
-    handle = optimizer.register_step_pre_hook(look)
+    handle = stepped(optimizer).register_step_pre_hook(look)
 
 
 def begin(
