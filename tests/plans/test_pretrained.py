@@ -194,18 +194,19 @@ def test_shards_and_configs_are_as_of_any_model(saved: Path) -> None:
         assert plan.layers.keys() == structure_of(compressed(name)).keys()
 
 
-def test_what_was_loaded_is_saved_again_as_the_same_files(saved: Path, tmp_path: Path) -> None:
-    tenfold.from_pretrained(saved / "bert").save_pretrained(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-    for file in tmp_path.iterdir():
-        assert file.read_bytes() == (saved / "bert" / file.name).read_bytes()
+def test_what_was_loaded_is_saved_again_as_it_was(saved: Path, tmp_path: Path) -> None:
+    for name in ("bert", "sharded"):
+        again: Any = tenfold.from_pretrained(saved / name)
+        again.save_pretrained(tmp_path / name, max_shard_size="20KB")
+        assert same_state(tenfold.from_pretrained(tmp_path / name), again)
+        assert (tmp_path / name / "config.json").read_text() == (saved / name / "config.json").read_text()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_another_type_is_asked_for_as_of_any_model(dtype: torch.dtype, saved: Path) -> None:
-    again = transformers.AutoModel.from_pretrained(saved / "bert", dtype=dtype)
-    wanted = compressed("bert").bert.to(dtype)
-    assert same_state(again, wanted)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(saved / "bert", dtype=dtype)
+    assert same_state(again, compressed("bert").to(dtype))
+    assert same_state(tenfold.from_pretrained(saved / "bert", dtype=dtype), again)
 
 
 def test_a_head_more_or_less_is_as_with_any_model(saved: Path, tmp_path: Path) -> None:

@@ -95,12 +95,13 @@ class LowRankQuantizer(HfQuantizer):
         swap.replace_(model, plan.layers)
         empty = [f"^{re.escape(name)}\\.weight$" for name in {*written.layers, *plan.layers}]
         self._ignored = model._keys_to_ignore_on_load_unexpected
+        self._shapes = {name: p.shape for name, p in model.named_parameters()}
         kind = list if self._ignored is None else type(self._ignored)  # a list or a set, by version
         model._keys_to_ignore_on_load_unexpected = kind([*(self._ignored or ()), *empty])
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         model._keys_to_ignore_on_load_unexpected = self._ignored
-        _refuse_unloaded(model)
+        _refuse_unloaded(model, self._shapes)
         for name in ("is_quantized", "quantization_method"):  # it is not: `half`, `float` and training work
             vars(model).pop(name, None)
         for module in model.modules():
@@ -148,18 +149,18 @@ def _placed(plan: Plan, model: PreTrainedModel) -> Plan:
     return replace(plan, layers={new: renamed(plan.layers[old]) for old, new in names.items() if new is not None})
 
 
-def _refuse_unloaded(model: nn.Module) -> None:
-    """Raise `CheckpointError` where factors were not in the file: transformers would go on with random ones."""
-    missing = [
-        f"{name}.{part}"
-        for name, layer in swap.structure_of(model).items()
-        for part, tensor in layer.named_parameters()
-        if not getattr(tensor, "_is_hf_initialized", False)
-    ]
-    if missing:
+def _refuse_unloaded(model: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise `CheckpointError` where the file has not what the plan says: transformers would go on with what there is.
+
+    That is random factors for those that are missing, and in some versions tensors of any shape.
+    """
+    factors = [f"{name}.{own}" for name, x in swap.structure_of(model).items() for own, _ in x.named_parameters()]
+    missing = [name for name in factors if not getattr(model.get_parameter(name), "_is_hf_initialized", False)]
+    other = [name for name, p in model.named_parameters() if p.shape != shapes.get(name, p.shape)]
+    if missing or other:
         raise CheckpointError(
-            f"the saved model lacks {len(missing)} tensors of its factorised layers {shortened(missing[:3], 200)}, or "
-            "has them in other shapes. Save the model again."
+            f"the saved model lacks {len(missing)} tensors of its factorised layers {shortened(missing[:3], 200)}, and "
+            f"has {len(other)} in other shapes {shortened(other[:3], 200)}. Save the model again."
         )
 
 
