@@ -183,6 +183,46 @@ def test_ties_stay_and_are_written_once(saved: Path) -> None:
     assert isinstance(again.lm_head, tenfold.LowRankLinear)
 
 
+class TiedConfig(transformers.PretrainedConfig):
+    model_type = "tied-layers"
+
+
+class TiedLayers(transformers.PreTrainedModel):
+    """Linear layers that share weights: as its class says, and as somebody tied them by hand."""
+
+    config_class = TiedConfig
+    _tied_weights_keys: Any = {"b.weight": "a.weight", "b.bias": "a.bias"}  # noqa: RUF012 - theirs
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.a, self.b, self.c, self.d = (nn.Linear(32, 32) for _ in range(4))
+        self.post_init()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.d(torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x)))))))
+
+
+@pytest.mark.parametrize("by_hand", ["nothing", "weight", "bias"])
+def test_layers_that_share_weights_share_factors_again(by_hand: str, tmp_path: Path) -> None:
+    net: Any = TiedLayers(TiedConfig(tie_word_embeddings=True)).eval()
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+    if by_hand != "nothing":
+        setattr(net.d, by_hand, getattr(net.c, by_hand))
+    small: Any = tenfold.apply(net, tenfold.plan(net, tenfold.SVD(), tenfold.Budget(params=0.6)))
+    assert len(structure_of(small)) == 4
+    small.save_pretrained(tmp_path)
+    again: Any = TiedLayers.from_pretrained(tmp_path)
+    assert same_state(again, small)
+    assert list(map(id, again.a.factors)) == list(map(id, again.b.factors))
+    assert again.a.held_bias is again.b.held_bias
+    assert (again.c.factors[0] is again.d.factors[0]) is (by_hand == "weight")
+    assert "b.encoder.weight" not in load_file(tmp_path / "model.safetensors")
+    dense: Any = tenfold.to_dense(again)
+    assert dense.a.weight is dense.b.weight
+
+
 def test_shards_and_configs_are_as_of_any_model(saved: Path) -> None:
     index = json.loads((saved / "sharded" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2

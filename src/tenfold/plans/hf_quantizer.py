@@ -15,10 +15,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tenfold.errors import CheckpointError, shortened
 from tenfold.layers import swap
+from tenfold.layers.decomposed import Decomposed
 from tenfold.layers.pretrained import METHOD, join_save_pretrained_
 from tenfold.plans.apply import check_fits, plan_of
 from tenfold.plans.plan import LayerPlan, Plan
@@ -86,13 +87,14 @@ class LowRankQuantizer(HfQuantizer):
         plan = plan_of(model)
         self.quantization_config.plan = _written(plan)
         model.config.quantization_config = self.quantization_config
-        return model.state_dict() | {f"{name}.weight": torch.empty(0) for name in plan.layers}, {}
+        return _state(model) | {f"{name}.weight": torch.empty(0) for name in plan.layers}, {}
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         written = _plan(self.quantization_config)
         plan = _placed(written, model)
         check_fits(model, plan)
         swap.replace_(model, plan.layers)
+        model.all_tied_weights_keys = _ties(model, plan)
         empty = [f"^{re.escape(name)}\\.weight$" for name in {*written.layers, *plan.layers}]
         self._ignored = model._keys_to_ignore_on_load_unexpected
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -147,6 +149,38 @@ def _placed(plan: Plan, model: PreTrainedModel) -> Plan:
         return replace(layer, tied_to=names.get(layer.tied_to) if layer.tied_to else None)
 
     return replace(plan, layers={new: renamed(plan.layers[old]) for old, new in names.items() if new is not None})
+
+
+def _state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The state of a model: once what layers share and loading ties again, and for each a bias that nobody ties."""
+    state = model.state_dict()
+    seen: set[int] = set()
+    for name, layer in model.named_modules(remove_duplicate=False):
+        for part, p in layer.named_parameters() if isinstance(layer, Decomposed) else ():
+            tied = not model.all_tied_weights_keys.keys().isdisjoint({f"{name}.bias", f"{name}.{part}"})
+            if id(p) in seen and (tied or p is not layer.held_bias):
+                del state[f"{name}.{part}"]
+            elif id(p) in seen:
+                state[f"{name}.{part}"] = p.detach().clone()
+            seen.add(id(p))
+    return state
+
+
+def _ties(model: PreTrainedModel, plan: Plan) -> dict[str, str]:
+    """What transformers is to tie once weights are loaded, target -> source: as the class says, and the plan."""
+    moved: dict[str, str] = {}
+    factors: dict[str, str] = {}
+    for name, entry in plan.layers.items():
+        layer = cast("Decomposed", model.get_submodule(name))
+        for part, p in layer.named_parameters():
+            if p is layer.held_bias:
+                moved[f"{name}.bias"] = f"{name}.{part}"
+            elif entry.tied_to:
+                factors[f"{name}.{part}"] = f"{entry.tied_to}.{part}"
+    declared: dict[str, str] = model.all_tied_weights_keys
+    said = {moved.get(a, a): moved.get(b, b) for a, b in declared.items()}
+    there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {target: source for target, source in (said | factors).items() if {target, source} <= there}
 
 
 def _refuse_unloaded(model: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
