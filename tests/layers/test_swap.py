@@ -437,3 +437,21 @@ def test_the_inference_path_runs_the_factors_and_not_their_product(activation: s
 def test_a_layer_of_width_zero_stays_dense_with_a_reason(shape: tuple[int, int]) -> None:
     found = find(nn.Sequential(nn.Linear(*shape), nn.Linear(8, 8)))
     assert [layer.reason for layer in found] == ["it has no weights: one of its sizes is 0", None]
+
+
+def test_layers_are_replaced_in_place_and_shared_biases_stay_shared() -> None:
+    """As a host needs it that has built a model of shapes without numbers, and loads the numbers afterwards."""
+    with torch.device("meta"):
+        net: Any = nn.Sequential(nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 16, bias=False))
+    net[2].register_parameter("bias", net[0].bias)
+    whole = list(net)
+    structures = {"0": entry_for(net[0], rank=3)}
+    wanted = swap.skeleton(net, structures)
+    swap.replace_(net, structures)
+    assert repr(net) == repr(wanted)
+    assert [name for name, _ in net.named_parameters(remove_duplicate=False)] == [
+        name for name, _ in wanted.named_parameters(remove_duplicate=False)
+    ]
+    assert list(net)[1:] == whole[1:]
+    assert net[0].held_bias is whole[0].bias is net[2].bias
+    assert all(p.is_meta for p in net.parameters())
