@@ -319,8 +319,10 @@ def test_a_form_that_no_plan_describes_is_refused_before_anything_is_written(tmp
     assert not list((tmp_path / "trained").iterdir())
 
 
-def test_what_neither_class_nor_plan_describe_is_refused(tmp_path: Path) -> None:
+def test_what_neither_class_nor_plan_describe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenfold.runtimes.optimize._pays", lambda *_: True)
     made = [
+        tenfold.optimize_for_inference(compressed("encoder"), TOKENS),
         tenfold.fold_batchnorm(resnet(), example_inputs=PIXELS),
         tenfold.fold_batchnorm(compressed("resnet"), example_inputs=PIXELS),
         tenfold.optimize_for_inference(compressed("resnet"), PIXELS),
@@ -455,6 +457,30 @@ def test_a_trainer_saves_resumes_and_trains_what_was_loaded(saved: Path, tmp_pat
     assert not same_state(second.model, again)
     trainer(again, 1).train()
     assert not same_state(again, first.model)
+
+
+def test_adapters_of_peft_go_on_the_factors_and_merge_into_them(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    small, places = compressed("gpt2"), r".*\.(encoder|decoder)"
+    with torch.no_grad():
+        before = small(TOKENS).logits
+        adapted = peft.get_peft_model(small, peft.LoraConfig(r=2, target_modules=places, fan_in_fan_out=False))
+        assert torch.equal(adapted(TOKENS).logits, before)
+        added = {name.split(".lora_")[0] for name, _ in adapted.named_parameters() if ".lora_" in name}
+        assert len(added) == 2 * len(structure_of(compressed("gpt2")))
+        for i, (name, p) in enumerate(adapted.named_parameters()):
+            if "lora_B" in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        after = adapted(TOKENS).logits
+        assert relative(after, before) > 0.01
+        adapted.save_pretrained(tmp_path / "adapter")
+        again = peft.PeftModel.from_pretrained(compressed("gpt2"), tmp_path / "adapter")
+        assert torch.equal(again(TOKENS).logits, after)
+        merged = again.merge_and_unload()
+        assert relative(merged(TOKENS).logits, after) < 1e-5
+    merged.save_pretrained(tmp_path / "merged")
+    assert same_state(tenfold.from_pretrained(tmp_path / "merged"), merged)
+    assert type(merged) is type(small)
 
 
 def test_work_waits_for_a_module_and_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
