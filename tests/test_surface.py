@@ -30,7 +30,8 @@ PUBLIC = {
     " Report Result build_model list_methods get_method Method Goal sweep RankCut FilterCut SweepRow prune_filters"
     " deploy fold_batchnorm optimize_for_inference runtimes"
     " ALDS SVD SVDEnergy LRank PCA ActivationSVD FisherSVD VBMF Tucker Dense TRP LRPET SFW TDLRT"
-    " Factors GroupLasso NuclearNorm LowRankLinear LowRankConv TuckerConv linalg balls layers methods plans train bench integrations"
+    " Factors GroupLasso NuclearNorm LowRankLinear LowRankConv TuckerConv linalg balls layers methods plans train bench"
+    " integrations"
     " TenfoldError BudgetError PlanError CheckpointError UnsupportedLayer DataError ArgumentError TenfoldWarning",
     "tenfold.linalg": "truncated_svd singular_values project truncate_core hosvd tucker_truncate tucker_full",
     "tenfold.balls": "L1 L2 LInf Lp KSparse KSupport GroupKSupport Nuclear SpectralKSparse SpectralKSupport",

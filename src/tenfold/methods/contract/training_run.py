@@ -77,7 +77,7 @@ class TrainingRun:
         return self._optimizer is not None and stepped(self._optimizer) is stepped(optimizer)
 
     def figures(self) -> dict[str, float]:
-        """What the model has come to by now, for a tracker: ``params``, and ``rank/NAME`` of each layer that has one.
+        """The present size of the model, for a tracker: ``params``, and ``rank/NAME`` of each layer that has one.
 
         In Tucker format each mode has its own: ``rank/NAME/0``, the output channels', ``rank/NAME/1``, the input's.
         """
