@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from torch import nn
 import tenfold
 from helpers import relative, same_state
 from tenfold.layers.swap import structure_of
-from tenfold.when_imported import when_imported
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
@@ -481,24 +479,3 @@ def test_adapters_of_peft_go_on_the_factors_and_merge_into_them(tmp_path: Path) 
     merged.save_pretrained(tmp_path / "merged")
     assert same_state(tenfold.from_pretrained(tmp_path / "merged"), merged)
     assert type(merged) is type(small)
-
-
-def test_work_waits_for_a_module_and_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "awaited_part.py").write_text("value = 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    finders, done = list(sys.meta_path), []
-    when_imported("awaited_part", lambda: done.append(sys.modules["awaited_part"].value))
-    assert done == []
-    import awaited_part  # pyright: ignore[reportMissingImports]
-
-    assert done == [1]
-    assert sys.meta_path == finders
-    assert "exec_module" not in vars(awaited_part.__spec__.loader)
-    when_imported("awaited_part", lambda: done.append(2))
-    assert done == [1, 2]
-    del sys.modules["awaited_part"]
-    when_imported("awaited_missing", lambda: done.append(3))
-    with pytest.raises(ModuleNotFoundError), warnings.catch_warnings():
-        import awaited_missing  # noqa: F401  # pyright: ignore[reportMissingImports]
-    assert done == [1, 2]
-    assert sys.meta_path == finders
