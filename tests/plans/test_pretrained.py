@@ -9,7 +9,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -479,3 +479,28 @@ def test_adapters_of_peft_go_on_the_factors_and_merge_into_them(tmp_path: Path) 
     merged.save_pretrained(tmp_path / "merged")
     assert same_state(tenfold.from_pretrained(tmp_path / "merged"), merged)
     assert type(merged) is type(small)
+
+
+class RecurrentModel(transformers.PreTrainedModel):
+    config_class = TiedConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.lstm, self.head = nn.LSTM(32, 32), nn.Linear(32, 32)
+        self.post_init()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0])
+
+
+def test_factorised_recurrent_layers_are_refused_and_dense_ones_saved(tmp_path: Path) -> None:
+    net: Any = RecurrentModel(TiedConfig()).eval()
+    vars(net.lstm).pop("_is_hf_initialized", None)  # a mark by which a layer counts as more than a plain one
+    plain: Any = tenfold.compress(net, tenfold.SVD(), tenfold.Budget(params=0.97), target_modules=["head"]).model
+    plain.save_pretrained(tmp_path / "plain")
+    assert same_state(RecurrentModel.from_pretrained(tmp_path / "plain"), plain)
+    small: Any = tenfold.compress(net, tenfold.SVD(), tenfold.Budget(params=0.6)).model
+    for refused in (small, tenfold.compress(plain, tenfold.SVD(), tenfold.Budget(params=0.6)).model):
+        with pytest.raises(tenfold.CheckpointError, match="factorised recurrent"):
+            cast("Any", refused).save_pretrained(tmp_path / "small")
+    cast("Any", tenfold.to_dense(small)).save_pretrained(tmp_path / "dense")

@@ -10,6 +10,7 @@ from torch import nn
 
 from tenfold.errors import CheckpointError
 from tenfold.layers.decomposed import Decomposed
+from tenfold.layers.recurrent import Recurrent
 
 METHOD = "tenfold"
 """The name under which transformers knows who saves and loads factorised layers; see `tenfold.plans.hf_quantizer`."""
@@ -26,10 +27,12 @@ def join_save_pretrained_(model: nn.Module) -> nn.Module:
         state = vars(module)
         if state.get("save_pretrained") is refused:
             del state["save_pretrained"]
-        factorised = any(isinstance(part, Decomposed) for part in module.modules())
-        if _joined(module) and not factorised:
+        parts = list(module.modules())
+        factorised = any(isinstance(part, Decomposed) for part in parts)
+        back = factorised and not any(isinstance(part, Recurrent) for part in parts)
+        if _joined(module) and not back:
             _leave_(module)
-        elif factorised and not _joined(module) and not _join_(module):
+        if factorised and not _joined(module) and not (back and _join_(module)):
             state.setdefault("save_pretrained", refused)  # hides the method
     return model
 
@@ -70,8 +73,9 @@ def refused(*_: Any, **__: Any) -> NoReturn:
     """Raise `CheckpointError`, in place of ``save_pretrained``."""
     raise CheckpointError(
         "`save_pretrained` cannot save this compressed model: only models of transformers 5 or newer come back from it "
-        "with their factorised layers, others with random weights. Use tenfold.save(model, folder) and "
-        "tenfold.load(folder, model=...), or make it dense first: tenfold.to_dense(model)."
+        "with their factorised layers, and none with factorised recurrent ones: weights would be random. Use "
+        "tenfold.save(model, folder) and tenfold.load(folder, model=...), or make it dense first: "
+        "tenfold.to_dense(model)."
     )
 
 
