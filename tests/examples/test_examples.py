@@ -81,3 +81,22 @@ def test_what_the_self_padding_convolutions_become_computes_the_same(monkeypatch
         expected = model(x)
         assert torch.equal(example["plain_"](model)(x), expected)
     assert {type(m) for m in model.modules() if isinstance(m, torch.nn.Conv2d)} == {torch.nn.Conv2d}
+
+
+def test_the_text_detector_is_of_the_published_size_and_finds_what_its_maps_say():
+    parts = runpy.run_path(str(EXAMPLES / "text_detector.py"))
+    model = parts["Craft"]().eval()
+    assert tenfold.cost(model).params == 20_770_466
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 2, 32, 48)
+    maps = torch.zeros(2, 40, 60)
+    maps[0, 5:10, 5:20], maps[0, 5:10, 25:35] = 0.9, 0.9  # two words, the first of two parts that a link joins
+    maps[0, 5:10, 12:14], maps[1, 5:10, 12:14] = 0.1, 0.9
+    maps[0, 30:36, 5:20] = 0.5  # nowhere certain
+    maps[0, 30:31, 40:42] = 0.9  # too small
+    found = parts["words"](maps)
+    there = [(6, 6, 44, 24), (46, 6, 74, 24)]  # words are wider than what maps say
+    assert len(found) == parts["matched"](found, there) == 2
+    assert parts["harmonic"]([(found, there)]) == 1.0
+    assert parts["harmonic"]([(found[:1], there), ([], [])]) == pytest.approx(2 / 3)
+    assert parts["overlap"]((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)

@@ -28,6 +28,7 @@ TABLES: dict[str, Callable[..., str]] = {
         accuracy.int8,
         accuracy.sentences,
         accuracy.training,
+        accuracy.detector,
         comparison.comparison,
         comparison.stages,
         comparison.cuts,

@@ -168,3 +168,15 @@ def int8() -> str:
             ]
             rows.append([row["name"], *sizes, *times])
     return markdown(["ResNet-20", "MACs", "file", "accuracy", "batch 1", "batch 8"], rows)
+
+
+def detector() -> str:
+    """A text detector and the small one, in float and in int8: bytes, milliseconds, and what they find."""
+    names = {"dense": "dense", "dense-int8": "int8", "small": "low rank", "small-int8": "low rank, int8"}
+    rows = []
+    for result in results("text-detector"):
+        for row in result["rows"]:
+            speed = [f"{row['bytes'] / 1e6:.1f} MB", f"{row['ms']:.0f} ms", f"{row['speedup']:.2f}x"]
+            rows.append([names[row["name"]], *speed, f"{row['f1']:.3f}", f"{row['agreement']['page']:.3f}"])
+    head = ["CRAFT", "file", "288 x 384", "times as fast", "F1, scenes", "agreement, photographed page"]
+    return markdown(head, rows)
