@@ -12,6 +12,7 @@ NAMES = (
     "inference",
     "latency_budget",
     "projection",
+    "recurrent",
     "sfw_step",
     "spectral_oracle",
     "tucker_memory",

@@ -44,6 +44,7 @@ TABLES: dict[str, Callable[..., str]] = {
         timing.projection_overhead,
         timing.oracle_speed,
         timing.sfw_step,
+        timing.recurrent,
         timing.tucker_step,
         timing.tucker_memory,
         stress.kills,

@@ -96,6 +96,19 @@ def sfw_step() -> str:
     return markdown(head, rows)
 
 
+def recurrent() -> str:
+    """Recurrent layers with factors beside the dense one: milliseconds, and how many times as fast; parameters."""
+    rows, names = [], list[str]()
+    for row in benchmark("recurrent"):
+        names = [name for name in row["ms"] if name != "dense"]
+        if not any(cells[0] == row["kind"] for cells in rows):
+            sizes = [f"{row['params'][name] / 1e6:.2f} M" for name in ("dense", *names)]
+            rows.append([row["kind"], "parameters", "", *sizes])
+        times = [f"{row['ms'][name]:.1f} ({row['speedup'][name]:.2f}x)" for name in names]
+        rows.append([row["kind"], row["runtime"], str(row["sequences"]), f"{row['ms']['dense']:.1f}", *times])
+    return markdown(["layer", "runtime", "sequences", "dense", *names], rows)
+
+
 def tucker_step() -> str:
     """A whole training step in Tucker format beside the dense one: how much faster, and the share of algebra."""
     rows = []
