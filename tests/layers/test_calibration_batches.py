@@ -232,7 +232,7 @@ def test_a_norm_that_is_called_by_name_is_counted() -> None:
 # ---- outputs
 
 
-def test_maps_have_places_and_vectors_and_sequences_are_one() -> None:
+def test_maps_have_positions_and_vectors_and_sequences_are_one() -> None:
     maps = torch.zeros(2, 3, 4, 5)
     assert positions(maps) == 20
     assert positions({"small": maps[..., :2, :2], "large": maps, "vector": X}) == 20

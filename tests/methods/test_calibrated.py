@@ -12,6 +12,7 @@ from tenfold.errors import ArgumentError, DataError
 from tenfold.layers.calibration_batches import calibration_batches
 from tenfold.layers.calibration_runs import held_out
 from tenfold.layers.output_loss import mean_output_loss
+from tenfold.methods import calibrated as subject
 
 
 def images(count=4, n=16, seed=0):
@@ -105,6 +106,24 @@ def test_a_second_budget_looks_at_the_layers_no_second_time(monkeypatch):
     monkeypatch.setattr(tenfold.methods.calibrated, "judged_layers", lambda *_, **__: pytest.fail("judged again"))
     made.append(tenfold.Calibrated().plan(problem, tenfold.Budget(macs=0.3)))
     assert made[1].macs < made[0].macs
+
+
+@pytest.mark.parametrize(("side", "expected"), [(2, 16), (4, 4), (16, 2)])
+def test_layers_are_measured_on_fewer_examples_where_each_has_a_map(side, expected, monkeypatch):
+    """On 64 positions, and two examples at least; 16 of 128 examples are held out."""
+    torch.manual_seed(0)
+    maps = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    measured = []
+    meter = subject.LossMeter
+
+    def counted(problem, batches, loss):
+        measured.append(sum(map(len, batches)))
+        return meter(problem, batches, loss)
+
+    monkeypatch.setattr(subject, "LossMeter", counted)
+    data = [torch.randn(32, 3, side, side) for _ in range(4)]
+    tenfold.compress(maps, tenfold.Calibrated(), tenfold.Budget(params=0.8), data=data)
+    assert measured == [expected]
 
 
 def test_labels_make_outputs_logits_and_a_loader_serves_as_a_list_does():

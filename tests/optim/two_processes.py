@@ -64,14 +64,18 @@ def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
 
 
 def flip_signs() -> None:
-    """As on another machine: singular vectors with other signs."""
-    svd = torch.linalg.svd
+    """As on another machine: singular vectors and eigenvectors with other signs."""
+    svd, eigh = torch.linalg.svd, torch.linalg.eigh
 
     def other(*args, **kwargs):
         u, s, vh = svd(*args, **kwargs)
         return -u, s, -vh
 
-    torch.linalg.svd = other
+    def other_eigh(*args, **kwargs):
+        values, vectors = eigh(*args, **kwargs)
+        return values, -vectors
+
+    torch.linalg.svd, torch.linalg.eigh = other, other_eigh
 
 
 def networked(name: str, rank: int, *, wrapped: bool, clip: float | None = None) -> dict:

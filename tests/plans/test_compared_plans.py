@@ -32,8 +32,8 @@ def test_a_plan_near_the_best_at_the_first_look_is_refitted_however_little_the_o
 
 
 @pytest.mark.parametrize(("examples", "side", "looks"), [(8, 8, 3), (8, 5, 0), (7, 20, 0), (256, 1, 3), (255, 1, 0)])
-def test_examples_with_maps_for_outputs_count_their_places_in_a_first_look(examples, side, looks, monkeypatch):
-    """A quarter of them tells enough from 256 places of eight examples on, or 256 examples of one."""
+def test_examples_with_maps_for_outputs_count_their_positions_in_a_first_look(examples, side, looks, monkeypatch):
+    """A quarter of them tells enough from 256 positions of eight examples on, or 256 examples of one."""
     torch.manual_seed(0)
     maps = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
     model = (maps if side > 1 else nn.Sequential(*maps, nn.Flatten())).eval()

@@ -92,7 +92,7 @@ def held_out(model: nn.Module, batches: list[Any], examples: int) -> tuple[list[
 
 @torch.no_grad()
 def positions_in(model: nn.Module, batches: Sequence[Any]) -> int:
-    """The places that an example has in the outputs of a model, see `model_outputs.positions`; of the first one."""
+    """The positions of an example in the outputs of a model, see `model_outputs.positions`; of the first one."""
     batch = next(iter(calibration_batches(model, batches))).first(1)
     with evaluating(model):
         return positions(batch.to(device_of(model)).run(model))

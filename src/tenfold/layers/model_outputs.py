@@ -23,7 +23,7 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 
 def positions(output: Any) -> int:
-    """The places that one example has in the outputs: those of the largest map ``(n, channels, h, w, ...)``, else 1."""
+    """The positions of one example in the outputs: those of the largest map ``(n, channels, h, w, ...)``, else 1."""
     return max((t[0, 0].numel() for t in output_tensors(output) if t.ndim > 3 and t.shape[0] and t.shape[1]), default=1)
 
 

@@ -146,8 +146,8 @@ class Calibrated(Sparing):
         batches = kept_batches(model, data, self.samples)
         examples = sum(map(len, calibration_batches(model, batches)))
         held, fit = held_out(model, batches, max(1, min(_HELD, examples // _LEAST_FITTED)))
-        places = positions_in(model, held)
-        some = calibration_batches(model, held_out(model, held, max(_LEAST_MEASURED, _MEASURED // places))[0])
+        each = positions_in(model, held)
+        some = calibration_batches(model, held_out(model, held, max(_LEAST_MEASURED, _MEASURED // each))[0])
         meter = LossMeter(problem, list(some), self._output_loss)
         layers = judged_layers(problem, fit, forms=self.forms, errors=_ERRORS, samples=self.samples, memory=self.memory)
         found = [(layer.table, meter.scale(layer)) for layer in layers]

@@ -21,8 +21,8 @@ from tenfold.plans.problem import Problem
 from tenfold.plans.refit_result import Refit
 
 _MANY, _SOME = 256, 8
-"""Examples from which on a quarter tells which plans are worth the others; with maps for outputs, places in them, of so
-many examples at least."""
+"""Examples from which on a quarter tells which plans are worth the others; with maps for outputs, positions in them, of
+so many examples at least."""
 _FEW = 8
 """Passes over them."""
 _RIVAL = 2.0
@@ -41,7 +41,7 @@ def best_refitted(
 ) -> Plan:
     """The plan whose refitted network loses least on examples that it was not fitted to; of equals the first.
 
-    It brings the refitted factors, and says what each of them lost. With 256 examples and more, or places in output
+    It brings the refitted factors, and says what each of them lost. With 256 examples and more, or positions in output
     maps, all plans are refitted on a quarter of them first, in a few passes. Those that so lose more than twice what
     the best one does are taken no further; said of them is what the best loses in the end, times their ratio at that
     first look.
