@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -64,18 +65,14 @@ def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
 
 
 def flip_signs() -> None:
-    """As on another machine: singular vectors and eigenvectors with other signs."""
-    svd, eigh = torch.linalg.svd, torch.linalg.eigh
+    """As on another machine: singular vectors with other signs."""
+    svd = torch.linalg.svd
 
     def other(*args, **kwargs):
         u, s, vh = svd(*args, **kwargs)
         return -u, s, -vh
 
-    def other_eigh(*args, **kwargs):
-        values, vectors = eigh(*args, **kwargs)
-        return values, -vectors
-
-    torch.linalg.svd, torch.linalg.eigh = other, other_eigh
+    torch.linalg.svd = other
 
 
 def networked(name: str, rank: int, *, wrapped: bool, clip: float | None = None) -> dict:
@@ -117,7 +114,18 @@ def entered(rank: int) -> dict:
     method, goal = tenfold.TDLRT(start=0.4, every=2, tau=0.2, floor=1, negligible=0.0), tenfold.Goal(steps=10)
     model = method.begin(Net().double().eval(), goal=goal)
     optimizer = method.optimizer(model, goal=goal, lr=0.05, momentum=0.9)
-    dense = not factorised(model)
+    enter, dense = optimizer.settings.enter, not factorised(model)
+
+    def otherwise() -> nn.Module:
+        """As another machine might make it: the same weights from a core and a basis of other signs."""
+        made = enter()
+        for layer in factorised(made).values():
+            core, first, *rest = (factor.detach() for factor in (layer.core, *layer.bases))
+            layer.set_factors(-core, -first, *rest)
+        return made
+
+    if rank == 1:
+        optimizer.settings = replace(optimizer.settings, enter=otherwise)
     for step in range(10):
         x, y = batch(10 * step + rank)
         optimizer.zero_grad()
