@@ -318,6 +318,7 @@ def main() -> None:
     costs = {name: vars(tenfold.cost(model, x)) for name, model in (("dense", dense), ("small", small))}
     settings = json.loads((given.run / "run.json").read_text())
     made = {key: settings[key] for key in ("method", "budget", "distill_steps")}
+    made["seconds"] = json.loads((given.run / "results.json").read_text())["seconds"]
     body = {
         "made": made,
         "learnt_from": BATCHES * BATCH,

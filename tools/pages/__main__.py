@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[..., str]] = {
         accuracy.sentences,
         accuracy.training,
         accuracy.detector,
+        accuracy.norms,
         comparison.comparison,
         comparison.stages,
         comparison.cuts,

@@ -180,3 +180,15 @@ def detector() -> str:
             rows.append([names[row["name"]], *speed, f"{row['f1']:.3f}", f"{row['agreement']['page']:.3f}"])
     head = ["CRAFT", "file", "288 x 384", "times as fast", "F1, scenes", "agreement, photographed page"]
     return markdown(head, rows)
+
+
+def norms() -> str:
+    """A network and cuts of it, batch norm kept and estimated again, from plain and from augmented images."""
+    columns = ("kept", "plain", "augmented")
+    rows = [
+        ["as trained" if row["share"] == 1 else percent(row["share"], 0), *(percent(row[name]) for name in columns)]
+        for result in results("statistics")
+        for row in result["rows"]
+    ]
+    head = ["MACs kept", "statistics of the training", "from plain images", "from images as trained on"]
+    return markdown(head, rows)
